@@ -267,7 +267,7 @@ def _load_folder(folder: Path) -> nn.Module:
         model = yolo.build_world(yaml.safe_load((folder / "detector.yaml").read_text(encoding="utf-8")))
         state = load_file(folder / "detector.safetensors")
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-    except (yaml.YAMLError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
             f"'{folder}' is damaged: YAML and weights do not make a YOLO-World ({error!r:.150})."
         ) from error
