@@ -1,0 +1,134 @@
+"""COCO JSON: files named in a small YAML, or a folder in Roboflow's layout (`train/_annotations.coco.json`, ...).
+
+The YAML, with places seen from its own folder or from `path`; `val` and `test` may be left out:
+
+    train: {images: train2017, annotations: annotations/instances_train2017.json}
+    val: {images: val2017, annotations: annotations/instances_val2017.json}
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prompt_tune.datasets.places import read_text, resolve, root_of
+from prompt_tune.datasets.samples import LabelledImage, Labels, Row
+from prompt_tune.errors import DataError
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+ROBOFLOW_FOLDERS = {"train": "train", "val": "valid", "test": "test"}
+_SPLIT_KEYS = {"images", "annotations"}
+_YAML_KEYS = {"path", "train", "val", "test"}
+
+
+def read_coco_yaml(description: Path, content: dict[str, Any]) -> Labels:
+    """The labels that a YAML with `images` and `annotations` of each split describes.
+
+    Raises:  DataError: a key, a place or an annotation breaks a rule.
+    """
+    unknown = sorted(set(map(str, content)) - _YAML_KEYS)
+    if unknown:
+        raise DataError(
+            f"`{description}`: a COCO description has {', '.join(sorted(_YAML_KEYS))}. Received: {', '.join(unknown)}."
+        )
+    root = root_of(description, content)
+    places = {}
+    for split in ("train", "val", "test"):
+        entry = content.get(split)
+        if entry is None:
+            continue
+        if (
+            not isinstance(entry, dict)
+            or set(entry) != _SPLIT_KEYS
+            or not all(isinstance(v, str) for v in entry.values())
+        ):
+            raise DataError(
+                f"`{description}`: `{split}` must be {{images: FOLDER, annotations: FILE}}. Received: {entry!r}."
+            )
+        places[split] = (resolve(root, entry["images"], description), resolve(root, entry["annotations"], description))
+    return _read(places)
+
+
+def read_roboflow(folder: Path) -> Labels:
+    """The labels of a folder in Roboflow's layout. Raises: DataError: an annotation breaks a rule."""
+    places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in ROBOFLOW_FOLDERS.items()}
+    return _read({split: place for split, place in places.items() if place[1].exists()})
+
+
+def _read(places: dict[str, tuple[Path, Path]]) -> Labels:
+    """The labels of splits, each an image folder and an annotation file; class indices in the order of category ids."""
+    files = {split: _read_json(file) for split, (_, file) in places.items()}
+    categories: dict[int, str] = {}
+    supercategories: set[str] = set()
+    for split, content in files.items():
+        for category in content["categories"]:
+            index, name = category.get("id"), category.get("name")
+            if not isinstance(index, int) or not isinstance(name, str):
+                raise DataError(
+                    f"`{places[split][1]}`: a category has an integer `id` and a `name`. Received: {category!r}."
+                )
+            if categories.setdefault(index, name) != name:
+                raise DataError(
+                    f"category {index} is `{categories[index]}` in one file and `{name}` in `{places[split][1]}`."
+                )
+            if category.get("supercategory") != name:  # COCO's person is of the supercategory person
+                supercategories.add(str(category.get("supercategory")))
+    used = {_id(annotation, "category_id") for content in files.values() for annotation in content["annotations"]}
+    # Roboflow adds a category for the whole project, above the others and without a box
+    kept = [index for index in sorted(categories) if index in used or categories[index] not in supercategories]
+    class_ids: dict[int | str | None, int] = {index: position for position, index in enumerate(kept)}
+    splits = {split: _images(files[split], *places[split], class_ids) for split in files}
+    return Labels(tuple(categories[index] for index in kept), "coco", splits)
+
+
+def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The `images`, `annotations` and `categories` of a COCO file."""
+    try:
+        content = json.loads(read_text(file))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"`{file}` is not valid JSON: {error}. Export it again.") from error
+    lists = {}
+    for key in ("images", "annotations", "categories"):
+        found = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise DataError(f"`{file}` is no COCO detection file: it must have a list `{key}` of objects.")
+        lists[key] = found
+    return lists
+
+
+def _images(
+    content: dict[str, list[dict[str, Any]]], folder: Path, file: Path, class_ids: Mapping[int | str | None, int]
+) -> list[LabelledImage]:
+    images: dict[Any, LabelledImage] = {}
+    for entry in content["images"]:
+        name, key = entry.get("file_name"), _id(entry, "id")
+        if not isinstance(name, str) or key is None or key in images:
+            raise DataError(f"`{file}`: an image has an `id` of its own and a `file_name`. Received: {entry!r}.")
+        width, height = entry.get("width"), entry.get("height")
+        declared = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+        images[key] = LabelledImage(folder / name, [], declared_wh=declared)
+    for position, entry in enumerate(content["annotations"]):
+        where = f"`{file}`, annotation {entry.get('id', f'number {position + 1}')}"
+        image = images.get(_id(entry, "image_id"))
+        if image is None:
+            raise DataError(f"{where}: there is no image {entry.get('image_id')}. Remove it, or add the image.")
+        class_id = class_ids.get(_id(entry, "category_id"))
+        if class_id is None:
+            raise DataError(f"{where}: class id {entry.get('category_id')} is outside the categories. Correct it.")
+        box = entry.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+            raise DataError(f"{where}: `bbox` must be [x, y, width, height]. Received: {box!r}.")
+        x, y, w, h = map(float, box)
+        is_crowd = bool(entry.get("iscrowd"))
+        image.rows.append(Row(f"{where} ({image.path.name})", class_id, (x, y, x + w, y + h), is_crowd))
+    return list(images.values())
+
+
+def _id(entry: dict[str, Any], key: str) -> int | str | None:
+    """An entry's id, which files write as a number or as text; None for anything else."""
+    value = entry.get(key)
+    return value if isinstance(value, int | str) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,155 @@
+"""What every reader of labels gives (`Labels`), and the checked samples that are made of it."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from prompt_tune.errors import DataError
+from prompt_tune.images import image_size
+
+Kind = Literal["yolo", "coco", "voc"]
+
+EDGE_PIXELS = 2.0  # a box may reach this far beyond the image, since annotation tools round: it is clipped
+EDGE_SHARE = 0.01  # or this share of the image's side, where that is more (ultralytics allows the same)
+_NAMED = 5  # damaged images that a warning names; `Split.skipped` has them all
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image and its boxes.
+
+    `boxes_xyxy` float32 (n, 4): pixels of the original image (upright), clipped to it, with an area; `classes` int64
+    (n,): indices into `DataSet.names`; `ignore` bool (n,): `iscrowd` or `difficult`, neither positive nor negative;
+    `size_wh`: width and height in pixels.
+    """
+
+    path: Path
+    boxes_xyxy: np.ndarray
+    classes: np.ndarray
+    ignore: np.ndarray
+    size_wh: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The usable images of a split, sorted by path, and the paths of those that are damaged or missing."""
+
+    samples: tuple[Sample, ...]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One box as the label file has it; `where` (file and line, or the like) is what an error names."""
+
+    where: str
+    class_id: int
+    box_xyxy: tuple[float, float, float, float]
+    ignore: bool = False
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image and its rows: in original pixels, or in shares of width and height when `normalised`."""
+
+    path: Path
+    rows: list[Row]
+    normalised: bool = False
+    declared_wh: tuple[int, int] | None = None  # the size that the labels were made for, where they tell
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A data set as read, nothing checked against the images yet. `splits` has `train` and may have `val`, `test`."""
+
+    names: tuple[str, ...]
+    kind: Kind
+    splits: dict[str, list[LabelledImage]]
+
+
+def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split:
+    """Checks the labels of a split against its images and makes its samples.
+
+    Raises:  DataError: no image is usable, a class id is not below `n_cls`, or a box is not in its image.
+    """
+    samples, skipped, reasons, flat = [], [], [], []
+    for image in sorted(images, key=lambda image: image.path):
+        try:
+            size_wh = image_size(image.path)
+        except DataError as error:
+            skipped.append(str(image.path))
+            reasons.append(str(error))
+            continue
+        sample, dropped = _make_sample(image, size_wh, n_cls)
+        samples.append(sample)
+        flat += dropped
+    if not samples:
+        what = f"none of its {len(skipped)} images can be read. The first: {reasons[0]}" if skipped else "no images."
+        raise DataError(f"the `{split}` split cannot be used: {what}")
+    if skipped:
+        named = "; ".join(reasons[:_NAMED]) + (f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else "")
+        log.warning("%d of %d images of `%s` are skipped: %s", len(skipped), len(images), split, named)
+    if flat:
+        log.warning("%d boxes of `%s` have no area and are left out, the first: %s", len(flat), split, flat[0])
+    return Split(tuple(samples), tuple(skipped))
+
+
+def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> tuple[Sample, list[str]]:
+    """The sample, and where the boxes without an area stand, which it leaves out."""
+    if image.declared_wh is not None and min(image.declared_wh) > 0 and image.declared_wh != size_wh:
+        raise DataError(
+            f"`{image.path}` is {_by(size_wh)} pixels (upright), but its label was made for {_by(image.declared_wh)}: "
+            "the boxes would be off. Use the image that was labelled, or label this one."
+        )
+    boxes, flat = [], []
+    for row in image.rows:
+        if not 0 <= row.class_id < n_cls:
+            raise DataError(
+                f"{row.where}: class id {row.class_id} is outside the names (0 to {n_cls - 1}). "
+                "Correct the id, or add its name."
+            )
+        scale = size_wh if image.normalised else (1, 1)
+        box = _clipped(row, [value * scale[i % 2] for i, value in enumerate(row.box_xyxy)], size_wh)
+        if box[2] > box[0] and box[3] > box[1]:
+            boxes.append((row, box))
+        else:
+            flat.append(row.where)
+    sample = Sample(
+        path=image.path,
+        boxes_xyxy=np.array([box for _, box in boxes], np.float32).reshape(-1, 4),  # (n, 4)
+        classes=np.array([row.class_id for row, _ in boxes], np.int64),
+        ignore=np.array([row.ignore for row, _ in boxes], bool),
+        size_wh=size_wh,
+    )
+    return sample, flat
+
+
+def _clipped(row: Row, box: list[float], size_wh: tuple[int, int]) -> list[float]:
+    """The box in pixels, clipped to the image; an error when it lies further outside than rounding explains."""
+    shown = "(" + ", ".join(f"{value:g}" for value in box) + ")"
+    if not all(math.isfinite(value) for value in box):
+        raise DataError(f"{row.where}: the box {shown} has numbers that are not finite. Correct or remove it.")
+    if box[2] < box[0] or box[3] < box[1]:
+        raise DataError(f"{row.where}: the box {shown} has a negative width or height. Correct or remove it.")
+    clipped = []
+    for i, value in enumerate(box):
+        side = size_wh[i % 2]
+        slack = max(EDGE_PIXELS, EDGE_SHARE * side)
+        if not -slack <= value <= side + slack:
+            raise DataError(
+                f"{row.where}: the box {shown}, in pixels from left, top to right, bottom, is not inside its image of "
+                f"{_by(size_wh)}. Correct or remove it, or check that the label belongs to this image."
+            )
+        clipped.append(min(max(value, 0.0), float(side)))
+    return clipped
+
+
+def _by(size_wh: tuple[int, int]) -> str:
+    return f"{size_wh[0]}x{size_wh[1]}"

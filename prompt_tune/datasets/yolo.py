@@ -1,0 +1,116 @@
+"""ultralytics' format: a YAML with `train`, `val`, `test` and `names`; a text file of boxes for each image.
+
+A line is `class x y w h`, centre and size in shares of the image's width and height; a line with a polygon
+(`class x1 y1 x2 y2 x3 y3 ...`) counts as the box around it. An image without a label file is background.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prompt_tune.datasets.places import read_list, read_text, resolve, root_of
+from prompt_tune.datasets.samples import LabelledImage, Labels, Row
+from prompt_tune.errors import DataError
+from prompt_tune.images import IMAGE_SUFFIXES
+
+_BOX_FIELDS = 5
+_LEAST_POLYGON_FIELDS = 7  # a class and three points
+
+
+def read_yolo(description: Path, content: dict[str, Any]) -> Labels:
+    """The labels that an ultralytics YAML describes.
+
+    Args:    description: the YAML file, for paths and errors.
+             content: what it holds.
+    Raises:  DataError: a key, a place, a label file or a line of it breaks a rule.
+    """
+    if "kpt_shape" in content:
+        raise DataError(f"`{description}` has `kpt_shape`: its labels are poses, not boxes. Give a detection data set.")
+    names = _names(description, content)
+    root = root_of(description, content)
+    keys = {"train": "train", "val": "val" if content.get("val") else "validation", "test": "test"}
+    splits = {}
+    for split, key in keys.items():
+        if content.get(key):
+            paths = _image_paths(root, content[key], description, key)
+            splits[split] = [LabelledImage(path, _read_labels(_label_path(path)), normalised=True) for path in paths]
+    return Labels(names, "yolo", splits)
+
+
+def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            raise DataError(
+                f"`{description}`: the keys of `names` must be 0, 1, 2, ... without a gap. Received: {list(names)}."
+            )
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"`{description}` has no `names`. Add them: a list, or a mapping from class id to name.")
+    unquoted = [name for name in names if isinstance(name, bool) or not isinstance(name, str | int | float)]
+    if unquoted:  # YAML reads a bare `no` as false
+        raise DataError(f"`{description}`: a class name must be text. Received: {unquoted[0]!r}. Put it in quotes.")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise DataError(f"`{description}`: `nc` is {count}, but `names` has {len(names)}. Make them agree.")
+    return tuple(str(name) for name in names)
+
+
+def _image_paths(root: Path, entries: Any, description: Path, key: str) -> list[Path]:
+    """The images of a split: of folders (and the folders in them), and of text files that list images."""
+    entries = [entries] if isinstance(entries, str) else entries
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise DataError(
+            f"`{description}`: `{key}` must be a folder, a text file, or a list of them. Received: {entries!r}."
+        )
+    paths: list[Path] = []
+    for entry in entries:
+        place = resolve(root, entry, description)
+        if place.is_dir():
+            paths += (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        elif place.suffix.lower() == ".txt":
+            # ultralytics: `./` is the list's own folder; what it leaves to the current folder we look up there as well
+            paths += (Path(os.path.normpath(place.parent / line)) for line in read_list(place))
+        else:
+            raise DataError(
+                f"`{description}`: `{key}: {entry}` must be a folder of images or a .txt file that lists them."
+            )
+    if not paths:
+        raise DataError(f"`{description}`: `{key}: {', '.join(entries)}` holds no image. Correct the entry.")
+    return sorted(set(paths))
+
+
+def _label_path(image: Path) -> Path:
+    """ultralytics' rule: the last `images` in the path becomes `labels`; without one, the label is beside the image."""
+    parts = list(image.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_labels(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    return [_row(line.split(), f"`{path}`, line {number}") for number, line in lines if line.strip()]
+
+
+def _row(fields: list[str], where: str) -> Row:
+    is_polygon = len(fields) >= _LEAST_POLYGON_FIELDS and len(fields) % 2 == 1
+    if len(fields) != _BOX_FIELDS and not is_polygon:
+        raise DataError(
+            f"{where}: a box is `class x y w h`, 5 numbers. Received: {len(fields)}. Correct or remove the line."
+        )
+    try:
+        values = [float(field) for field in fields]
+    except ValueError as error:
+        raise DataError(f"{where}: a box is `class x y w h`, 5 numbers. Received: `{' '.join(fields)}`.") from error
+    if not values[0].is_integer():
+        raise DataError(f"{where}: a class id must be a whole number. Received: `{fields[0]}`.")
+    if is_polygon:
+        xs, ys = values[1::2], values[2::2]
+        return Row(where, int(values[0]), (min(xs), min(ys), max(xs), max(ys)))
+    x, y, w, h = values[1:]
+    return Row(where, int(values[0]), (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
