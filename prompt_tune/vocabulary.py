@@ -113,7 +113,7 @@ class Vocabulary:
         """
         try:
             fields, tensors = decode(Path(path))
-            if tensors["thresholds"].ndim != 1:
+            if tensors["thresholds"].ndim == 0:
                 raise VocabularyError("`thresholds` must have one number a class. Received: a scalar.")
             return cls(**(fields | tensors))
         except VocabularyError as error:
@@ -233,8 +233,8 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
     for number, other in enumerate(vocabularies, start=1):
         if other.kind == "original" or other.guide_mode == "own":
             raise VocabularyError(
-                f"Vocabulary {number} guides the neck (kind `{other.kind}`, guide mode `{other.guide_mode}`); with more "
-                "classes it would be another guide. Merge only learned or plain ones of guide mode `original`."
+                f"Vocabulary {number} guides the neck (kind `{other.kind}`, guide mode `{other.guide_mode}`), and with "
+                "more classes it would be another guide. Merge only learned or plain ones of guide mode `original`."
             )
         for what, label in (("detector", "detector"), ("text_tower", "text tower"), ("guide", "guide")):
             if getattr(other, what) != getattr(first, what):
@@ -286,12 +286,12 @@ def _array(value: npt.ArrayLike, what: str) -> FloatArray:
 
 def _checked_embeddings(value: npt.ArrayLike, names: Sequence[str]) -> FloatArray:
     """(n_cls, n_prompts, 512) float32, finite, unit rows, within the limit."""
-    embeddings = _array(value, "embeddings")
-    n_cls, shape = len(names), embeddings.shape
+    n_cls, shape = len(names), _shape(value, "embeddings")
     if len(shape) != 3 or shape[0] != n_cls or shape[1] < 1 or shape[2] != EMBED_DIM:
         raise VocabularyError(f"`embeddings` must be ({n_cls}, n_prompts, {EMBED_DIM}). Received: {shape}.")
     if shape[0] * shape[1] > MAX_ROWS:
         raise VocabularyError(f"A vocabulary has at most {MAX_ROWS} prompts in all. Received: {shape[0]} x {shape[1]}.")
+    embeddings = _array(value, "embeddings")
     for name, rows in zip(names, embeddings, strict=True):
         norms = np.linalg.norm(rows.astype(np.float64), axis=-1)  # (n_prompts,)
         if not np.isfinite(norms).all():

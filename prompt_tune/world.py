@@ -34,6 +34,7 @@ class World:
         c3: channels of the head features.
         names: the checkpoint's own class names, or None where it holds placeholders.
         class_embeddings: (n, 512) float32, unit rows, of `names`; None where the checkpoint holds noise.
+        fold_constants: what `fold` multiplies embeddings with: (n_levels, 512, c3), (n_levels, 512, 1), (n_levels, 1).
         source_name: what `load` was given.
         device: where the parameters are.
     """
@@ -60,7 +61,7 @@ class World:
         self.n_levels = len(self.strides)
         self.c3 = int(self._head.cv3[0][-1].in_channels)
         self.digest = detector_digest(self.yaml, self.model.state_dict())
-        self._fold_weight, self._fold_bias, self._fold_shift = self._fold_constants()
+        self.fold_constants = self._fold_constants()
         self.names, self.class_embeddings = self._own_classes()
 
     @classmethod
@@ -159,8 +160,9 @@ class World:
                  Differentiable in `embeddings`.
         """
         unit = F.normalize(embeddings, dim=-1)
-        weight = unit @ self._fold_weight  # (n_levels, n, c3)
-        bias = (unit @ self._fold_bias).squeeze(-1) + self._fold_shift  # (n_levels, n)
+        matrix, vector, shift = self.fold_constants
+        weight = unit @ matrix  # (n_levels, n, c3)
+        bias = (unit @ vector).squeeze(-1) + shift  # (n_levels, n)
         return weight, bias
 
     def logits(self, head: Tensor, level: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""The command line: `prompt-tune COMMAND`. Each command is a thin shell over one function that can be imported."""
+
+import importlib
+import logging
+import sys
+
+import click
+
+from prompt_tune import __version__
+from prompt_tune.errors import PromptTuneError
+
+# command -> (module, one line of help): `--help` shows these without importing a module that is heavy
+COMMANDS = {
+    "demo": ("prompt_tune.cli.demo", "Teach `tiny` six classes, export, detect, and print what came of it."),
+    "fit": ("prompt_tune.cli.fit", "Learn context vectors for your classes from labelled images."),
+    "export": ("prompt_tune.cli.export", "Write a bundle: ONNX graph, original and learned vocabulary."),
+    "detect": ("prompt_tune.cli.detect", "Run a bundle on images with ONNX Runtime."),
+    "vocab": ("prompt_tune.cli.vocab", "Build, show and edit vocabulary files."),
+    "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
+    "pretrain": ("prompt_tune.cli.pretrain", "Make `tiny`, the small YOLO-World that ships with the package, again."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command runs, so that `--help` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now; its module holds it under the attribute `command`."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands in `--help`, from the table above: nothing is imported."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="prompt-tune")
+def command() -> None:
+    """Teach YOLO-World new classes without touching what it knows.
+
+    Only context vectors in front of the class names are learned; the detector and its text tower stay frozen, and what
+    is learned is a small vocabulary file that one ONNX graph takes as an input.
+    """
+    logger = logging.getLogger("prompt_tune")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # other libraries log to the root as they like
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 error, 2 usage, 3 a check found a regression."""
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except PromptTuneError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

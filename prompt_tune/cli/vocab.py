@@ -1,0 +1,185 @@
+"""`prompt-tune vocab`: build, show and edit vocabulary files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from prompt_tune.vocabulary import Vocabulary
+
+FILE = click.Path(path_type=Path)
+OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file to write (*.vocab.safetensors).")
+
+
+@click.group(name="vocab")
+def command() -> None:
+    """Build, show and edit vocabulary files.
+
+    A vocabulary file (*.vocab.safetensors) holds class names, their embeddings, a threshold for each, and the digests
+    of the detector, text tower and guide that it was made for. Only `build` needs PyTorch.
+    """
+
+
+@command.command()
+@click.option("--model", required=True, help="The detector: `tiny`, a YOLO-World v2 checkpoint, or an official name.")
+@click.option(
+    "--names",
+    required=True,
+    help='The classes: names with commas between them and synonyms after semicolons ("lorry; truck, car"), a .txt file '
+    "with one class a line, or a built-in list: coco, lvis, objects365, tiny.",
+)
+@OUT
+@click.option(
+    "--kind",
+    type=click.Choice(["plain", "original"]),
+    default="plain",
+    show_default=True,
+    help="Whether the classes are added to an original vocabulary, or are one that guides the detector.",
+)
+@click.option(
+    "--text-tower", show_default="the detector's own", help="NAME:TAG of open_clip, local-dir:FOLDER, or `tiny`."
+)
+@click.option(
+    "--prompts",
+    type=FILE,
+    help="prompts.safetensors of a run: its context vectors go in front of the names, and the kind is `learned`.",
+)
+@click.option(
+    "--original",
+    "--guide",
+    "original",
+    show_default="that of the run or the detector",
+    help="The original vocabulary that the file is for: a vocabulary file, or what --names takes.",
+)
+def build(
+    model: str,
+    names: str,
+    out: Path,
+    kind: Literal["plain", "original"],
+    text_tower: str | None,
+    prompts: Path | None,
+    original: str | None,
+) -> None:
+    """Make a vocabulary file from class names, with the detector's text tower."""
+    if kind == "original" and (prompts is not None or original is not None):
+        raise click.UsageError("--kind original goes with neither --prompts nor --original: it is a guide itself.")
+    from prompt_tune.names import read_classes
+
+    classes = read_classes(names)  # a mistake here is told before anything heavy is loaded
+    from prompt_tune.build import build_vocabulary
+
+    vocabulary = build_vocabulary(
+        model,
+        classes,
+        kind="learned" if prompts is not None else kind,
+        text_tower=text_tower,
+        original=original,
+        prompts=prompts,
+    )
+    _save(vocabulary, out)
+
+
+@command.command()
+@click.argument("file", type=FILE)
+def show(file: Path) -> None:
+    """Print what a vocabulary file holds: its classes, and what it was made for."""
+    from rich.console import Console
+
+    from prompt_tune.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.load(file)
+    console = Console(highlight=False)
+    console.print(_classes(vocabulary))
+    console.print(_origin(vocabulary))
+
+
+@command.command()
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@OUT
+def merge(files: tuple[Path, ...], out: Path) -> None:
+    """Put the classes of several vocabulary files, for one detector and guide, into one file."""
+    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary import merge as merge_vocabularies
+
+    _save(merge_vocabularies([Vocabulary.load(file) for file in files]), out)
+
+
+@command.command()
+@click.argument("file", type=FILE)
+@click.argument("names", nargs=-1, required=True, metavar="OLD NEW [OLD NEW]...")
+@OUT
+def rename(file: Path, names: tuple[str, ...], out: Path) -> None:
+    """Give classes other names: an old and a new one at a time. Embeddings and scores stay as they are."""
+    if len(names) % 2:
+        raise click.UsageError(f"Names go in pairs, OLD NEW. Received: {len(names)}.")
+    old, new = names[::2], names[1::2]
+    if len(set(old)) < len(old):
+        raise click.UsageError("A class gets one new name; an OLD stands twice.")
+    from prompt_tune.vocabulary import Vocabulary
+
+    _save(Vocabulary.load(file).rename(dict(zip(old, new, strict=True))), out)
+
+
+@command.command()
+@click.argument("file", type=FILE)
+@click.argument("names", nargs=-1, required=True)
+@OUT
+def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
+    """Leave classes out, by their names."""
+    from prompt_tune.vocabulary import Vocabulary
+
+    _save(Vocabulary.load(file).remove(names), out)
+
+
+def _save(vocabulary: "Vocabulary", out: Path) -> None:
+    vocabulary.save(out)
+    click.echo(f"Wrote {out}: {len(vocabulary.names)} classes, kind {vocabulary.kind}.")
+
+
+def _classes(vocabulary: "Vocabulary") -> "Table":
+    """A row for each class."""
+    import numpy as np
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column("id", justify="right")
+    table.add_column("class", overflow="fold")
+    table.add_column("prompts", justify="right")
+    table.add_column("threshold", justify="right")
+    if vocabulary.calibration is not None:
+        table.add_column("scale, shift", justify="right")
+    for i, name in enumerate(vocabulary.names):
+        n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # those repeated to pad are one
+        cells: list[str | Text] = [str(i), Text(name), str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
+        if vocabulary.calibration is not None:
+            cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
+        table.add_row(*cells)
+    return table
+
+
+def _origin(vocabulary: "Vocabulary") -> "Table":
+    """A line for each thing that is so of the whole file; digests by their first digits."""
+    import json
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from prompt_tune.vocabulary import short
+
+    table = Table.grid(padding=(0, 2))
+    for what, value in (
+        ("classes", str(len(vocabulary.names))),
+        ("kind", vocabulary.kind),
+        ("guide mode", vocabulary.guide_mode),
+        ("digest", short(vocabulary.digest)),
+        ("detector", short(vocabulary.detector)),
+        ("text tower", short(vocabulary.text_tower)),
+        ("guide", short(vocabulary.guide)),
+        ("provenance", json.dumps(vocabulary.provenance, sort_keys=True)),
+    ):
+        table.add_row(what, Text(value, overflow="fold"))
+    return table

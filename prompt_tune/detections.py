@@ -1,0 +1,100 @@
+"""What the runtime found in one image, and the same in COCO's JSON. Light: NumPy only."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ORIGINAL = "original"  # the label of the vocabulary that the detector is deployed with
+PIXEL_DECIMALS = 3  # in JSON: a thousandth of a pixel, far below what a float32 box is good for
+SCORE_DECIMALS = 6  # in JSON: a float32 in 0..1 has about seven decimal digits
+
+ClassKey = tuple[str, str]  # (vocabulary label, class name): a class name alone may stand in two vocabularies
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The detections of one image: those of the original vocabulary first, in the graph's order, then the learned ones.
+
+    boxes_xyxy: (n, 4) float32, pixels of the original image, inside it.
+    scores: (n,) float32 in 0..1, after the class's calibration where its vocabulary has one.
+    class_ids: (n,) int64, the row of the class in its own vocabulary.
+    class_names, vocabularies: n strings each; the vocabulary's label is "original" or that of a learned vocabulary.
+    size_wh: width and height of the original image in pixels.
+    """
+
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    class_ids: np.ndarray
+    class_names: tuple[str, ...]
+    vocabularies: tuple[str, ...]
+    size_wh: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, keep: np.ndarray) -> "Detections":
+        """The detections that `keep` names, in the same order.
+
+        Args: keep: (n,) bool, or (k,) integer rows.
+        """
+        rows = np.arange(len(self))[keep]
+        return Detections(
+            boxes_xyxy=self.boxes_xyxy[rows],
+            scores=self.scores[rows],
+            class_ids=self.class_ids[rows],
+            class_names=tuple(self.class_names[row] for row in rows),
+            vocabularies=tuple(self.vocabularies[row] for row in rows),
+            size_wh=self.size_wh,
+        )
+
+    def of(self, vocabulary: str) -> "Detections":
+        """The detections of one vocabulary, by its label."""
+        return self.select(np.array([label == vocabulary for label in self.vocabularies], dtype=bool))
+
+    def to_coco(self, image_id: int, category_ids: Mapping[ClassKey, int], *, first_id: int = 1) -> list[dict[str, object]]:
+        """The detections as entries of a COCO `annotations` list; `pycocotools` takes the same list as results.
+
+        Args:    image_id: the image's id in the document.
+                 category_ids: the id of each (vocabulary label, class name).
+                 first_id: the id of the first entry; the others count up from it.
+        Returns: one dictionary a detection: `id`, `image_id`, `category_id`, `bbox` [x, y, width, height] and `area` in
+                 original pixels, `iscrowd` 0, `score`, and `vocabulary`, the label of the vocabulary it comes from.
+        """
+        entries: list[dict[str, object]] = []
+        for row, (label, name) in enumerate(zip(self.vocabularies, self.class_names, strict=True)):
+            left, top, right, bottom = (float(value) for value in self.boxes_xyxy[row])
+            entries.append(
+                {
+                    "id": first_id + row,
+                    "image_id": image_id,
+                    "category_id": category_ids[label, name],
+                    "bbox": [round(value, PIXEL_DECIMALS) for value in (left, top, right - left, bottom - top)],
+                    "area": round((right - left) * (bottom - top), PIXEL_DECIMALS),
+                    "iscrowd": 0,
+                    "score": round(float(self.scores[row]), SCORE_DECIMALS),
+                    "vocabulary": label,
+                }
+            )
+        return entries
+
+
+def concatenate(parts: Iterable[Detections], size_wh: tuple[int, int]) -> Detections:
+    """The detections of one image from several vocabularies as one, in the order given; none at all is fine."""
+    parts = list(parts)
+    return Detections(
+        boxes_xyxy=np.concatenate([part.boxes_xyxy for part in parts] or [np.zeros((0, 4), np.float32)]),  # (n, 4)
+        scores=np.concatenate([part.scores for part in parts] or [np.zeros(0, np.float32)]),  # (n,)
+        class_ids=np.concatenate([part.class_ids for part in parts] or [np.zeros(0, np.int64)]),  # (n,)
+        class_names=tuple(name for part in parts for name in part.class_names),
+        vocabularies=tuple(label for part in parts for label in part.vocabularies),
+        size_wh=size_wh,
+    )
+
+
+def coco_categories(classes: Sequence[ClassKey]) -> list[dict[str, object]]:
+    """COCO's `categories`, ids from 1 in the order given; `vocabulary` (and `supercategory`) is the vocabulary's label."""
+    return [
+        {"id": number, "name": name, "supercategory": label, "vocabulary": label}
+        for number, (label, name) in enumerate(classes, start=1)
+    ]

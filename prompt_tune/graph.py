@@ -1,0 +1,260 @@
+"""The ONNX graph (opset 17): frozen detector, contrastive head and suppression, with the vocabularies as inputs.
+
+Original and learned classes never meet in one operation, so no learned row can change a bit of an original detection.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import nms
+
+from prompt_tune.errors import GraphError
+from prompt_tune.files import replacing
+from prompt_tune.world import World
+
+if TYPE_CHECKING:
+    import onnx
+
+GRAPH_VERSION = 1
+METADATA_KEY = "prompt-tune"
+OPSET = 17
+MAX_PER_CLASS = 300  # detections a class and image, ultralytics' `max_det`
+DETECTION_COLUMNS = 7  # image index, x1, y1, x2, y2, score, class
+INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
+OUTPUTS = ("original_detections", "learned_detections")
+DYNAMIC_AXES = {
+    "images": {0: "batch", 2: "height", 3: "width"},
+    "original": {0: "n_original", 1: "n_prompts"},
+    "learned": {0: "n_learned", 1: "n_learned_prompts"},
+    "original_detections": {0: "n_original_detections"},
+    "learned_detections": {0: "n_learned_detections"},
+}
+# batch, height and width in strides, n_original, n_prompts, n_learned, n_prompts of the learned
+TRACED_SHAPE = (2, 3, 2, 3, 2, 2, 3)
+CHECKED_SHAPES = ((1, 2, 3, 5, 1, 0, 1), (3, 1, 4, 1, 3, 7, 2), (1, 4, 4, 80, 1, 1, 1))
+RTOL, ATOL = 1e-3, 1e-5  # DETR's test of its ONNX export; boxes are compared as shares of the input's longer side
+
+
+class DetectorGraph(nn.Module):
+    """What is traced: images and two vocabularies in, two tables of detections out (DESIGN, section 7)."""
+
+    def __init__(self, world: World) -> None:
+        """Holds `world`, whose parameters become the graph's initializers."""
+        super().__init__()
+        self.world = world
+        self.detector = world.model
+        for i, constant in enumerate(world.fold_constants):  # registered, or each use would embed a copy
+            self.register_buffer(f"fold_{i}", constant)
+        self.eval()
+
+    def raw(self, images: Tensor, original: Tensor, learned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Before suppression.
+
+        Args:    images: (b, 3, h, w) float32, RGB in 0..1.
+                 original: (n_original, n_prompts, 512) float32, guide and classes in one.
+                 learned: (n_learned, n_prompts', 512) float32; n_learned may be 0.
+        Returns: boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input; scores (b, n_original, A) and
+                 (b, n_learned, A), in 0..1.
+        """
+        head_maps, boxes_xyxy = self.world.feature_maps(images, original.flatten(0, 1))
+        flat = [head_map.flatten(2) for head_map in head_maps]  # (b, c3, h * w / stride^2) a level
+        return boxes_xyxy, self._scores(flat, original), self._scores(flat, learned)
+
+    def forward(
+        self,
+        images: Tensor,
+        original: Tensor,
+        learned: Tensor,
+        iou: Tensor,
+        original_conf: Tensor,
+        learned_conf: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Detections of both vocabularies, each suppressed on its own.
+
+        Args:    images, original, learned: as in `raw`.
+                 iou: (1,) float32, a box that overlaps a better one of its class by more than this is dropped.
+                 original_conf, learned_conf: (1,) float32, detections have a score above this.
+        Returns: two (n, 7) float32: image index, x1, y1, x2, y2 in pixels of the network's input, score, class. Sorted
+                 by image, then class, then falling score, then anchor.
+        """
+        boxes_xyxy, original_scores, learned_scores = self.raw(images, original, learned)
+        return (
+            _detections(boxes_xyxy, original_scores, iou, original_conf),
+            _detections(boxes_xyxy, learned_scores, iou, learned_conf),
+        )
+
+    def _scores(self, head: list[Tensor], embeddings: Tensor) -> Tensor:
+        """(b, n_cls, A): a class scores the maximum over its prompts. The vocabulary is folded once, not an anchor at a time."""
+        weight, bias = self.world.fold(embeddings.flatten(0, 1))
+        levels = [weight[i] @ features + bias[i][:, None] for i, features in enumerate(head)]
+        logits = torch.cat(levels, dim=2)  # (b, n_cls * n_prompts, A)
+        n_cls, n_prompts = embeddings.shape[:2]
+        prompts = logits.reshape(logits.shape[0], n_cls, n_prompts, logits.shape[2])  # (b, n_cls, n_prompts, A)
+        return prompts.amax(dim=2).sigmoid()
+
+
+def export_graph(world: World, path: Path | str, *, image_size: int = 640, opset: int = OPSET) -> None:
+    """Writes the detector as an ONNX file, whole or not at all, once it agrees with torch.
+
+    Args:    world: the detector, on the CPU.
+             path: of the file to write.
+             image_size: pixels of the square that images are letterboxed to unless the user says otherwise; metadata only.
+             opset: of the graph.
+    Raises:  GraphError: the graph is not valid, or does not agree with torch on shapes that were not traced.
+    """
+    import onnx
+
+    model = _trace(DetectorGraph(world), opset)
+    metadata = {
+        "version": GRAPH_VERSION,
+        "detector": world.digest,
+        "embed_dim": world.embed_dim,
+        "image_size": image_size,
+        "strides": list(world.strides),
+    }
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    with replacing(path) as temporary:
+        onnx.save(model, temporary)
+        check_graph(world, temporary)
+
+
+def check_graph(world: World, path: Path | str) -> None:
+    """Compares a graph with torch on shapes that its export never saw.
+
+    Before suppression, scores and boxes agree within `RTOL` and `ATOL`. After it, the rows are exactly those that suppression
+    in torch makes of the graph's own scores and boxes.
+
+    Args:    world: the detector that the graph was made of.
+             path: of the ONNX file.
+    Raises:  GraphError: the file is no valid ONNX graph, or disagrees.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        model = onnx.load(path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OSError, ValueError) as error:
+        raise GraphError(f"'{path}' is not a valid ONNX graph ({error!r:.200}).") from error
+    session = _session_with_raw_outputs(model)
+    reference = DetectorGraph(world)
+    for shape in CHECKED_SHAPES:
+        _check_shape(session, reference, shape)
+
+
+def suppress(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
+    """What ONNX's `NonMaxSuppression` does, in torch: greedy, per class, at most `MAX_PER_CLASS` a class and image.
+
+    Args:    boxes_xyxy: (b, A, 4) float32.
+             scores: (b, n_cls, A) float32.
+             iou, conf: (1,) float32.
+    Returns: (n, 3) int64: image, class and anchor, sorted by image, class, falling score, anchor.
+    """
+    rows = []
+    for image, class_scores in enumerate(scores):
+        for index, score in enumerate(class_scores):
+            anchors = (score > conf).nonzero().flatten()
+            kept = anchors[nms(boxes_xyxy[image, anchors], score[anchors], float(iou))[:MAX_PER_CLASS]]
+            rows.append(torch.stack((torch.full_like(kept, image), torch.full_like(kept, index), kept), dim=1))
+    return torch.cat(rows) if rows else torch.zeros(0, 3, dtype=torch.int64)
+
+
+class _Suppress(torch.autograd.Function):
+    """`suppress` in torch, one `NonMaxSuppression` node in the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, boxes_xyxy: Tensor, scores: Tensor, limit: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
+        return suppress(boxes_xyxy, scores, iou, conf)
+
+    @staticmethod
+    def symbolic(g: Any, boxes_xyxy: Any, scores: Any, limit: Any, iou: Any, conf: Any) -> Any:
+        return g.op("NonMaxSuppression", boxes_xyxy, scores, limit, iou, conf)
+
+
+def _detections(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
+    """(n, 7) rows of one vocabulary, from boxes (b, A, 4) and scores (b, n_cls, A)."""
+    limit = torch.tensor([MAX_PER_CLASS], dtype=torch.int64)
+    kept: Any = _Suppress.apply(boxes_xyxy, scores, limit, iou, conf)  # (n, 3)
+    image, index, anchor = kept[:, 0], kept[:, 1], kept[:, 2]
+    n_cls, n_anchors = scores.shape[1], scores.shape[2]
+    boxes = boxes_xyxy.reshape(-1, 4)[image * n_anchors + anchor]  # (n, 4)
+    score = scores.reshape(-1)[(image * n_cls + index) * n_anchors + anchor]  # (n,)
+    return torch.cat((image[:, None].float(), boxes, score[:, None], index[:, None].float()), dim=1)  # (n, 7)
+
+
+def _trace(module: DetectorGraph, opset: int) -> "onnx.ModelProto":
+    """The module as an ONNX model, batch, sizes and vocabularies dynamic."""
+    import onnx
+
+    buffer = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's deprecation, and sizes that are traced: check_graph tells
+        torch.onnx.export(
+            module,
+            (*_example(TRACED_SHAPE, max(module.world.strides)), *_thresholds()),
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_axes=DYNAMIC_AXES,
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_value = DETECTION_COLUMNS
+    return model
+
+
+def _example(shape: Sequence[int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Seeded images and vocabularies of one of the shapes above."""
+    batch, height, width, n_original, n_prompts, n_learned, n_learned_prompts = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    images = torch.rand(batch, 3, height * stride, width * stride, generator=generator)
+    original = F.normalize(torch.randn(n_original, n_prompts, 512, generator=generator), dim=-1)
+    learned = F.normalize(torch.randn(n_learned, n_learned_prompts, 512, generator=generator), dim=-1)
+    return images, original, learned
+
+
+def _thresholds() -> tuple[Tensor, Tensor, Tensor]:
+    """iou, original_conf and learned_conf of the examples."""
+    return torch.tensor([0.7]), torch.tensor([1e-3]), torch.tensor([1e-2])
+
+
+def _session_with_raw_outputs(model: "onnx.ModelProto") -> Any:
+    """A CPU session whose outputs are the graph's, then boxes and scores of the original and of the learned classes."""
+    import onnx
+    import onnxruntime
+
+    raw = [name for node in model.graph.node if node.op_type == "NonMaxSuppression" for name in node.input[:2]]
+    for name in dict.fromkeys(raw):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _check_shape(session: Any, reference: DetectorGraph, shape: Sequence[int]) -> None:
+    """One forward pass in ONNX Runtime against one in torch."""
+    example, thresholds = _example(shape, max(reference.world.strides)), _thresholds()
+    feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, (*example, *thresholds), strict=True)}
+    *detections, boxes, original, learned = (torch.from_numpy(array) for array in session.run(None, feed))
+    with torch.no_grad():
+        expected = reference.raw(*example)
+    side = max(example[0].shape[2:])
+    pairs = zip(
+        ("boxes", "original scores", "learned scores"), (boxes / side, original, learned), expected, strict=True
+    )
+    for name, got, wanted in pairs:
+        wanted = wanted / side if name == "boxes" else wanted
+        if got.shape != wanted.shape or not torch.allclose(got, wanted, rtol=RTOL, atol=ATOL):
+            raise GraphError(f"The exported graph's {name} differ from torch's on input {tuple(example[0].shape)}.")
+    iou, *confs = thresholds
+    for rows, scores, conf, name in zip(detections, (original, learned), confs, OUTPUTS, strict=True):
+        if not torch.equal(rows, _detections(boxes, scores, iou, conf)):
+            raise GraphError(f"The exported graph's {name} differ from torch's on input {tuple(example[0].shape)}.")

@@ -1,0 +1,220 @@
+"""The frozen CLIP text tower (open_clip): from tokens, or from context vectors and tokens, to 512-d embeddings."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from prompt_tune.errors import ModelError, VocabularyError
+
+logger = logging.getLogger(__name__)
+
+EMBED_DIM = 512  # what YOLO-World's head and neck take
+DEFAULT_TOWER = "ViT-B-32-quickgelu:openai"  # YOLO-World's own: OpenAI's ViT-B/32 with its quick-GELU
+LOCAL_PREFIX = "local-dir:"
+BATCH = 64  # texts embedded at a time
+
+
+class TextTower:
+    """A frozen CLIP text encoder. Load one with `TextTower.load`.
+
+    spec: what it was loaded from. digest: SHA-256 (hex) of its parameters. ctx_dim: width of its token space.
+    context_length: tokens in its window, start and end included. device: where it runs.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: object, spec: str, device: str = "cpu") -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        if not isinstance(tokenizer, SimpleTokenizer):
+            raise ModelError(
+                f"Text tower '{spec}' uses {type(tokenizer).__name__}; YOLO-World's towers use CLIP's byte-pair "
+                f"tokenizer. Use one that does, such as {DEFAULT_TOWER}."
+            )
+        text = getattr(model, "text", model)  # CustomTextCLIP keeps the tower in `text`, CLIP in itself
+        pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+        if pool != "argmax" or text.attn_mask is None:
+            raise ModelError(
+                f"Text tower '{spec}' pools by {pool!r}; the rule is a causal tower that reads the end-of-text token "
+                f"('argmax'). Use a CLIP tower such as {DEFAULT_TOWER}."
+            )
+        self.spec, self.device, self.tokenizer = spec, device, tokenizer
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.transformer = text.transformer
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
+        self.attn_mask = text.attn_mask.to(device)
+        self.ctx_dim = int(self.token_embedding.weight.shape[1])
+        self.context_length = int(self.positional_embedding.shape[0])
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(device, torch.float32)
+        self.transformer.eval()
+        embed_dim = self.encode(self.token_embedding.weight[:2][None], torch.tensor([1])).shape[1]
+        if embed_dim != EMBED_DIM:
+            raise ModelError(
+                f"Text tower '{spec}' makes {embed_dim}-d embeddings; YOLO-World takes {EMBED_DIM}. "
+                f"Use a {EMBED_DIM}-d tower such as {DEFAULT_TOWER}."
+            )
+        self.digest = self._digest()
+
+    @classmethod
+    def load(cls, spec: str = DEFAULT_TOWER, device: str = "cpu") -> "TextTower":
+        """Load a tower and freeze it.
+
+        Args:    spec: `tiny` (ships with the package), `local-dir:FOLDER` (open_clip's format, loaded strictly), or
+                 `NAME:TAG` of open_clip, which downloads once. device: a torch device.
+        Returns: the tower in eval mode, float32, no parameter with a gradient.
+        Raises:  ModelError: not found, not downloadable, not open_clip's format, not a 512-d causal CLIP tower.
+        """
+        if spec == "tiny":
+            with as_file(files("prompt_tune") / "tiny" / "tower") as folder:
+                return cls._open(f"{LOCAL_PREFIX}{folder}", None, spec, device)
+        if spec.startswith(LOCAL_PREFIX):
+            folder = Path(spec.removeprefix(LOCAL_PREFIX))
+            for part in ("open_clip_config.json", "open_clip_model.safetensors"):
+                if not (folder / part).is_file():
+                    raise ModelError(
+                        f"Text tower '{spec}' has no {part}; a local tower is a folder in open_clip's format with "
+                        "open_clip_config.json and open_clip_model.safetensors. Check the path."
+                    )
+            return cls._open(spec, None, spec, device)
+        name, _, tag = spec.partition(":")
+        if not tag:
+            raise ModelError(
+                f"Text tower '{spec}' has no tag; the rule is 'tiny', 'local-dir:FOLDER' or open_clip's NAME:TAG, "
+                f"such as {DEFAULT_TOWER}."
+            )
+        return cls._open(name, tag, spec, device)
+
+    @classmethod
+    def _open(cls, name: str, tag: str | None, spec: str, device: str) -> "TextTower":
+        """The tower that open_clip makes of a name and a tag; every failure of open_clip becomes a ModelError."""
+        logging.getLogger().addHandler(logging.NullHandler())  # open_clip logs to the root, which would print by itself
+        import open_clip
+
+        try:
+            model = open_clip.create_model(name, pretrained=tag, device="cpu", precision="fp32", require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(name)
+        except Exception as error:  # open_clip, the hub and safetensors each raise their own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            cure = (
+                "Check the name with `python -c 'import open_clip; print(open_clip.list_pretrained())'`; the first use "
+                "downloads it, so without a network give local-dir:FOLDER."
+                if tag
+                else "The folder must hold open_clip's own format, complete and undamaged."
+            )
+            raise ModelError(f"Text tower '{spec}' cannot be loaded: {reason}. {cure}") from error
+        model.visual = None  # only the text side is used; the image side may be large
+        return cls(model, tokenizer, spec, device)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The tower's parameters by name: those of the token embedding, positions, blocks, norm and projection."""
+        found = {"positional_embedding": self.positional_embedding}
+        for name in ("token_embedding", "transformer", "ln_final"):
+            found |= {f"{name}.{k}": v for k, v in getattr(self, name).named_parameters()}
+        if isinstance(self.text_projection, nn.Module):
+            found |= {f"text_projection.{k}": v for k, v in self.text_projection.named_parameters()}
+        elif self.text_projection is not None:
+            found["text_projection"] = self.text_projection
+        return found
+
+    def _digest(self) -> str:
+        """SHA-256 (hex) over names, shapes and float32 bytes of the parameters, in the order of the names."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.parameters().items()):
+            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without start and end.
+
+        Raises: VocabularyError: the text is empty to the tokenizer, or overruns the window.
+        """
+        tokens = [int(token) for token in self.tokenizer.encode(text)]  # type: ignore[attr-defined]
+        if not tokens:
+            raise VocabularyError(f"Class name {text!r} has no token; a name needs a letter, a digit or a sign.")
+        room = self.context_length - 2
+        if len(tokens) > room:
+            raise VocabularyError(
+                f"Class name '{text}' has {len(tokens)} tokens; the window of {self.context_length} leaves room for {room}. "
+                "Shorten the name."
+            )
+        return tokens
+
+    @property
+    def start_token(self) -> int:
+        """Id of the start-of-text token."""
+        return int(self.tokenizer.sot_token_id)  # type: ignore[attr-defined]
+
+    @property
+    def end_token(self) -> int:
+        """Id of the end-of-text token, at which the embedding is read."""
+        return int(self.tokenizer.eot_token_id)  # type: ignore[attr-defined]
+
+    def token_vectors(self, tokens: Sequence[int]) -> torch.Tensor:
+        """(n, ctx_dim) float32 vectors of token ids, positions not yet added."""
+        weight: torch.Tensor = self.token_embedding.weight
+        return weight[torch.as_tensor(tokens, device=self.device, dtype=torch.long)]
+
+    def encode(self, vectors: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Embeddings of sequences of token vectors; differentiable in the vectors.
+
+        The tower is causal, so nothing after the end-of-text token reaches the embedding: sequences may be as short as
+        the longest of them.
+
+        Args:    vectors: (n, length, ctx_dim) float32, start and end included. end: (n,) int64, place of the end token.
+        Returns: (n, 512) float32, unit L2 norm.
+        Source:  CLIP (arXiv 2103.00020), as open_clip's `CLIP.encode_text` computes it.
+        """
+        length = vectors.shape[1]
+        x = vectors + self.positional_embedding[:length]  # (n, length, ctx_dim)
+        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        x = self.ln_final(x)[torch.arange(len(x), device=x.device), end.to(x.device)]  # (n, ctx_dim)
+        if isinstance(self.text_projection, nn.Module):
+            x = self.text_projection(x)
+        elif self.text_projection is not None:
+            x = x @ self.text_projection
+        return nn.functional.normalize(x, dim=-1)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of plain texts.
+
+        Args:    texts: n non-empty strings.
+        Returns: (n, 512) float32, unit L2 norm; row i belongs to texts[i].
+        Raises:  VocabularyError: a text is empty or overruns the window.
+        """
+        rows = [[self.start_token, *self.tokenize(text), self.end_token] for text in texts]
+        out = np.empty((len(rows), EMBED_DIM), np.float32)
+        for first in range(0, len(rows), BATCH):
+            part = rows[first : first + BATCH]
+            length = max(map(len, part))
+            padded = torch.tensor([row + [0] * (length - len(row)) for row in part], device=self.device)  # (n, length)
+            end = torch.tensor([len(row) - 1 for row in part])
+            out[first : first + BATCH] = self.encode(self.token_embedding(padded), end).cpu().numpy()
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    def embed_classes(self, classes: Sequence[tuple[str, ...]]) -> np.ndarray:
+        """Embeddings of classes with synonyms.
+
+        Args:    classes: n_cls tuples (name, synonym, ...); the first strings must be unique.
+        Returns: (n_cls, n_prompts, 512) float32, unit L2 norm; n_prompts is the longest tuple's length, and shorter ones
+                 are padded by repeating.
+        Raises:  VocabularyError: a name is empty, repeated, or overruns the window.
+        """
+        from prompt_tune.names import check_names
+
+        check_names([names[0] for names in classes])
+        n_prompts = max(map(len, classes))
+        rows = [names[i % len(names)] for names in classes for i in range(n_prompts)]
+        unique = list(dict.fromkeys(rows))
+        place = {text: i for i, text in enumerate(unique)}
+        embeddings = self.embed(unique)[[place[text] for text in rows]]  # (n_cls * n_prompts, 512)
+        return embeddings.reshape(len(classes), n_prompts, EMBED_DIM)  # (n_cls, n_prompts, 512)
