@@ -286,12 +286,13 @@ def _array(value: npt.ArrayLike, what: str) -> FloatArray:
 
 def _checked_embeddings(value: npt.ArrayLike, names: Sequence[str]) -> FloatArray:
     """(n_cls, n_prompts, 512) float32, finite, unit rows, within the limit."""
-    n_cls, shape = len(names), _shape(value, "embeddings")
+    embeddings = value if isinstance(value, np.ndarray) else _array(value, "embeddings")
+    n_cls, shape = len(names), embeddings.shape
     if len(shape) != 3 or shape[0] != n_cls or shape[1] < 1 or shape[2] != EMBED_DIM:
         raise VocabularyError(f"`embeddings` must be ({n_cls}, n_prompts, {EMBED_DIM}). Received: {shape}.")
     if shape[0] * shape[1] > MAX_ROWS:
         raise VocabularyError(f"A vocabulary has at most {MAX_ROWS} prompts in all. Received: {shape[0]} x {shape[1]}.")
-    embeddings = _array(value, "embeddings")
+    embeddings = _array(embeddings, "embeddings")  # copied once it is known to be within the limit
     for name, rows in zip(names, embeddings, strict=True):
         norms = np.linalg.norm(rows.astype(np.float64), axis=-1)  # (n_prompts,)
         if not np.isfinite(norms).all():

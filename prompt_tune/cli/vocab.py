@@ -136,7 +136,8 @@ def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    click.echo(f"Wrote {out}: {len(vocabulary.names)} classes, kind {vocabulary.kind}.")
+    count = len(vocabulary.names)
+    click.echo(f"Wrote {out}: {count} class{'es' if count > 1 else ''}, kind {vocabulary.kind}.")
 
 
 def _classes(vocabulary: "Vocabulary") -> "Table":
