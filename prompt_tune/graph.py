@@ -3,7 +3,6 @@
 Original and learned classes never meet in one operation, so no learned row can change a bit of an original detection.
 """
 
-import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import nms
+from torchvision.ops import nms  # type: ignore[import-untyped]
 
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing
@@ -91,7 +90,7 @@ class DetectorGraph(nn.Module):
         )
 
     def _scores(self, head: list[Tensor], embeddings: Tensor) -> Tensor:
-        """(b, n_cls, A): a class scores the maximum over its prompts. The vocabulary is folded once, not an anchor at a time."""
+        """(b, n_cls, A): a class scores the maximum over its prompts. The vocabulary is folded once a call."""
         weight, bias = self.world.fold(embeddings.flatten(0, 1))
         levels = [weight[i] @ features + bias[i][:, None] for i, features in enumerate(head)]
         logits = torch.cat(levels, dim=2)  # (b, n_cls * n_prompts, A)
@@ -105,13 +104,11 @@ def export_graph(world: World, path: Path | str, *, image_size: int = 640, opset
 
     Args:    world: the detector, on the CPU.
              path: of the file to write.
-             image_size: pixels of the square that images are letterboxed to unless the user says otherwise; metadata only.
+             image_size: pixels of the square that images are letterboxed to unless the user wants another; it only
+                 stands in the metadata.
              opset: of the graph.
     Raises:  GraphError: the graph is not valid, or does not agree with torch on shapes that were not traced.
     """
-    import onnx
-
-    model = _trace(DetectorGraph(world), opset)
     metadata = {
         "version": GRAPH_VERSION,
         "detector": world.digest,
@@ -119,17 +116,17 @@ def export_graph(world: World, path: Path | str, *, image_size: int = 640, opset
         "image_size": image_size,
         "strides": list(world.strides),
     }
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     with replacing(path) as temporary:
-        onnx.save(model, temporary)
+        _trace(DetectorGraph(world), temporary, opset)
+        _label(temporary, metadata)
         check_graph(world, temporary)
 
 
 def check_graph(world: World, path: Path | str) -> None:
     """Compares a graph with torch on shapes that its export never saw.
 
-    Before suppression, scores and boxes agree within `RTOL` and `ATOL`. After it, the rows are exactly those that suppression
-    in torch makes of the graph's own scores and boxes.
+    Before suppression, scores and boxes agree within `RTOL` and `ATOL`. After it, the rows are exactly those that
+    suppression in torch makes of the graph's own scores and boxes.
 
     Args:    world: the detector that the graph was made of.
              path: of the ONNX file.
@@ -188,27 +185,31 @@ def _detections(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -
     return torch.cat((image[:, None].float(), boxes, score[:, None], index[:, None].float()), dim=1)  # (n, 7)
 
 
-def _trace(module: DetectorGraph, opset: int) -> "onnx.ModelProto":
-    """The module as an ONNX model, batch, sizes and vocabularies dynamic."""
-    import onnx
-
-    buffer = io.BytesIO()
+def _trace(module: DetectorGraph, path: Path, opset: int) -> None:
+    """Writes the module as an ONNX file, batch, sizes and vocabularies dynamic."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's deprecation, and sizes that are traced: check_graph tells
         torch.onnx.export(
             module,
             (*_example(TRACED_SHAPE, max(module.world.strides)), *_thresholds()),
-            buffer,
+            path,
             dynamo=False,
             opset_version=opset,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             dynamic_axes=DYNAMIC_AXES,
         )
-    model = onnx.load_from_string(buffer.getvalue())
+
+
+def _label(path: Path, metadata: dict[str, Any]) -> None:
+    """Adds our metadata to an ONNX file, and the width of the outputs, which the exporter does not know."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     for output in model.graph.output:
         output.type.tensor_type.shape.dim[1].dim_value = DETECTION_COLUMNS
-    return model
+    onnx.save(model, path)
 
 
 def _example(shape: Sequence[int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,7 +244,11 @@ def _check_shape(session: Any, reference: DetectorGraph, shape: Sequence[int]) -
     """One forward pass in ONNX Runtime against one in torch."""
     example, thresholds = _example(shape, max(reference.world.strides)), _thresholds()
     feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, (*example, *thresholds), strict=True)}
-    *detections, boxes, original, learned = (torch.from_numpy(array) for array in session.run(None, feed))
+    try:
+        arrays = session.run(None, feed)
+    except Exception as error:  # the classes of ONNX Runtime's errors share no base but Exception
+        raise GraphError(f"The exported graph fails on input {tuple(example[0].shape)} ({error!r:.200}).") from error
+    *detections, boxes, original, learned = (torch.from_numpy(array) for array in arrays)
     with torch.no_grad():
         expected = reference.raw(*example)
     side = max(example[0].shape[2:])

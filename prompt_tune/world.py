@@ -34,7 +34,8 @@ class World:
         c3: channels of the head features.
         names: the checkpoint's own class names, or None where it holds placeholders.
         class_embeddings: (n, 512) float32, unit rows, of `names`; None where the checkpoint holds noise.
-        fold_constants: what `fold` multiplies embeddings with: (n_levels, 512, c3), (n_levels, 512, 1), (n_levels, 1).
+        fold_constants: what `fold` multiplies embeddings with, (n_levels, 512, c3 + 1), and adds to the bias,
+            (n_levels, 1).
         source_name: what `load` was given.
         device: where the parameters are.
     """
@@ -160,10 +161,9 @@ class World:
                  Differentiable in `embeddings`.
         """
         unit = F.normalize(embeddings, dim=-1)
-        matrix, vector, shift = self.fold_constants
-        weight = unit @ matrix  # (n_levels, n, c3)
-        bias = (unit @ vector).squeeze(-1) + shift  # (n_levels, n)
-        return weight, bias
+        matrix, shift = self.fold_constants
+        product = unit @ matrix  # (n_levels, n, c3 + 1)
+        return product[..., :-1], product[..., -1] + shift
 
     def logits(self, head: Tensor, level: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Class logits of head features. One call a vocabulary: then the rows of one cannot touch the bits of another.
@@ -201,19 +201,23 @@ class World:
         boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=-1)  # (b, A, 4)
         return boxes_xyxy * strides[:, None]
 
-    def _fold_constants(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(n_levels, 512, c3), (n_levels, 512, 1) and (n_levels, 1), computed in float64 once."""
-        weights, biases, shifts = [], [], []
+    def _fold_constants(self) -> tuple[Tensor, Tensor]:
+        """(n_levels, 512, c3 + 1), the last column for the bias, and (n_levels, 1): computed in float64, once.
+
+        One matrix for weight and bias: ONNX Runtime computes a product with a single column in another way, in which a
+        row's last bits depend on how many rows there are.
+        """
+        matrices, shifts = [], []
         for branch, contrast in zip(self._head.cv3, self._head.cv4, strict=True):
             conv, norm = branch[-1], contrast.norm
             gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-            scale = contrast.logit_scale.double().exp()
-            weights.append(scale * gain[:, None] * conv.weight.double().flatten(1))  # (512, c3)
             offset = gain * (conv.bias.double() - norm.running_mean.double()) + norm.bias.double()
-            biases.append(scale * offset[:, None])  # (512, 1)
+            columns = torch.cat(
+                (gain[:, None] * conv.weight.double().flatten(1), offset[:, None]), dim=1
+            )  # (512, c3 + 1)
+            matrices.append(contrast.logit_scale.double().exp() * columns)
             shifts.append(contrast.bias.double())
-        weight, bias, shift = (torch.stack(parts).float() for parts in (weights, biases, shifts))
-        return weight, bias, shift
+        return torch.stack(matrices).float(), torch.stack(shifts).float()
 
     def _own_classes(self) -> tuple[tuple[str, ...] | None, Tensor | None]:
         """Names and unit text features that came with the checkpoint."""
