@@ -1,0 +1,34 @@
+"""What `pip install` gets: every package and every data file, under one name."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PLACES = {"prompt_tune": "prompt_tune", "prompts": "prompt_tune/prompts", "export": "prompt_tune/export"}
+
+
+def test_wheel_has_every_file_of_the_package_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a build leaves folders behind: not in the checkout
+    for name in (*PLACES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        else:
+            shutil.copy2(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path]
+    done = subprocess.run([*command, source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    expected = {
+        f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, target in PLACES.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and not {"__pycache__"} & set(path.parts) and not path.name.startswith(".")
+    }
+    with zipfile.ZipFile(next(tmp_path.glob("prompt_tune-*.whl"))) as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        assert "License-Expression: AGPL-3.0-or-later" in wheel.read(metadata).decode()
+    assert found == expected
