@@ -54,9 +54,9 @@ def build_vocabulary(
     world = World.load(model)
     tower = TextTower.load(text_tower or default_tower(model))
     if prompts is not None:
+        guide = _guide_of_run(world, tower, Path(prompts), original)
         from prompt_tune.context import embed_with_prompts
 
-        guide = _guide_of_run(world, tower, Path(prompts), original)
         embeddings = embed_with_prompts(Path(prompts), tower, classes)
         provenance = _provenance() | {"prompts": hashlib.sha256(Path(prompts).read_bytes()).hexdigest()}
     else:

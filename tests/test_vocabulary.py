@@ -16,8 +16,8 @@ from prompt_tune.vocabulary import DEFAULT_THRESHOLD, MAX_ROWS, Vocabulary, guid
 def test_vocabulary_keeps_read_only_float32_copies() -> None:
     embeddings, thresholds = unit_rows(1, 2).astype(np.float64), np.array([0.3])
     provenance: dict[str, Any] = {"seeds": [1]}
-    vocabulary = learned("lorry", provenance=provenance)
-    vocabulary = replace(vocabulary, embeddings=embeddings, thresholds=thresholds)
+    given: dict[str, Any] = {"embeddings": embeddings, "thresholds": thresholds, "provenance": provenance}
+    vocabulary = replace(learned("lorry"), **given)
     before = vocabulary.to_bytes()
     embeddings[:], thresholds[:] = 0, 0
     provenance["seeds"].append(2)

@@ -20,7 +20,7 @@ def unit_rows(*shape: int, seed: int = 0) -> np.ndarray:
 
 def learned(*names: str, n_prompts: int = 1, seed: int = 0, **fields: Any) -> Vocabulary:
     """A learned vocabulary with random embeddings."""
-    defaults = {"kind": "learned", "detector": DETECTOR, "text_tower": TOWER, "guide": GUIDE}
+    defaults: dict[str, Any] = {"kind": "learned", "detector": DETECTOR, "text_tower": TOWER, "guide": GUIDE}
     return Vocabulary(names, unit_rows(len(names), n_prompts, seed=seed), **(defaults | fields))
 
 
