@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from prompt_tune import __version__
+from prompt_tune.bundle import ORIGINAL_FILE
+from prompt_tune.context import embed_with_prompts
 from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.names import read_classes
 from prompt_tune.text import DEFAULT_TOWER, LOCAL_PREFIX, TextTower
@@ -18,7 +20,6 @@ from prompt_tune.vocabulary import Kind, Vocabulary, guide_digest, short
 from prompt_tune.world import TINY, World
 
 DEFAULT_ORIGINAL = "coco"  # what YOLO-World's official checkpoints carry
-ORIGINAL_FILE = "original.vocab.safetensors"  # in `tiny`, a run folder and a bundle
 TOWER_FOLDER = "tower"  # beside a detector folder's weights, as in `tiny`
 MIN_COSINE = 0.999  # of one name's embeddings from a checkpoint and from its own tower: float16 keeps 0.99999
 
@@ -55,8 +56,6 @@ def build_vocabulary(
     tower = TextTower.load(text_tower or default_tower(model))
     if prompts is not None:
         guide = _guide_of_run(world, tower, Path(prompts), original)
-        from prompt_tune.context import embed_with_prompts
-
         embeddings = embed_with_prompts(Path(prompts), tower, classes)
         provenance = _provenance() | {"prompts": hashlib.sha256(Path(prompts).read_bytes()).hexdigest()}
     else:

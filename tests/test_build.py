@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 from dataclasses import replace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from vocabularies import refusal_of
 
+from prompt_tune.bundle import ORIGINAL_FILE
 from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.vocabulary import Vocabulary, guide_digest
 
@@ -65,7 +67,7 @@ def other_tower(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def with_original(detector: Path, tmp_path: Path) -> Path:
     """The detector with an original vocabulary beside its weights."""
-    from prompt_tune.build import ORIGINAL_FILE, build_vocabulary
+    from prompt_tune.build import build_vocabulary
 
     folder = tmp_path / "deployed"
     folder.mkdir()
@@ -109,7 +111,7 @@ def test_build_of_original_kind_guides_what_is_built_for_it(detector: Path, tmp_
 
 
 def test_build_for_a_detector_with_its_own_original_uses_that(with_original: Path) -> None:
-    from prompt_tune.build import ORIGINAL_FILE, build_vocabulary
+    from prompt_tune.build import build_vocabulary
 
     shipped = Vocabulary.load(with_original / ORIGINAL_FILE)
     assert build_vocabulary(with_original, CLASSES).guide == shipped.digest
@@ -126,7 +128,7 @@ def test_build_with_another_tower_than_the_detectors_is_refused(with_original: P
 def test_build_for_an_original_that_does_not_fit_is_refused(
     with_original: Path, detector: Path, tmp_path: Path, other_tower: str
 ) -> None:
-    from prompt_tune.build import ORIGINAL_FILE, build_vocabulary
+    from prompt_tune.build import build_vocabulary
 
     shipped = Vocabulary.load(with_original / ORIGINAL_FILE)
     path = tmp_path / "other.vocab.safetensors"
@@ -142,7 +144,7 @@ def test_build_for_an_original_that_does_not_fit_is_refused(
 
 
 def test_build_beside_an_original_of_another_detector_is_refused(with_original: Path) -> None:
-    from prompt_tune.build import ORIGINAL_FILE, build_vocabulary
+    from prompt_tune.build import build_vocabulary
 
     shipped = Vocabulary.load(with_original / ORIGINAL_FILE)
     replace(shipped, detector="0" * 64).save(with_original / ORIGINAL_FILE)
@@ -162,8 +164,28 @@ def test_build_with_arguments_that_contradict_is_refused(detector: Path, tmp_pat
     assert "leave the argument `original` out" in text
 
 
+def test_build_with_prompts_puts_the_context_in_front_of_the_names(
+    with_original: Path, tower: "TextTower", tmp_path: Path
+) -> None:
+    from prompt_tune.build import build_vocabulary
+    from prompt_tune.context import PromptContext
+
+    prompts = tmp_path / "prompts.safetensors"
+    context = PromptContext(tower, CLASSES, n_ctx=2, class_specific=False, seed=1)
+    context.save(prompts)
+    original = Vocabulary.load(with_original / ORIGINAL_FILE)
+    original.save(tmp_path / ORIGINAL_FILE)
+    built = build_vocabulary(with_original, CLASSES, kind="learned", prompts=prompts)
+    assert (built.names, built.kind, built.guide) == (("lorry", "car"), "learned", original.digest)
+    assert np.array_equal(built.embeddings, context.embeddings())
+    assert not np.allclose(built.embeddings, build_vocabulary(with_original, CLASSES).embeddings, atol=0.01)
+    assert built.provenance["prompts"] == hashlib.sha256(prompts.read_bytes()).hexdigest()
+    further = build_vocabulary(with_original, [("van",)], kind="learned", prompts=prompts)  # a name it never saw
+    assert further.names == ("van",)
+
+
 def test_build_with_prompts_of_unclear_guide_is_refused(with_original: Path, tmp_path: Path) -> None:
-    from prompt_tune.build import ORIGINAL_FILE, build_vocabulary
+    from prompt_tune.build import build_vocabulary
 
     prompts = tmp_path / "run" / "prompts.safetensors"
     text = refusal_of(lambda: build_vocabulary(with_original, CLASSES, kind="learned", prompts=prompts))
