@@ -1,0 +1,134 @@
+"""Bundles: the folder that goes to the inference box, with an ONNX graph, two vocabularies and a README."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from prompt_tune.errors import GraphError, RunError
+from prompt_tune.vocabulary import Vocabulary, short
+
+GRAPH_FILE = "detector.onnx"
+ORIGINAL_FILE = "original.vocab.safetensors"
+LEARNED_FILE = "learned.vocab.safetensors"
+README_FILE = "README.md"
+BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
+CONFIG_FILE = "config.json"  # of a run folder
+
+logger = logging.getLogger(__name__)
+
+
+def export_bundle(run: Path | str, out: Path | str) -> None:
+    """Writes what `prompt-tune detect` needs, whole or not at all.
+
+    Args:    run: a run folder of `fit`: config.json, original.vocab.safetensors, learned.vocab.safetensors.
+             out: the bundle's folder; a bundle that is there already is replaced.
+    Raises:  RunError: the run folder is incomplete, or its parts were not made for one another.
+             GraphError: `out` is in the way, or the exported graph does not agree with torch.
+             ModelError: the run's detector is not there any more or cannot be used.
+             VocabularyError: a vocabulary of the run is damaged.
+    """
+    from prompt_tune.graph import export_graph
+    from prompt_tune.world import World
+
+    run, out = Path(run), Path(out).absolute()
+    _check_place(out)
+    config = _read_config(run)
+    original, learned = (Vocabulary.load(run / name) for name in (ORIGINAL_FILE, LEARNED_FILE))
+    world = World.load(config["model"])
+    _check_run(run, config["digests"], world.digest, original, learned)
+    try:
+        with _replacing_folder(out) as folder:
+            export_graph(world, folder / GRAPH_FILE, image_size=config["image_size"])
+            shutil.copyfile(run / ORIGINAL_FILE, folder / ORIGINAL_FILE)
+            shutil.copyfile(run / LEARNED_FILE, folder / LEARNED_FILE)
+            (folder / README_FILE).write_text(_readme(out, config, original, learned), encoding="utf-8")
+    except OSError as error:
+        raise GraphError(f"Cannot write the bundle '{out}': {error.strerror}. Choose another --out.") from error
+    logger.info(
+        "%s: detector %s, %d original and %d learned classes; the graph agrees with torch on shapes it never saw.",
+        out,
+        short(world.digest),
+        len(original.names),
+        len(learned.names),
+    )
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    """The keys of a run's configuration that an export needs."""
+    path = run / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(
+            f"'{run}' is not a run folder: no readable {CONFIG_FILE}. Make one with `prompt-tune fit`."
+        ) from error
+    except ValueError as error:
+        raise RunError(f"'{path}' is damaged: it is not JSON. Run `prompt-tune fit` again.") from error
+    needed = {"model": str, "image_size": int, "digests": dict}
+    for key, kind in needed.items():
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+            raise RunError(f"'{path}' is damaged: it has no `{key}`. Run `prompt-tune fit` again.")
+    return {key: config[key] for key in needed}
+
+
+def _check_run(run: Path, digests: dict[str, str], detector: str, original: Vocabulary, learned: Vocabulary) -> None:
+    """The parts of a run were made for one another, and the detector is still the one of then."""
+    guide = original.digest if learned.guide_mode == "original" else learned.digest
+    table = (
+        ("detector", "run", digests.get("detector"), detector),
+        ("detector", ORIGINAL_FILE, original.detector, detector),
+        ("detector", LEARNED_FILE, learned.detector, detector),
+        ("text tower", ORIGINAL_FILE, original.text_tower, digests.get("text_tower")),
+        ("text tower", LEARNED_FILE, learned.text_tower, digests.get("text_tower")),
+        ("guide", "run", digests.get("guide"), original.digest),
+        ("guide", LEARNED_FILE, learned.guide, guide),
+    )
+    for what, part, was, now in table:
+        if was != now:
+            raise RunError(
+                f"'{run}': the {part} was made for another {what} ({short(str(was))}, here {short(str(now))}). "
+                "Export with the detector and the files of one `prompt-tune fit`."
+            )
+
+
+def _check_place(out: Path) -> None:
+    """Refuses to replace anything but a bundle or an empty folder."""
+    if not out.exists() and not out.is_symlink():
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    if not out.is_dir() or not names <= set(BUNDLE_FILES) or (names and GRAPH_FILE not in names):
+        raise GraphError(f"'{out}' is in the way: it is not a bundle, so it is not replaced. Choose another --out.")
+
+
+@contextmanager
+def _replacing_folder(out: Path) -> Iterator[Path]:
+    """A sibling folder to fill, which takes the place of `out` when the block ends without an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as workspace:
+        new, old = Path(workspace) / "new", Path(workspace) / "old"
+        new.mkdir()
+        yield new
+        if out.exists():
+            os.replace(out, old)
+        os.replace(new, out)
+
+
+def _readme(out: Path, config: dict[str, Any], original: Vocabulary, learned: Vocabulary) -> str:
+    """The bundle's README, from the template in the deployment kit."""
+    template = files("prompt_tune.export").joinpath("bundle_README.md").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        bundle=out.name,
+        detector=original.detector,
+        image_size=config["image_size"],
+        n_original=len(original.names),
+        n_learned=len(learned.names),
+        learned_names=", ".join(learned.names),
+    )
