@@ -18,7 +18,7 @@ from prompt_tune.vocabulary import Vocabulary, guide_digest
 logger = logging.getLogger(__name__)
 
 TOWER_STEPS = 1000
-DETECTOR_STEPS = 6000
+DETECTOR_STEPS = 3000
 
 
 def pretrain(

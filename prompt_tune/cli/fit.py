@@ -1,0 +1,74 @@
+"""`prompt-tune fit`: learn context vectors for the classes of a data set."""
+
+from pathlib import Path
+
+import click
+
+from prompt_tune.config import HELP, FitConfig
+
+_DEFAULT = FitConfig()
+
+
+@click.command()
+@click.option("--model", required=True, help="'tiny', a YOLO-World v2 checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.")
+@click.option("--data", required=True, help="The data set: ultralytics YAML, COCO JSON (YAML or Roboflow folder), or Pascal VOC folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
+@click.option("--original", default=None, help="Original vocabulary, which guides the neck: a file, a built-in list or names; default: the model's own.")
+@click.option("--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG; default: the model's own.")
+@click.option("--names", default=None, help="Names for the data set's classes, in its order ('lorry; truck, car'), or a file of them.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--cache", type=click.Path(path_type=Path), default=None, help="Folder of the region cache; default: 'regions' in the run.")
+@click.option("--context-length", default=_DEFAULT.context_length, show_default=True, help=HELP["context_length"])
+@click.option(
+    "--class-specific/--shared-context", default=_DEFAULT.class_specific, show_default=True, help=HELP["class_specific"]
+)
+@click.option("--initial-words", default=_DEFAULT.initial_words, show_default=True, help=HELP["initial_words"])
+@click.option("--epochs", default=_DEFAULT.epochs, show_default=True, help=HELP["epochs"])
+@click.option("--learning-rate", default=_DEFAULT.learning_rate, show_default=True, help=HELP["learning_rate"])
+@click.option("--batch", default=_DEFAULT.batch, show_default=True, help=HELP["batch"])
+@click.option("--image-size", default=_DEFAULT.image_size, show_default=True, help=HELP["image_size"])
+@click.option("--views", default=_DEFAULT.views, show_default=True, help=HELP["views"])
+@click.option("--region-budget", type=int, nargs=3, default=_DEFAULT.region_budget, show_default=True, help=HELP["region_budget"])
+@click.option("--seed", default=_DEFAULT.seed, show_default=True, help=HELP["seed"])
+@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1.")
+def command(
+    model: str,
+    data: str,
+    out: Path,
+    original: str | None,
+    text_tower: str | None,
+    names: str | None,
+    resume: bool,
+    cache: Path | None,
+    device: str,
+    **settings: object,
+) -> None:
+    """Learn context vectors for the classes of a data set; detector and text tower stay as they are.
+
+    Writes prompts.safetensors, learned.vocab.safetensors, metrics.jsonl and curves.png to the run folder. Ctrl-C keeps
+    the best epoch so far, and --resume goes on.
+    """
+    from prompt_tune.cli.progress import stages
+    from prompt_tune.fit import fit
+    from prompt_tune.names import read_classes
+
+    with stages() as report:
+        result = fit(
+            model,
+            data,
+            out,
+            config=FitConfig(**settings),  # type: ignore[arg-type]
+            original=original,
+            text_tower=text_tower,
+            classes=None if names is None else read_classes(names),
+            cache=cache,
+            resume=resume,
+            device=device,
+            report=report,
+        )
+    click.echo(
+        f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
+        f"{result.ap:.3f} on the validation images. Cached in {result.seconds['cache']:.1f} s, trained in "
+        f"{result.seconds['train']:.1f} s."
+    )
+    click.echo(f"Next: prompt-tune export {result.run} --out BUNDLE")

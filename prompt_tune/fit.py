@@ -1,0 +1,308 @@
+"""Learn context vectors for a data set's classes on a frozen YOLO-World: cache once, then train on the cache.
+
+The whole method: the original vocabulary guides the neck, so head features and boxes cannot depend on the prompts; what is
+left to train is `ctx` (CoOp, arXiv 2109.01134) through the frozen text tower and the folded head.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tune import __version__
+from prompt_tune.build import default_tower, original_vocabulary
+from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
+from prompt_tune.context import PromptContext
+from prompt_tune.datasets import DataSet, Split, read_dataset
+from prompt_tune.errors import DataError, RunError
+from prompt_tune.evaluate import Precision, Truth, average_precision, suppress
+from prompt_tune.loss import class_loss, region_logits
+from prompt_tune.regions import RegionBudget, RegionCache, cache_regions
+from prompt_tune.run import RunFolder, TrainState
+from prompt_tune.text import TextTower
+from prompt_tune.vocabulary import Vocabulary
+from prompt_tune.world import TINY, World
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int, str], None]  # stage, done, total, note: what a progress bar shows
+SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: they move AP by less than 0.001
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit came to.
+
+    run: its folder. epoch: the one that was kept, from 1. ap, ap50: of the learned classes on the validation images, 0..1.
+    finished: False when it was stopped before the last epoch. seconds: by stage, "cache" and "train".
+    """
+
+    run: Path
+    epoch: int
+    ap: float
+    ap50: float
+    finished: bool
+    seconds: dict[str, float]
+
+
+def fit(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    config: FitConfig | None = None,
+    original: str | Path | None = None,
+    text_tower: str | None = None,
+    classes: Sequence[tuple[str, ...]] | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> FitResult:
+    """Learn prompts for the classes of a data set.
+
+    Args:    model: what `World.load` takes. data: what `read_dataset` takes. out: the run folder to write.
+             config: the settings. original: what guides the neck; see `build.original_vocabulary`.
+             text_tower: what `TextTower.load` takes; None is the model's own. classes: (name, synonym, ...) for each
+             class of the data set, in its order; None takes the data set's names. cache: folder of the region cache,
+             None is `out`/regions. resume: go on with what is in `out`. device: a torch device.
+             report: called as the work goes on. KeyboardInterrupt, by it or by the user, ends the training; what was
+             learned until then is kept.
+    Returns: the best epoch, by AP on the validation images.
+    Raises:  PromptTuneError: something of the above cannot be used; nothing is half-written.
+    """
+    config = config or FitConfig()
+    report = report or (lambda stage, done, total, note: None)
+    world = World.load(model, device=device)
+    tower = TextTower.load(text_tower or default_tower(model), device=device)
+    vocabulary = original_vocabulary(world, tower, original)
+    names = None if classes is None else [prompts[0] for prompts in classes]
+    dataset = read_dataset(data, seed=config.seed, names=names)
+    if not config.image_size:
+        config = replace(config, image_size=TINY_IMAGE_SIZE if str(model) == TINY else IMAGE_SIZE)
+    context = PromptContext(
+        tower,
+        classes or [(name,) for name in dataset.names],
+        n_ctx=config.context_length,
+        class_specific=config.class_specific,
+        initial_words=config.initial_words,
+        seed=config.seed,
+    )
+    digests = {"detector": world.digest, "text_tower": tower.digest, "guide": vocabulary.digest}
+    run = RunFolder(Path(out))
+    run.open(
+        {
+            "version": 1,
+            "model": str(model),
+            "text_tower": tower.spec,
+            "data": str(data),
+            "classes": [list(prompts) for prompts in context.classes],
+            "digests": digests,
+            "prompt_tune": __version__,
+            "image_size": config.image_size,
+            "settings": config.as_json(),
+        },
+        resume=resume,
+    )
+    vocabulary.save(run.original)
+    guide = torch.from_numpy(vocabulary.embeddings).flatten(0, 1).to(world.device)  # (n_cls * n_prompts, 512)
+    seconds = {"cache": time.perf_counter()}
+    folder = Path(cache) if cache else run.folder / "regions"
+    train, val = _cache_splits(world, guide, dataset, folder, config, report)
+    seconds["cache"] = time.perf_counter() - seconds["cache"]
+
+    started = time.perf_counter()
+    trainer = Trainer(world, context, train, val, config)
+    state = run.load_state(context.ctx.shape) if resume else None
+    if state is not None:
+        trainer.restore(state)
+    try:
+        while trainer.epoch < config.epochs:
+            line = trainer.run_epoch()
+            run.add_metrics(line)
+            run.save_state(trainer.state())
+            note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
+            report("train", trainer.epoch, config.epochs, note)
+    except KeyboardInterrupt:
+        logger.warning("Stopped after epoch %d of %d; --resume goes on.", trainer.epoch, config.epochs)
+    seconds["train"] = time.perf_counter() - started
+    if not trainer.best_epoch:
+        raise RunError(f"Stopped before the first epoch of {run.folder} was done. Go on with --resume.")
+    _write_result(run, trainer, vocabulary, digests, config)
+    return FitResult(
+        run.folder,
+        trainer.best_epoch,
+        trainer.best.ap,
+        trainer.best.ap50,
+        finished=trainer.epoch == config.epochs,
+        seconds=seconds,
+    )
+
+
+class Trainer:
+    """AdamW on `ctx`, an epoch at a time; everything that a resumed run needs is in `state`."""
+
+    def __init__(
+        self, world: World, context: PromptContext, train: RegionCache, val: RegionCache, config: FitConfig
+    ) -> None:
+        self.world, self.context, self.train, self.val, self.config = world, context, train, val, config
+        self.anchors = world.anchors(config.image_size, config.image_size)
+        self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, weight_decay=0.0)
+        self.epoch, self.best_epoch = 0, 0
+        self.best = Precision(-1.0, -1.0, np.zeros(0))
+        self.best_ctx = context.ctx.detach().clone()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train on every cached image once, in one of its views, and measure. Returns the line for metrics.jsonl."""
+        started = time.perf_counter()
+        rng = np.random.default_rng([self.config.seed, 21, self.epoch])
+        order = rng.permutation(len(self.train.files))
+        view = rng.integers(self.config.views, size=len(order))
+        n_steps = math.ceil(len(order) / self.config.batch)
+        total = 0.0
+        for step in range(n_steps):
+            chosen = order[step * self.config.batch : (step + 1) * self.config.batch]
+            regions = [self.train.load(i, view[i]) for i in chosen]
+            rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = class_loss(self.world, self.context(), regions, self.anchors, self.config.image_size)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item() * len(chosen)
+        measured = measure(self.world, self.context.embeddings(), self.val, self.anchors)
+        self.epoch += 1
+        if measured.ap > self.best.ap:
+            self.best, self.best_epoch, self.best_ctx = measured, self.epoch, self.context.ctx.detach().clone()
+        return {
+            "epoch": self.epoch,
+            "loss": total / len(order),
+            "ap": measured.ap,
+            "ap50": measured.ap50,
+            "learning_rate": rate,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    def _learning_rate(self, step: int, n_steps: int) -> float:
+        """One epoch of linear warm-up, then a cosine to zero."""
+        warm_up, end = n_steps, n_steps * self.config.epochs
+        if step < warm_up:
+            return self.config.learning_rate * (step + 1) / warm_up
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, end - warm_up)))
+
+    def state(self) -> TrainState:
+        """All that the next epoch depends on."""
+        moments = self.optimizer.state[self.context.ctx]
+        return TrainState(
+            epoch=self.epoch,
+            best_epoch=self.best_epoch,
+            best_ap=self.best.ap,
+            best_ap50=self.best.ap50,
+            step=int(moments["step"]),
+            tensors={
+                "ctx": self.context.ctx.detach(),
+                "best_ctx": self.best_ctx,
+                "exp_avg": moments["exp_avg"],
+                "exp_avg_sq": moments["exp_avg_sq"],
+            },
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on where `state` was taken."""
+        self.epoch, self.best_epoch = state.epoch, state.best_epoch
+        self.best = Precision(state.best_ap, state.best_ap50, np.zeros(0))
+        tensors = {name: tensor.to(self.context.ctx.device) for name, tensor in state.tensors.items()}
+        self.best_ctx = tensors["best_ctx"]
+        with torch.no_grad():
+            self.context.ctx.copy_(tensors["ctx"])
+        self.optimizer.state[self.context.ctx] = {
+            "step": torch.tensor(float(state.step)),
+            "exp_avg": tensors["exp_avg"],
+            "exp_avg_sq": tensors["exp_avg_sq"],
+        }
+
+
+@torch.no_grad()
+def measure(
+    world: World, embeddings: np.ndarray, cache: RegionCache, anchors: tuple[Tensor, Tensor, Tensor]
+) -> Precision:
+    """AP of classes on cached images with all their anchors.
+
+    Args:    embeddings: (n_cls, n_prompts, 512) float32. cache: of `cache_regions` without a budget.
+             anchors: from `World.anchors`, for the cached input size.
+    """
+    rows = torch.from_numpy(embeddings).to(world.device)
+    level = anchors[2]
+    truths, founds = [], []
+    for i in range(len(cache.files)):
+        regions = cache.load(i)
+        scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
+        founds.append(suppress(regions.boxes_xyxy.to(world.device), scores, conf=SELECTION_CONF))
+        parts = (regions.label_boxes, regions.label_classes, regions.label_ignore)
+        truths.append(Truth(*(part.numpy() for part in parts)))
+    return average_precision(truths, founds, len(embeddings))
+
+
+def _cache_splits(
+    world: World, guide: Tensor, dataset: DataSet, folder: Path, config: FitConfig, report: Report
+) -> tuple[RegionCache, RegionCache]:
+    """Cached training images (budgeted, in their views) and validation images (all anchors)."""
+
+    def run(split: Split, stage: str, views: int, budget: RegionBudget | None) -> RegionCache:
+        for cache in cache_regions(
+            world,
+            guide,
+            split.samples,
+            folder,
+            image_size=config.image_size,
+            views=views,
+            budget=budget,
+            seed=config.seed,
+        ):
+            report(stage, len(cache.files) + len(cache.skipped), len(split.samples), "")
+        if cache.skipped:
+            logger.warning("%d damaged images skipped:\n  %s", len(cache.skipped), "\n  ".join(cache.skipped))
+        return cache
+
+    train = run(dataset.train, "cache train", config.views, RegionBudget(*config.region_budget))
+    val = run(dataset.val, "cache val", 1, None)
+    if not any(len(train.load(i).label_classes) for i in range(len(train.files))):
+        raise DataError(f"No readable training image of `{dataset.source}` has a box. Replace the damaged images.")
+    return train, val
+
+
+def _write_result(
+    run: RunFolder, trainer: Trainer, original: Vocabulary, digests: dict[str, str], config: FitConfig
+) -> None:
+    """Prompts and learned vocabulary of the best epoch, and the curves."""
+    context = trainer.context
+    with torch.no_grad():
+        context.ctx.copy_(trainer.best_ctx)
+    context.save(run.prompts)
+    Vocabulary(
+        names=tuple(prompts[0] for prompts in context.classes),
+        embeddings=context.embeddings(),
+        kind="learned",
+        detector=digests["detector"],
+        text_tower=digests["text_tower"],
+        guide=original.digest,
+        provenance={
+            "prompt_tune": __version__,
+            "torch": torch.__version__.split("+")[0],
+            "settings": config.as_json(),
+            "epoch": trainer.best_epoch,
+            "val_ap": round(trainer.best.ap, 6),
+            "val_ap50": round(trainer.best.ap50, 6),
+            "train_images": len(trainer.train.files),
+            "val_images": len(trainer.val.files),
+        },
+    ).save(run.learned)
+    run.draw_curves()
