@@ -112,7 +112,7 @@ def fit(
         resume=resume,
     )
     vocabulary.save(run.original)
-    guide = torch.from_numpy(vocabulary.embeddings).flatten(0, 1).to(world.device)  # (n_cls * n_prompts, 512)
+    guide = torch.tensor(vocabulary.embeddings, device=world.device).flatten(0, 1)  # (n_cls * n_prompts, 512)
     seconds = {"cache": time.perf_counter()}
     folder = Path(cache) if cache else run.folder / "regions"
     train, val = _cache_splits(world, guide, dataset, folder, config, report)
