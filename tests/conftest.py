@@ -3,6 +3,7 @@
 `checkpoint`: path of a small random YOLO-World v2 (yolov8n-worldv2) as ultralytics saves it, with 80 names, unit text
 features, and batch-norm statistics under which scores and boxes vary and the guide matters.
 `world`: that checkpoint loaded, for tests that leave it as it is.
+`text_tower`: folder of a small random text tower in open_clip's format.
 `make_checkpoint(path, scale="n", seed=0)`: writes another one and returns its path.
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from towers import make_tower
 
 if TYPE_CHECKING:
     from prompt_tune.world import World
@@ -36,6 +38,14 @@ def world(checkpoint: Path) -> "World":
     from prompt_tune.world import World
 
     return World.load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def text_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random text tower in open_clip's format."""
+    folder = tmp_path_factory.mktemp("towers") / "tower"
+    make_tower(folder, seed=7)
+    return folder
 
 
 def _make_checkpoint(path: Path, *, scale: str = "n", seed: int = 0) -> Path:

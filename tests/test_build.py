@@ -1,5 +1,4 @@
 import hashlib
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from towers import make_tower
 from vocabularies import refusal_of
 
 from prompt_tune.bundle import ORIGINAL_FILE
@@ -20,23 +20,6 @@ if TYPE_CHECKING:
     from prompt_tune.world import World
 
 CLASSES = [("lorry", "truck"), ("car",)]
-
-
-def make_tower(folder: Path, seed: int) -> str:
-    """Writes a random one-layer text tower in open_clip's format; returns its spec."""
-    import open_clip
-    from safetensors.torch import save_file
-
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
-    vision = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1}
-    config = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = open_clip.CLIP(**config)
-    folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
 
 
 @pytest.fixture(scope="module")
