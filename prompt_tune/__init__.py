@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The public names, each imported at its first use: importing the package must load neither NumPy nor ONNX Runtime."""
+    """The public names, each imported at its first use: importing the package loads neither NumPy nor ONNX Runtime."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'prompt_tune' has no attribute {name!r}")

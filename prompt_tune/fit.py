@@ -1,7 +1,7 @@
 """Learn context vectors for a data set's classes on a frozen YOLO-World: cache once, then train on the cache.
 
-The whole method: the original vocabulary guides the neck, so head features and boxes cannot depend on the prompts; what is
-left to train is `ctx` (CoOp, arXiv 2109.01134) through the frozen text tower and the folded head.
+The whole method: the original vocabulary guides the neck, so head features and boxes cannot depend on the prompts;
+what is left to train is `ctx` (CoOp, arXiv 2109.01134) through the frozen text tower and the folded head.
 """
 
 import logging
@@ -40,8 +40,8 @@ SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: t
 class FitResult:
     """What a fit came to.
 
-    run: its folder. epoch: the one that was kept, from 1. ap, ap50: of the learned classes on the validation images, 0..1.
-    finished: False when it was stopped before the last epoch. seconds: by stage, "cache" and "train".
+    run: its folder. epoch: the one that was kept, from 1. ap, ap50: of the learned classes on the validation images, in
+    0..1. finished: False when it was stopped before the last epoch. seconds: by stage, "cache" and "train".
     """
 
     run: Path

@@ -1,4 +1,4 @@
-"""The six laws of the product (DESIGN, section 4), each on the model that ships: a test here that fails is a broken promise."""
+"""The six laws of the product, each on the model that ships: a test here that fails is a broken promise."""
 
 import os
 import signal

@@ -10,14 +10,37 @@ _DEFAULT = FitConfig()
 
 
 @click.command()
-@click.option("--model", required=True, help="'tiny', a YOLO-World v2 checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.")
-@click.option("--data", required=True, help="The data set: ultralytics YAML, COCO JSON (YAML or Roboflow folder), or Pascal VOC folder.")
+@click.option(
+    "--model",
+    required=True,
+    help="'tiny', a YOLO-World v2 checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.",
+)
+@click.option(
+    "--data",
+    required=True,
+    help="The data set: ultralytics YAML, COCO JSON (YAML or Roboflow folder), or Pascal VOC folder.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
-@click.option("--original", default=None, help="Original vocabulary, which guides the neck: a file, a built-in list or names; default: the model's own.")
-@click.option("--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG; default: the model's own.")
-@click.option("--names", default=None, help="Names for the data set's classes, in its order ('lorry; truck, car'), or a file of them.")
+@click.option(
+    "--original",
+    default=None,
+    help="Original vocabulary, which guides the neck: a file, a built-in list or names; default: the model's own.",
+)
+@click.option(
+    "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG; default: the model's own."
+)
+@click.option(
+    "--names",
+    default=None,
+    help="Names for the data set's classes, in its order ('lorry; truck, car'), or a file of them.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--cache", type=click.Path(path_type=Path), default=None, help="Folder of the region cache; default: 'regions' in the run.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the region cache; default: 'regions' in the run.",
+)
 @click.option("--context-length", default=_DEFAULT.context_length, show_default=True, help=HELP["context_length"])
 @click.option(
     "--class-specific/--shared-context", default=_DEFAULT.class_specific, show_default=True, help=HELP["class_specific"]
@@ -28,7 +51,9 @@ _DEFAULT = FitConfig()
 @click.option("--batch", default=_DEFAULT.batch, show_default=True, help=HELP["batch"])
 @click.option("--image-size", default=_DEFAULT.image_size, show_default=True, help=HELP["image_size"])
 @click.option("--views", default=_DEFAULT.views, show_default=True, help=HELP["views"])
-@click.option("--region-budget", type=int, nargs=3, default=_DEFAULT.region_budget, show_default=True, help=HELP["region_budget"])
+@click.option(
+    "--region-budget", type=int, nargs=3, default=_DEFAULT.region_budget, show_default=True, help=HELP["region_budget"]
+)
 @click.option("--seed", default=_DEFAULT.seed, show_default=True, help=HELP["seed"])
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1.")
 def command(

@@ -6,7 +6,9 @@ import click
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and the state to resume from.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and the state to resume from."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of scenes, targets and initial values.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device for the detector's training.")
 def command(out: Path, seed: int, device: str) -> None:

@@ -7,7 +7,9 @@ import click
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
-@click.option("--images", "n_images", default=100, show_default=True, type=click.IntRange(1), help="Images in each split.")
+@click.option(
+    "--images", "n_images", default=100, show_default=True, type=click.IntRange(1), help="Images in each split."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of everything that is drawn.")
 def command(out: Path, n_images: int, seed: int) -> None:
     """Write the sample set: a custom job of six new classes, and labelled scenes of tiny's original vocabulary."""

@@ -1,1 +1,1 @@
-"""How `tiny` was made: a text tower fitted to structured targets, then a YOLO-World trained on scenes drawn on the fly."""
+"""How `tiny` was made: a text tower fitted to structured targets, then a YOLO-World trained on drawn scenes."""

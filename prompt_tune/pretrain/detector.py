@@ -1,8 +1,8 @@
 """The detector of `tiny`: a YOLO-World v2 of its own scale, trained from scratch on scenes drawn on the fly.
 
-As YOLO-World (arXiv 2401.17270) it is trained on lists of names, an image at a time, of positives and negatives. Different
-here: every object is named at several levels at once, and the negatives are chosen to be hard (same shape in another
-colour, same colour in another shape, another pattern).
+As YOLO-World (arXiv 2401.17270) it is trained on lists of names, an image at a time, of positives and negatives.
+Different here: every object is named at several levels at once, and the negatives are chosen to be hard (same shape in
+another colour, same colour in another shape, another pattern).
 """
 
 import logging
@@ -137,7 +137,7 @@ def train_detector(
     Returns: the averaged weights as a `WorldModel` in eval mode on the CPU.
     """
     torch.manual_seed(seed)
-    model = build_model().to(device).to(memory_format=torch.channels_last)
+    model: Any = build_model().to(device).to(memory_format=torch.channels_last)
     ema = yolo.quiet_import("ultralytics.utils.torch_utils").ModelEMA(model, decay=EMA_DECAY, tau=EMA_RAMP)
     optimizer = torch.optim.AdamW(_groups(model), lr=PEAK_LR)
     first, state_file = 0, out / "detector-state.pt"
@@ -158,7 +158,13 @@ def train_detector(
     )
     table = torch.from_numpy(embeddings).to(device)
     criterion = Criterion(model.model[-1])
-    columns = (TextColumn("Detector"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("Detector"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("", total=steps, completed=first)
         for step, batch in enumerate(loader, first):
@@ -172,7 +178,7 @@ def train_detector(
             nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
             optimizer.step()
             ema.update(model)
-            progress.update(task, advance=1, description="box %.2f class %.2f dfl %.2f" % tuple(losses.tolist()))
+            progress.update(task, advance=1, description="box {:.2f} class {:.2f} dfl {:.2f}".format(*losses.tolist()))
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 logger.info("update %d: box %.3f class %.3f dfl %.3f", step + 1, *losses.tolist())
                 with replacing(state_file) as path:
@@ -182,16 +188,16 @@ def train_detector(
     return trained
 
 
-def build_model() -> nn.Module:
+def build_model() -> Any:
     """The `WorldModel` of `YAML` with initial values drawn from torch's random state."""
-    model: nn.Module = yolo.quiet_import("ultralytics.nn.tasks").WorldModel(deepcopy(YAML), ch=3, verbose=False)
+    model = yolo.quiet_import("ultralytics.nn.tasks").WorldModel(deepcopy(YAML), ch=3, verbose=False)
     for contrast in model.model[-1].cv4:  # the usual -10 and e^-1 belong to far longer schedules
         nn.init.constant_(contrast.bias, -6.0)
         nn.init.constant_(contrast.logit_scale, 0.5)
     return model.train()
 
 
-def forward(model: nn.Module, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+def forward(model: Any, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     """Training forward pass, in bfloat16 where the processor has it, but the comparison with the text in float32.
 
     Args:    images: (b, 3, h, w) uint8. text: (b, n, 512) float32, guide and classes in one.
@@ -199,7 +205,7 @@ def forward(model: nn.Module, images: Tensor, text: Tensor) -> tuple[Tensor, Ten
     """
     device = images.device.type
     half = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    head, outputs = model.model[-1], []
+    head, outputs = model.model[-1], list[Any]()
     with torch.autocast(device, torch.bfloat16, enabled=half):
         x: Any = (images.float() / 255).contiguous(memory_format=torch.channels_last)
         for layer in model.model[:-1]:
@@ -214,13 +220,13 @@ def forward(model: nn.Module, images: Tensor, text: Tensor) -> tuple[Tensor, Ten
 
 
 class Criterion:
-    """YOLOv8's loss (task-aligned assignment, CIoU, distribution focal loss, binary cross-entropy), for multi-hot names.
+    """YOLOv8's loss (task-aligned assignment, CIoU, distribution focal loss, cross-entropy), for multi-hot names.
 
     The assigner sees each object of an image as a class of its own, whose score is the mean of its names' scores; its
     targets then go to all names of the object.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Any) -> None:
         loss = yolo.quiet_import("ultralytics.utils.loss")
         self.tal = yolo.quiet_import("ultralytics.utils.tal")
         self.box_loss = loss.BboxLoss(head.reg_max)

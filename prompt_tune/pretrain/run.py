@@ -31,9 +31,9 @@ def pretrain(
 ) -> dict[str, float]:
     """Make `tiny`, or go on where an interrupted run stopped.
 
-    Args:    out: gets tower/, detector.yaml, detector.safetensors, original.vocab.safetensors, skill.json, and the state
-             to go on from. seed: of everything. tower_steps, detector_steps: updates. device: a torch device for the
-             detector.
+    Args:    out: gets tower/, detector.yaml, detector.safetensors, original.vocab.safetensors, skill.json, and the
+             state to go on from. seed: of everything. tower_steps, detector_steps: updates. device: a torch device for
+             the detector.
     Returns: what `measure_skill` found; the same is in skill.json.
     """
     from safetensors.torch import save_file

@@ -27,7 +27,7 @@ def measure_skill(world: World, tower: TextTower, original: Sequence[str], *, se
     usual = [test_scene(seed, i, TRAINED) for i in range(N_SCENES)]
     mixed = [test_scene(seed, N_SCENES + i, TRAINED + HELD_OUT * 3) for i in range(N_SCENES)]
     held_out = [f"{colour} {shape}" for colour, shape in HELD_OUT]
-    skill = {}
+    skill: dict[str, float] = {}
     for key, scenes, names in (("original", usual, original), ("shapes", usual, SHAPES), ("held_out", mixed, held_out)):
         measured = measure(world, scenes, names, tower.embed(names))
         skill |= {f"{key}_ap50": measured.ap50, f"{key}_ap": measured.ap}

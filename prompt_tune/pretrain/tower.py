@@ -1,13 +1,14 @@
 """The text tower of `tiny`: fitted by regression to structured targets, then frozen.
 
-Each shape, colour and pattern has a direction of its own, and the target of a name is the sum of its parts. Trained jointly
-with the detector instead, a tower this small collapses on colour. A few hundred ordinary words get random directions, so
-that the tower's outputs span more than the two dozen directions of the scenes, as a real tower's do.
+Each shape, colour and pattern has a direction of its own, and the target of a name is the sum of its parts. Trained
+jointly with the detector instead, a tower this small collapses on colour. A few hundred ordinary words get random
+directions, so that the tower's outputs span more than the two dozen directions of the scenes, as a real tower's do.
 """
 
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from rich.progress import track
 from torch import nn
 
 from prompt_tune.files import replacing
-from prompt_tune.scenes import COLOURS, HELD_OUT, PATTERNS, SHAPES, TRAINED
+from prompt_tune.scenes import COLOURS, PATTERNS, SHAPES, TRAINED
 from prompt_tune.text import EMBED_DIM
 
 logger = logging.getLogger(__name__)
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": EMBED_DIM,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32},  # a dummy: loading is strict
@@ -35,7 +36,7 @@ UNSEEN = ("forklift", "gizmo", "sprocket", "widget", "flange", "doodad")
 
 def name_parts() -> list[tuple[str, tuple[str, ...]]]:
     """Every name that the pretraining may say, with its parts; held-out combinations are in none of them."""
-    said = [(shape, (shape,)) for shape in SHAPES]
+    said: list[tuple[str, tuple[str, ...]]] = [(shape, (shape,)) for shape in SHAPES]
     said += [(f"{c} {s}", (c, s)) for c, s in TRAINED]
     for pattern in PATTERNS[1:]:
         said += [(f"{pattern} {s}", (pattern, s)) for s in SHAPES]
@@ -46,8 +47,8 @@ def name_parts() -> list[tuple[str, tuple[str, ...]]]:
 def target_directions(seed: int, words: list[str]) -> dict[str, np.ndarray]:
     """A unit direction (512,) float32 for each part of a name and each filler word.
 
-    The parts' are orthogonal to each other and to all filler words'; together they span as many dimensions as the tower is
-    wide, which is all that its projection can reach.
+    The parts' are orthogonal to each other and to all filler words'; together they span as many dimensions as the tower
+    is wide, which is all that its projection can reach.
     """
     rng = np.random.default_rng([seed, 11])
     parts = [*SHAPES, *COLOURS, *PATTERNS[1:]]
@@ -71,8 +72,8 @@ def filler_words(seed: int) -> list[str]:
 def fit_tower(folder: Path, *, seed: int, steps: int) -> None:
     """Fit the tower and write it to `folder` in open_clip's format, in float16.
 
-    Args:    folder: gets open_clip_config.json and open_clip_model.safetensors. seed: of targets, initial values and order.
-             steps: updates, of BATCH texts each.
+    Args:    folder: gets open_clip_config.json and open_clip_model.safetensors. seed: of targets, initial values and
+             order. steps: updates, of BATCH texts each.
     """
     import open_clip
     from open_clip.model import CLIP
@@ -100,7 +101,7 @@ def fit_tower(folder: Path, *, seed: int, steps: int) -> None:
         torch.optim.lr_scheduler.OneCycleLR(o, o.param_groups[0]["lr"], total_steps=steps, pct_start=0.1)
         for o in optimizers
     ]
-    for step in track(range(steps), description="Text tower"):
+    for _ in track(range(steps), description="Text tower"):
         pick = rng.choice(len(texts), BATCH, p=chance / chance.sum())
         said = [PREFIXES[rng.integers(len(PREFIXES))] + texts[i][0] for i in pick]
         tokens = tokenizer(said)
@@ -122,9 +123,3 @@ def fit_tower(folder: Path, *, seed: int, steps: int) -> None:
         save_file(state, path)
     with replacing(folder / "open_clip_config.json") as path:
         path.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}, indent=1) + "\n")
-
-
-def held_out_cosine(embed: "dict[str, np.ndarray]", directions: dict[str, np.ndarray]) -> float:
-    """Mean cosine between the embeddings of held-out names and their targets: how well the tower composes."""
-    rows = [float(embed[f"{c} {s}"] @ (directions[c] + directions[s])) / 2**0.5 for c, s in HELD_OUT]
-    return float(np.mean(rows))
