@@ -198,6 +198,10 @@ def test_read_yolo_roboflow_parent_paths_are_followed(tmp_path: Path) -> None:
     assert len(read_dataset(tmp_path).train.samples) == 3
 
 
+def test_read_yolo_last_images_folder_of_the_path_becomes_labels(tmp_path: Path) -> None:
+    check_split(read_dataset(write_yolo(tmp_path / "images", {"train": TRAIN, "val": VAL})).val, VAL, with_ignored=True)
+
+
 def test_read_yolo_labels_beside_images_are_found(tmp_path: Path) -> None:
     save_images(tmp_path / "pictures", ["a", "b"])
     for stem in "ab":
