@@ -19,7 +19,8 @@ from prompt_tune.errors import RunError
 from prompt_tune.evaluate import METRIC_CONF, Found, Truth, average_precision
 from prompt_tune.files import replacing
 from prompt_tune.fit import fit
-from prompt_tune.images import read_rgb
+from prompt_tune.images import letterbox, read_rgb
+from prompt_tune.providers import Device
 from prompt_tune.retention import changed_bits
 from prompt_tune.runtime import Detector
 from prompt_tune.sample import CLASSES, write_sample
@@ -49,7 +50,7 @@ class Summary:
 
 
 def demo(
-    out: Path, *, n_images: int = 100, seed: int = 0, device: str = "cpu", report: Report | None = None
+    out: Path, *, n_images: int = 100, seed: int = 0, device: Device = "cpu", report: Report | None = None
 ) -> Summary:
     """Run it all.
 
@@ -121,7 +122,7 @@ def _ap50(samples: Sequence[Sample], founds: Sequence[Detections], n_cls: int) -
 
 
 def _detect(
-    bundle: Path, learned: str | None, samples: Sequence[Sample], stage: str, device: str, report: Report
+    bundle: Path, learned: str | None, samples: Sequence[Sample], stage: str, device: Device, report: Report
 ) -> _Pass:
     """Run a bundle with one learned vocabulary beside the original one, or with none, an image at a time."""
     own = learned == LEARNED_FILE
@@ -129,7 +130,8 @@ def _detect(
     raw, found = [], []
     for done, sample in enumerate(samples, 1):
         image = read_rgb(sample.path)
-        raw.append(detector.raw([image], original_conf=METRIC_CONF, learned_conf=METRIC_CONF)[0])
+        pixels = letterbox(image, detector.image_size)[0].astype(np.float32) / 255
+        raw.append(detector.raw(pixels.transpose(2, 0, 1)[None])[0])  # (1, 3, size, size)
         found += detector.detect([image], original_conf=METRIC_CONF, learned_conf=METRIC_CONF)
         report(stage, done, len(samples), "")
     return _Pass(raw, found, len(detector.vocabularies[ORIGINAL].names))

@@ -41,6 +41,14 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+class _EchoHandler(logging.Handler):
+    """Log lines on standard error, above a progress bar where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line."""
+        click.echo(self.format(record), err=True)
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="prompt-tune")
 def command() -> None:
@@ -51,9 +59,7 @@ def command() -> None:
     """
     logger = logging.getLogger("prompt_tune")
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(_EchoHandler())
     logger.setLevel(logging.INFO)
     logger.propagate = False  # other libraries log to the root as they like
 

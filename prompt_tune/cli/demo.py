@@ -1,8 +1,12 @@
 """`prompt-tune demo`: the main job in one go."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from prompt_tune.providers import Device
 
 
 @click.command()
@@ -20,7 +24,7 @@ import click
     show_default=True,
     help="Where fit and ONNX Runtime run.",
 )
-def command(out: Path, n_images: int, seed: int, device: str) -> None:
+def command(out: Path, n_images: int, seed: int, device: "Device") -> None:
     """Teach tiny six classes it has never heard of, export, and detect with ONNX Runtime, with and without them.
 
     Prints one table, and writes summary.json and demo.png to --out. Takes a few minutes on two CPU cores.
