@@ -42,14 +42,16 @@ class RunFolder:
     def open(self, config: dict[str, Any], *, resume: bool) -> None:
         """Start a run, or go on with one that was started with the same configuration.
 
+        A run that stopped before its first epoch has nothing to go on from but the region cache, which any run uses.
+
         Raises:  RunError: the folder has a run and `resume` is off, or it was started with another configuration.
         """
-        if self.config.is_file():
+        if self.config.is_file() and (resume or self.state.is_file()):
             if not resume:
                 raise RunError(f"{self.folder} holds a run already. Go on with --resume, or give another --out.")
             self._check_same(config)
             return
-        if self.folder.is_dir() and any(p.name != "regions" for p in self.folder.iterdir()):
+        if not self.config.is_file() and self.folder.is_dir() and any(p.name != "regions" for p in self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty and no run of `fit`. Give another --out.")
         with replacing(self.config) as path:
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
