@@ -133,10 +133,10 @@ class World:
         x: Any = images
         outputs: list[Tensor | None] = []
         for layer in self._layers:
-            x = _inputs(layer, x, outputs)
+            x = layer_inputs(layer, x, outputs)
             x = layer(x, guides) if layer.i in self._guided else layer(x)
             outputs.append(x if layer.i in self.model.save else None)
-        levels = _inputs(self._head, x, outputs)
+        levels = layer_inputs(self._head, x, outputs)
         head_maps = [self._head.cv3[i][:-1](level) for i, level in enumerate(levels)]
         box_maps = [self._head.cv2[i](level) for i, level in enumerate(levels)]
         return head_maps, self._decode(box_maps)
@@ -251,8 +251,8 @@ def detector_digest(yaml: dict[str, Any], state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _inputs(layer: Any, x: Any, outputs: list[Tensor | None]) -> Any:
-    """What a layer takes: the output before it (`f` is -1), that of another layer, or a list of them."""
+def layer_inputs(layer: Any, x: Any, outputs: list[Tensor | None]) -> Any:
+    """What a layer of an ultralytics model takes: the output before it (`f` is -1), that of another layer, or a list of them."""
     if layer.f == -1:
         return x
     if isinstance(layer.f, int):

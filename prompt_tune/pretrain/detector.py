@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from prompt_tune import yolo
 from prompt_tune.files import replacing
 from prompt_tune.scenes import COLOURS, PATTERNS, SHAPES, TRAINED, Look, draw_scene, names_of, random_look
+from prompt_tune.world import layer_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -209,10 +210,10 @@ def forward(model: Any, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(device, torch.bfloat16, enabled=half):
         x: Any = (images.float() / 255).contiguous(memory_format=torch.channels_last)
         for layer in model.model[:-1]:
-            x = _inputs(layer, x, outputs)
+            x = layer_inputs(layer, x, outputs)
             x = layer(x, text) if type(layer).__name__ == "C2fAttn" else layer(x)
             outputs.append(x if layer.i in model.save else None)
-        levels = _inputs(head, x, outputs)
+        levels = layer_inputs(head, x, outputs)
         boxes = [branch(level).flatten(2) for branch, level in zip(head.cv2, levels, strict=True)]
         regions = [branch(level) for branch, level in zip(head.cv3, levels, strict=True)]
     logits = [contrast(r.float(), text).flatten(2) for contrast, r in zip(head.cv4, regions, strict=True)]
@@ -278,10 +279,3 @@ def _groups(model: nn.Module) -> list[dict[str, object]]:
     decay = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     rest = [p for p in model.parameters() if p.ndim <= 1 and p.requires_grad]
     return [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
-
-
-def _inputs(layer: Any, x: Any, outputs: list[Any]) -> Any:
-    """What a layer takes: the output before it, an earlier one, or a list of them."""
-    if layer.f == -1:
-        return x
-    return outputs[layer.f] if isinstance(layer.f, int) else [x if j == -1 else outputs[j] for j in layer.f]
