@@ -1,0 +1,316 @@
+"""Speed and memory of `fit` beside a plain pass of the detector and ultralytics' own fine-tuning, in one run.
+
+`python tests/bench_fit.py [--scale tiny|full] [--images N] [--out FOLDER]`; a stopped run goes on in its FOLDER.
+Each part runs in a process of its own, so that none pays for another's memory or settings.
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from importlib.metadata import version
+from itertools import accumulate
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import full_size
+import numpy as np
+from fine_tuning import DEFAULT_EPOCHS, fine_tune
+
+from prompt_tune.config import FitConfig
+from prompt_tune.files import replacing
+from prompt_tune.sample import write_sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prompt_tune.datasets import Sample
+    from prompt_tune.world import World
+
+SEED = 0
+ROUNDS = 3  # of the plain pass and of the caching, in turn; medians are compared
+GROWTH = 4  # times the images, for the memory
+CACHING_AIM = 1.15  # times the plain pass
+TRAINING_AIM = 3.0  # times the plain pass, at full size
+SPEEDUP_AIM = 20.0  # fine-tuning to all of fit, on tiny
+CACHE_MB_AIM = 1.0  # an image and view at 640 px
+MEMORY_AIM = 1.05  # at 4N images to that at N: what two runs of the same size may differ by
+FULL_EPOCHS = 20
+
+Json = dict[str, Any]
+
+
+@click.command()
+@click.option("--scale", type=click.Choice(["tiny", "full"]), default="tiny", show_default=True, help="Model's size.")
+@click.option("--images", default=100, show_default=True, help="Training images.")
+@click.option("--photos", type=click.Path(path_type=Path), help="Pascal VOC folder with more of them, for full.")
+@click.option("--epochs", default=DEFAULT_EPOCHS, show_default=True, help="Of the fine-tuning; 0 leaves it out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of everything that is made; default: a new one.")
+def main(scale: str, images: int, photos: Path | None, epochs: int, out: Path | None) -> None:
+    """Measure, and print every figure beside its aim."""
+    import torch
+
+    if photos and scale != "full":
+        raise click.UsageError("--photos goes with --scale full.")
+    out = (out or Path(tempfile.mkdtemp(prefix="bench-fit-"))).resolve()
+    protocol = {
+        "scale": scale,
+        "images": images,
+        "photos": str(photos.resolve()) if photos else None,
+        "fine_tuning_epochs": epochs if scale == "tiny" else 0,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{p: version(p) for p in ("torch", "ultralytics", "open_clip_torch", "numpy", "pillow")},
+        "seed": SEED,
+        "rounds": ROUNDS,
+    }
+    parts = Parts(out, protocol)
+    click.echo(f"Folder: {out}")
+    click.echo(f"Protocol: {json.dumps(protocol)}")
+    click.echo(
+        "Warm-up: one batch before the first timed pass; imports before every timing. Plain pass and caching alternate."
+    )
+    if scale == "tiny":
+        _tiny(parts, images, epochs)
+    else:
+        _full(parts, images, photos)
+
+
+class Parts:
+    """What was measured so far: a part that is in the folder already is not measured again."""
+
+    def __init__(self, out: Path, protocol: Json) -> None:
+        self.out, self.file = out, out / "results.json"
+        self.done: Json = {"protocol": protocol}
+        if self.file.is_file():
+            self.done = json.loads(self.file.read_text())
+            if self.done["protocol"] != protocol:
+                raise click.ClickException(f"{out} holds results of another protocol. Give another --out.")
+
+    def measure(self, name: str, function: Callable[..., Json], *arguments: object) -> Json:
+        """The result of `function(*arguments)`, run in a new process, or what an earlier run has of it."""
+        if name in self.done:
+            click.echo(f"({name}: from an earlier run in this folder)")
+        else:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                self.done[name] = process.submit(function, *arguments).result()
+            with replacing(self.file) as path:
+                path.write_text(json.dumps(self.done, indent=1) + "\n")
+        return self.done[name]
+
+    def sample_set(self, n_images: int) -> Path:
+        """The custom job with that many images in each split."""
+        folder = self.out / f"sample-{n_images}"
+        data = folder / "custom" / "custom.yaml"
+        if not (folder / "complete").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            write_sample(folder, n_images=n_images, seed=SEED)
+            (folder / "complete").touch()
+        return data
+
+
+def _tiny(parts: Parts, images: int, epochs: int) -> None:
+    """`tiny` on the sample set, beside the fine-tuning, and its memory."""
+    config = FitConfig(seed=SEED)
+    data = parts.sample_set(images)
+    caching = parts.measure("caching", measure_caching, "tiny", "tiny", data, parts.out / "caching", 256)
+    fitted = parts.measure("fit", measure_fit, "tiny", None, data, parts.out / "fit", config)
+    _print_caching(caching, 256)
+    _print_fit(fitted, caching, None)
+    more = parts.sample_set(GROWTH * images)
+    grown = parts.measure("fit, more images", measure_fit, "tiny", None, more, parts.out / "fit-more", config)
+    ratio = grown["peak_mb"] / fitted["peak_mb"]
+    _print(f"peak memory, {images} images", f"{fitted['peak_mb']:.0f} MB")
+    _print(f"peak memory, {GROWTH * images} images", f"{grown['peak_mb']:.0f} MB", ratio, "that before", MEMORY_AIM)
+    if epochs:
+        _print_fine_tuning(parts.measure("fine-tuning", fine_tune, data, parts.out / "fine-tuning", epochs), fitted)
+
+
+def _full(parts: Parts, images: int, photos: Path | None) -> None:
+    """YOLO-World s with a ViT-B/32 tower at 640 px, random weights."""
+    config = FitConfig(seed=SEED, epochs=FULL_EPOCHS)
+    tower = full_size.write_tower(parts.out / "tower")
+    model = full_size.write_checkpoint(parts.out / "yolov8s-worldv2.pt", tower)
+    data = _some_photos(photos, images, parts.out / "photos") if photos else parts.sample_set(images)
+    caching = parts.measure("caching", measure_caching, model, tower, data, parts.out / "caching", 640)
+    fitted = parts.measure("fit", measure_fit, model, tower, data, parts.out / "fit", config)
+    _print_caching(caching, 640)
+    _print_fit(fitted, caching, TRAINING_AIM)
+    _print("peak memory of fit", f"{fitted['peak_mb']:.0f} MB")
+
+
+def _some_photos(source: Path, n_images: int, folder: Path) -> Path:
+    """A Pascal VOC folder with the first images of another's train.txt and all of its val.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("images", "annotations"):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to((source / name).resolve())
+    stems = (source / "train.txt").read_text().split()
+    if len(stems) < n_images:
+        raise click.ClickException(f"{source} has {len(stems)} training images. Received: --images {n_images}.")
+    (folder / "train.txt").write_text("\n".join(stems[:n_images]) + "\n")
+    shutil.copyfile(source / "val.txt", folder / "val.txt")
+    return folder
+
+
+def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, image_size: int) -> Json:
+    """Seconds of the plain pass and of the caching of the training images, in turn, and MB of a cached image."""
+    import torch
+
+    from prompt_tune.build import original_vocabulary
+    from prompt_tune.datasets import read_dataset
+    from prompt_tune.regions import FORWARD_BATCH, RegionBudget, RegionCache, cache_regions
+    from prompt_tune.text import TextTower
+    from prompt_tune.world import World
+
+    world = World.load(model)
+    vocabulary = original_vocabulary(world, TextTower.load(tower), None)
+    guide = torch.tensor(vocabulary.embeddings).flatten(0, 1)  # (n_cls * n_prompts, 512)
+    samples = read_dataset(data, seed=SEED).train.samples
+    _plain_pass(world, guide, samples[:FORWARD_BATCH], image_size)
+    plain, caching = [], []
+    cache, head = RegionCache([]), torch.zeros(0)
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        head = _plain_pass(world, guide, samples, image_size)
+        plain.append(time.perf_counter() - started)
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.perf_counter()
+        for growing in cache_regions(world, guide, samples, folder, image_size=image_size, budget=RegionBudget()):
+            cache = growing
+        caching.append(time.perf_counter() - started)
+    regions = cache.load(len(samples) - 1)
+    if not torch.equal(regions.head, head[regions.anchor].half().float()):
+        raise RuntimeError("The cache does not hold the features of the plain pass.")
+    size = sum(file.stat().st_size for views in cache.files for file in views)
+    return {
+        "plain": statistics.median(plain),
+        "caching": statistics.median(caching),
+        "all_plain": plain,
+        "all_caching": caching,
+        "images": len(samples),
+        "classes": len(guide),
+        "mb_an_image": size / len(samples) / 1e6,
+    }
+
+
+def _plain_pass(world: "World", guide: "Tensor", samples: "Sequence[Sample]", image_size: int) -> "Tensor":
+    """Features of all images, read ahead and in batches as the caching does; all but the last image's are dropped."""
+    import torch
+
+    from prompt_tune.images import letterbox, read_rgb
+    from prompt_tune.regions import FORWARD_BATCH
+
+    def read(first: int) -> np.ndarray:
+        batch = samples[first : first + FORWARD_BATCH]
+        return np.stack([letterbox(read_rgb(sample.path), image_size)[0] for sample in batch])  # (b, size, size, 3)
+
+    firsts = range(0, len(samples), FORWARD_BATCH)
+    head = torch.zeros(0)
+    with ThreadPoolExecutor(1) as reader:
+        ahead = [reader.submit(read, first) for first in firsts[:2]]
+        for k in range(len(firsts)):
+            images = torch.from_numpy(ahead.pop(0).result()).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
+            if k + 2 < len(firsts):
+                ahead.append(reader.submit(read, firsts[k + 2]))
+            head = world.features(images, guide)[0][-1]  # (A, c3)
+    return head
+
+
+def measure_fit(model: str | Path, tower: str | None, data: Path, run: Path, config: FitConfig) -> Json:
+    """Seconds of `fit` in all and by stage, what it reached, and the peak of its memory."""
+    from prompt_tune import yolo
+    from prompt_tune.fit import fit
+
+    for name in ("ultralytics.nn.tasks", "ultralytics.utils.tal"):
+        yolo.quiet_import(name)
+    for name in ("open_clip", "faster_coco_eval", "matplotlib.figure"):
+        __import__(name)
+    shutil.rmtree(run, ignore_errors=True)
+    started = time.perf_counter()
+    result = fit(model, data, run, text_tower=tower, config=config)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "cache": result.seconds["cache"],
+        "train": result.seconds["train"],
+        "epochs": config.epochs,
+        "epoch": result.epoch,
+        "ap": result.ap,
+        "ap50": result.ap50,
+        "peak_mb": _peak_mb(),
+    }
+
+
+def _peak_mb() -> float:
+    """This process's largest resident memory. Not `getrusage`, which counts what the parent had before the exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1000
+
+
+def _print(what: str, value: str, ratio: float | None = None, of: str = "", aim: float | None = None) -> None:
+    """One line: a figure, how it stands to another, and the most that is aimed at."""
+    line = f"{what:<36}{value:>12}"
+    if ratio is not None:
+        line += f"   {ratio:.2f} x {of}"
+    if ratio is not None and aim is not None:
+        line += f" (aim <= {aim:g}: {'met' if ratio <= aim else 'MISSED'})"
+    click.echo(line)
+
+
+def _print_caching(caching: Json, image_size: int) -> None:
+    """The plain pass, the caching, and the size of the cache."""
+    plain, ours = (", ".join(f"{seconds:.2f}" for seconds in caching[f"all_{name}"]) for name in ("plain", "caching"))
+    click.echo(
+        f"{caching['images']} training images at {image_size} px, guide of {caching['classes']} classes; rounds of the "
+        f"plain pass: {plain} s, of the caching: {ours} s"
+    )
+    ratio, megabytes = caching["caching"] / caching["plain"], caching["mb_an_image"]
+    aimed = (megabytes, "1 MB", CACHE_MB_AIM) if image_size == 640 else ()
+    _print("plain pass, median", f"{caching['plain']:.2f} s")
+    _print("caching of one view, median", f"{caching['caching']:.2f} s", ratio, "the plain pass", CACHING_AIM)
+    _print("training cache, an image and view", f"{megabytes:.3f} MB", *aimed)
+
+
+def _print_fit(fitted: Json, caching: Json, aim: float | None) -> None:
+    """All of `fit`, and its stages."""
+    ratio = fitted["train"] / caching["plain"]
+    _print("fit: caching, training + validation", f"{fitted['cache']:.2f} s")
+    _print(f"fit: training, {fitted['epochs']} epochs", f"{fitted['train']:.2f} s", ratio, "the plain pass", aim)
+    _print("fit: all, loading included", f"{fitted['seconds']:.2f} s")
+    click.echo(f"  validation AP {fitted['ap']:.3f}, AP50 {fitted['ap50']:.3f}, of epoch {fitted['epoch']}")
+
+
+def _print_fine_tuning(tuned: Json, fitted: Json) -> None:
+    """Seconds of the fine-tuning to its best validation AP, and to that of `fit`."""
+    lines = tuned["epochs"]
+    seconds = list(accumulate(line["seconds"] for line in lines))
+    best = max(range(len(lines)), key=lambda i: lines[i]["ap"])
+    ratio = seconds[best] / fitted["seconds"]
+    verdict = f"(aim >= {SPEEDUP_AIM:g}: {'met' if ratio >= SPEEDUP_AIM else 'MISSED'})"
+    _print("fine-tuning to its best AP", f"{seconds[best]:.1f} s", ratio, f"all of fit {verdict}")
+    click.echo(
+        f"  validation AP {lines[best]['ap']:.3f}, AP50 {lines[best]['ap50']:.3f}, of epoch {best + 1} of {len(lines)} "
+        f"at {statistics.median(line['seconds'] for line in lines):.2f} s"
+    )
+    for key, name in (("ap", "AP"), ("ap50", "AP50")):
+        reached = next((i for i, line in enumerate(lines) if line[key] >= fitted[key]), None)
+        if reached is None:
+            _print(f"fine-tuning to the {name} of fit", "never")
+        else:
+            ratio = seconds[reached] / fitted["seconds"]
+            of = f"all of fit, epoch {reached + 1}"
+            _print(f"fine-tuning to the {name} of fit", f"{seconds[reached]:.1f} s", ratio, of)
+
+
+if __name__ == "__main__":
+    main()
