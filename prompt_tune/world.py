@@ -252,7 +252,7 @@ def detector_digest(yaml: dict[str, Any], state: dict[str, Tensor]) -> str:
 
 
 def layer_inputs(layer: Any, x: Any, outputs: list[Tensor | None]) -> Any:
-    """What a layer of an ultralytics model takes: the output before it (`f` is -1), that of another layer, or a list of them."""
+    """What a layer of ultralytics takes: the output before it (`f` is -1), that of another layer, or a list of them."""
     if layer.f == -1:
         return x
     if isinstance(layer.f, int):

@@ -101,8 +101,9 @@ def _quiet() -> Iterator[None]:
     """First import of ultralytics: settings in a temporary folder, no network, and what it changes is put back."""
     import numpy as np
     import torch
+    from PIL import Image
 
-    environment, save = dict(os.environ), torch.save
+    environment, save, image_open = dict(os.environ), torch.save, Image.open
     if "YOLO_CONFIG_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="prompt-tune-ultralytics-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -116,4 +117,5 @@ def _quiet() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(environment)
         torch.save = save
+        Image.open = image_open  # theirs installs a package when a file is no image
         torch.set_printoptions(profile="default")

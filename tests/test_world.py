@@ -304,11 +304,13 @@ def test_load_of_official_name_without_network_says_so(tmp_path: Path, monkeypat
 
 def test_import_of_ultralytics_leaves_no_trace(checkpoint: Path, tmp_path: Path) -> None:
     code = (
-        "import os, sys, torch; before, save = dict(os.environ), torch.save\n"
+        "import os, sys, torch; from PIL import Image\n"
+        "before, save, opened = dict(os.environ), torch.save, Image.open\n"
         "from prompt_tune.world import World\n"
         "assert 'ultralytics' not in sys.modules\n"
         "World.load(sys.argv[1])\n"
         "assert 'ultralytics' in sys.modules and torch.save is save and dict(os.environ) == before\n"
+        "assert Image.open is opened\n"
     )
     keep = {key: value for key, value in os.environ.items() if not key.startswith(("YOLO_", "XDG_"))}
     folder = tmp_path / "tmp"

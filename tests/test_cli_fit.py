@@ -1,0 +1,151 @@
+"""`prompt-tune fit` at the edges: every bad input is one line on standard error, status 1, and nothing half-written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import run_command
+from PIL import Image
+
+from prompt_tune.sample import write_sample
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small custom job: its YAML."""
+    return write_sample(tmp_path_factory.mktemp("sample") / "set", n_images=6)[0]
+
+
+def _yolo(folder: Path, labels: str = "0 0.5 0.5 0.4 0.4\n", names: str = "[box]", image: bytes | None = None) -> Path:
+    """An ultralytics data set of one image: its YAML."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    for stem in ("a", "b"):
+        Image.new("RGB", (64, 48), (90, 120, 40)).save(folder / "images" / f"{stem}.png")
+        if image is not None:
+            (folder / "images" / f"{stem}.png").write_bytes(image)
+        (folder / "labels" / f"{stem}.txt").write_text(labels)
+    (folder / "data.yaml").write_text(f"train: images\nval: images\nnames: {names}\n")
+    return folder / "data.yaml"
+
+
+def _plain_detector(folder: Path) -> Path:
+    """A checkpoint of a YOLO that is no YOLO-World."""
+    import torch
+
+    from prompt_tune import yolo
+
+    model = yolo.quiet_import("ultralytics.nn.tasks").DetectionModel("yolov8n.yaml", ch=3, nc=4, verbose=False)
+    torch.save({"model": model, "ema": None, "train_args": {}}, folder / "plain.pt")
+    return folder / "plain.pt"
+
+
+def _garbage(folder: Path) -> Path:
+    """A file that is no checkpoint."""
+    (folder / "garbage.pt").write_bytes(b"not a checkpoint at all" * 50)
+    return folder / "garbage.pt"
+
+
+MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda folder: folder / "nothing.pt", "nothing.pt"),
+    "no checkpoint": (_garbage, "garbage.pt"),
+    "no YOLO-World": (_plain_detector, "is no YOLO-World"),
+    "version 1": (lambda _: "yolov8s-world.pt", "not supported yet"),
+}
+DATA: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda folder: folder / "nowhere", "nowhere"),
+    "no boxes": (lambda folder: _yolo(folder / "d", labels=""), "no box"),
+    "id outside the names": (lambda folder: _yolo(folder / "d", labels="3 0.5 0.5 0.4 0.4\n"), "3"),
+    "box outside the image": (lambda folder: _yolo(folder / "d", labels="0 1.9 0.5 0.4 0.4\n"), "a.txt"),
+    "all images damaged": (lambda folder: _yolo(folder / "d", image=b"\x89PNG\r\n\x1a\nrubbish"), "a.png"),
+    "empty name": (lambda folder: _yolo(folder / "d", names="['']"), "name"),
+    "repeated name": (lambda folder: _yolo(folder / "d", names="[box, box]"), "box"),
+}
+SETTINGS: dict[str, tuple[list[str], str]] = {
+    "wrong number of names": (["--names", "one, two"], "2"),
+    "repeated names": (["--names", "one, one, two, three, four, five"], "one"),
+    "name longer than the window": (["--names", "a" + " very" * 80 + " long name, b, c, d, e, f"], "77"),
+    "context longer than the window": (["--context-length", "76"], "context length"),
+    "initial words of another length": (["--initial-words", "a photo"], "2 tokens"),
+    "image size between strides": (["--image-size", "250"], "multiple of 32"),
+    "learning rate of zero": (["--learning-rate", "0"], "learning_rate"),
+    "text tower that is not there": (["--text-tower", "local-dir:/nowhere"], "/nowhere"),
+    "original vocabulary that is not there": (["--original", "nowhere.vocab.safetensors"], "nowhere.vocab"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_fit_with_a_bad_model_is_one_line_and_status_1(
+    case: str, custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, hint = MODELS[case]
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", make(tmp_path), "--data", custom, "--out", out)
+    _check_error(outcome.status, outcome.err, hint)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_fit_with_bad_data_is_one_line_and_status_1(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, hint = DATA[case]
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", make(tmp_path), "--out", out)
+    _check_error(outcome.status, outcome.err, hint)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_fit_with_bad_settings_is_one_line_and_status_1(
+    case: str, custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options, hint = SETTINGS[case]
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", custom, "--out", out, *options)
+    _check_error(outcome.status, outcome.err, hint)
+    assert not out.exists()
+
+
+def test_fit_with_an_unknown_option_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(capfd, "fit", "--modle", "tiny").status == 2
+
+
+def test_fit_shared_context_embeds_names_that_it_never_saw(
+    custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """fit, then `vocab build --prompts` with another name; class-specific context refuses the same."""
+    for option, status in (("--shared-context", 0), ("--class-specific", 1)):
+        run, out = tmp_path / option, tmp_path / f"{option}.vocab.safetensors"
+        common = ("--model", "tiny", "--data", custom, "--epochs", 1)
+        assert run_command(capfd, "fit", *common, "--out", run, option, "--cache", tmp_path / "cache").status == 0
+        prompts = run / "prompts.safetensors"
+        outcome = run_command(
+            capfd, "vocab", "build", "--model", "tiny", "--names", "crate", "--prompts", prompts, "--out", out
+        )
+        assert outcome.status == status, outcome.err
+        assert out.exists() == (status == 0)
+
+
+def test_fit_writes_the_run_folder_that_the_design_names(
+    custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", custom, "--out", out, "--epochs", 2)
+    assert outcome.status == 0, outcome.err
+    assert "epoch" in outcome.out and "export" in outcome.out
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    config = json.loads((out / "config.json").read_text())
+    assert config["image_size"] == 256 and set(config["digests"]) == {"detector", "text_tower", "guide"}
+    assert Image.open(out / "curves.png").size[0] > 400
+    names = {"config.json", "curves.png", "learned.vocab.safetensors", "metrics.jsonl", "original.vocab.safetensors"}
+    assert names | {"prompts.safetensors", "regions", "state.safetensors"} == {path.name for path in out.iterdir()}
+
+
+def _check_error(status: int, err: str, hint: str) -> None:
+    """Status 1; the error is the last line, and it names what came."""
+    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert status == 1 and len(lines) == 1, err
+    assert hint in lines[0] and "Traceback" not in err, err
