@@ -15,6 +15,7 @@ COMMANDS = {
     "fit": ("prompt_tune.cli.fit", "Learn context vectors for your classes from labelled images."),
     "export": ("prompt_tune.cli.export", "Write a bundle: ONNX graph, original and learned vocabulary."),
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images with ONNX Runtime."),
+    "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
     "vocab": ("prompt_tune.cli.vocab", "Build, show and edit vocabulary files."),
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
     "pretrain": ("prompt_tune.cli.pretrain", "Make `tiny`, the small YOLO-World that ships with the package, again."),

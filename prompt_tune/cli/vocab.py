@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary_diff import VocabularyDiff
 
 FILE = click.Path(path_type=Path)
 OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file to write (*.vocab.safetensors).")
@@ -16,7 +17,7 @@ OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file 
 
 @click.group(name="vocab")
 def command() -> None:
-    """Build, show and edit vocabulary files.
+    """Build, show, compare and edit vocabulary files.
 
     A vocabulary file (*.vocab.safetensors) holds class names, their embeddings, a threshold for each, and the digests
     of the detector, text tower and guide that it was made for. Only `build` needs PyTorch.
@@ -134,6 +135,34 @@ def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
     _save(Vocabulary.load(file).remove(names), out)
 
 
+@command.command(name="diff")
+@click.argument("before", metavar="A", type=FILE)
+@click.argument("after", metavar="B", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, digests in full, instead of a table.")
+def diff_files(before: Path, after: Path, as_json: bool) -> None:
+    """Print what changed from file A to file B, for reviewing a vocabulary.
+
+    Classes that were added or removed; those that both have whose embeddings moved (with their cosine: 1 is the same
+    direction), whose threshold or whose calibration changed; and what changed of the whole file, such as its digests.
+    """
+    import json
+
+    from rich.console import Console
+
+    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary_diff import diff
+
+    found = diff(Vocabulary.load(before), Vocabulary.load(after))
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1))
+    elif found.identical:
+        click.echo("identical")
+    elif found.is_empty:
+        click.echo("No class and no field differs: the files differ in the order or repetition of prompts alone.")
+    else:
+        Console(highlight=False).print(_differences(found))
+
+
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
     count = len(vocabulary.names)
@@ -183,4 +212,34 @@ def _origin(vocabulary: "Vocabulary") -> "Table":
         ("provenance", json.dumps(vocabulary.provenance, sort_keys=True)),
     ):
         table.add_row(what, Text(value, overflow="fold"))
+    return table
+
+
+def _differences(found: "VocabularyDiff") -> "Table":
+    """A row for each thing that changed; digests by their first digits."""
+    import json
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from prompt_tune.vocabulary import short
+
+    def shown(value: object, name: str = "") -> str:
+        if value is None:
+            return "none"
+        if name in ("detector", "text_tower", "guide"):
+            return short(str(value))
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True).strip("[]")
+
+    rows = [("added", name, "", "") for name in found.added]
+    rows += [("removed", name, "", "") for name in found.removed]
+    rows += [("moved", moved.name, "", f"cosine {moved.cosine:.6f}") for moved in found.moved]
+    for what, changes in (("threshold", found.rethresholded), ("scale, shift", found.recalibrated)):
+        rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
+    if found.reordered:
+        rows.append(("order", "", "", "classes stand in another order"))
+    rows += [(c.name, "", shown(c.before, c.name), shown(c.after, c.name)) for c in found.metadata]
+    table = Table("what", "class", "before", "after")
+    for row in rows:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
     return table

@@ -1,0 +1,144 @@
+"""`prompt-tune verify`: what learned vocabularies change in a bundle's detections. Without --data it needs no torch."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from prompt_tune.verify import Verification
+
+REGRESSION = 3  # exit status of a check that found one
+TABLE_ROWS = 20  # false alarms and collisions in a table; --json has all
+UNLABELLED = (
+    "Every image in --images counts as one that shows no learned object: these are false alarms only if that is so."
+)
+
+
+@click.command(name="verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--images",
+    required=True,
+    help="An image, a folder of images, or a glob pattern in quotes. There are no labels for them: every image counts "
+    "as one that shows no object of a learned class, and every learned detection in it as a false alarm.",
+)
+@click.option(
+    "--learned",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="One more vocabulary file for the same detector; its file name is its label. Can be given several times.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="A data set with labels of original classes, in any format of `fit`: their average precision on its "
+    "validation images is measured before and after. Needs the packages of `fit`.",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where ONNX Runtime computes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, complete, instead of tables.")
+def command(
+    bundle: Path, images: str, learned: tuple[Path, ...], data: Path | None, device: str, as_json: bool
+) -> None:
+    """Check BUNDLE, a folder of `prompt-tune export`, before it is deployed.
+
+    Runs ONNX Runtime with the original vocabulary alone, with each learned vocabulary (the bundle's own and those of
+    --learned), and with all of them in two orders, and compares the original detections bit by bit. Exit status 3 if
+    one bit changed.
+
+    Counts false alarms (learned detections above their thresholds, in images that show no learned object) and
+    collisions (a learned and an original detection above their thresholds on the same box: IoU 0.7 or more).
+    """
+    from prompt_tune.cli.progress import stages
+    from prompt_tune.verify import verify
+
+    with stages() as report:
+        result = verify(
+            bundle,
+            images,
+            learned=learned,
+            data=data,
+            device=device,  # type: ignore[arg-type]  # click.Choice has checked it
+            report=report,
+        )
+    for reason in result.skipped:
+        click.echo(f"Skipped: {reason}", err=True)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=1))
+    else:
+        _print(result)
+    if result.original_bits_changed:
+        sys.exit(REGRESSION)
+
+
+def _print(result: "Verification") -> None:
+    """The tables, and the verdict in one line."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    _print_retention(console, result)
+    _print_counts(console, result)
+    bits, compared = result.original_bits_changed, f"{result.original_detections} original detections"
+    click.echo(f"FAILED: {bits} bits of {compared} changed." if bits else f"Passed: not one bit of {compared} changed.")
+
+
+def _print_retention(console: "Console", result: "Verification") -> None:
+    """Changed bits of each setting, and precision where there are labels."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("loaded beside the original vocabulary")
+    table.add_column("original bits changed", justify="right")
+    for setting in result.settings:
+        style = "red" if setting.bits_changed else None
+        table.add_row(Text(", ".join(setting.loaded)), str(setting.bits_changed), style=style)
+    console.print(table)
+    if result.original_ap_before is None:
+        return
+    table = Table("original classes", f"alone, {result.labelled_images} labelled images", "with all loaded")
+    for name, before, after in (
+        ("AP", result.original_ap_before, result.original_ap_after),
+        ("AP50", result.original_ap50_before, result.original_ap50_after),
+    ):
+        table.add_row(name, f"{before:.4f}", f"{after:.4f}")
+    console.print(table)
+
+
+def _print_counts(console: "Console", result: "Verification") -> None:
+    """False alarms and collisions, the most frequent first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    alarms = Table("vocabulary", "learned class")
+    alarms.add_column("false alarms", justify="right")
+    alarms.add_column("per 1,000 images", justify="right")
+    for row in result.false_alarms[:TABLE_ROWS]:
+        rate = 1000 * row.count / result.images
+        alarms.add_row(Text(row.vocabulary), Text(row.learned), str(row.count), f"{rate:.1f}")
+    collisions = Table("vocabulary", "learned class", "on the box of original class")
+    collisions.add_column("collisions", justify="right")
+    for pair in result.collisions[:TABLE_ROWS]:
+        collisions.add_row(Text(pair.vocabulary), Text(pair.learned), Text(pair.original), str(pair.count))
+    for what, table, number in (
+        ("false alarms", alarms, len(result.false_alarms)),
+        ("collisions", collisions, len(result.collisions)),
+    ):
+        if number:
+            console.print(table)
+        if number > TABLE_ROWS:
+            click.echo(f"... and {number - TABLE_ROWS} rows of {what} more; --json has all.")
+    pairs = sum(collision.count for collision in result.collisions)
+    skipped = f" ({len(result.skipped)} more skipped)" if result.skipped else ""
+    images = f"{result.images} image{'s' * (result.images != 1)}{skipped}"
+    click.echo(f"{images}: {result.false_alarms_per_1000:.1f} false alarms per 1,000 images, {pairs} collisions.")
+    click.echo(UNLABELLED)

@@ -1,0 +1,304 @@
+"""Before a bundle is deployed: that learned vocabularies change no bit of the original detections, and what they add.
+
+NumPy, ONNX Runtime and Pillow only, so that it runs where the bundle will; average precision alone needs `[fit]`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from prompt_tune.detections import ORIGINAL, ClassKey, Detections
+from prompt_tune.errors import DataError, PromptTuneError
+from prompt_tune.images import Letterbox, find_images, letterbox, read_rgb
+from prompt_tune.packing import Packed
+from prompt_tune.providers import Device
+from prompt_tune.retention import changed_bits
+from prompt_tune.runtime import Detector
+from prompt_tune.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from prompt_tune.datasets import Sample
+    from prompt_tune.evaluate import Precision
+
+COMPARED_CONF = 0.001  # original detections above it are compared, and measured: ultralytics' validator's
+SAME_BOX_IOU = 0.7  # boxes this near are of one object: from here on, suppression drops the weaker of two of a class
+NAMED = 5  # unknown classes in an error
+
+Report = Callable[[str, int, int, str], None]
+Pair = tuple[ClassKey, str]  # a learned class and the name of an original one
+Key = TypeVar("Key", ClassKey, Pair)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Learned vocabularies by label, in the order of loading, and what they did to the original detections.
+
+    bits_changed: against the original vocabulary alone, over all images.
+    """
+
+    loaded: tuple[str, ...]
+    bits_changed: int
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """How often a learned class of a vocabulary (its label) was detected in images that do not show it."""
+
+    vocabulary: str
+    learned: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Collision:
+    """How many detections of a learned class lie on the same box as one of an original class."""
+
+    vocabulary: str
+    learned: str
+    original: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    images: those that were checked for false alarms and collisions. skipped: one line for each image that cannot be
+    read. original_detections: how many were compared, all images together. settings: each way of loading that was
+    compared. false_alarms, collisions: by falling count. labelled_images: those that precision was measured on.
+    original_ap_before, ..._after, original_ap50_before, ..._after: in 0..1, of the original vocabulary alone and with
+    all others loaded; None without labels.
+    """
+
+    images: int
+    skipped: tuple[str, ...]
+    original_detections: int
+    settings: tuple[Setting, ...]
+    false_alarms: tuple[FalseAlarms, ...]
+    collisions: tuple[Collision, ...]
+    labelled_images: int = 0
+    original_ap_before: float | None = None
+    original_ap_after: float | None = None
+    original_ap50_before: float | None = None
+    original_ap50_after: float | None = None
+
+    @property
+    def original_bits_changed(self) -> int:
+        """All settings together: not 0 is a regression."""
+        return sum(setting.bits_changed for setting in self.settings)
+
+    @property
+    def false_alarms_per_1000(self) -> float:
+        """False alarms of all learned classes in a thousand images."""
+        return 1000 * sum(alarms.count for alarms in self.false_alarms) / self.images
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON: all of the above; precision is left out where there are no labels."""
+        totals = {
+            "original_bits_changed": self.original_bits_changed,
+            "false_alarms_per_1000": self.false_alarms_per_1000,
+        }
+        return totals | {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def verify(
+    bundle: str | Path,
+    images: str | Path,
+    *,
+    learned: Sequence[str | Path] = (),
+    data: str | Path | None = None,
+    device: Device = "cpu",
+    report: Report | None = None,
+) -> Verification:
+    """Runs a bundle with the original vocabulary alone, with each learned one, and with all of them in two orders.
+
+    Args:    bundle: a folder of `prompt-tune export`; its own learned vocabulary is always among those that are loaded.
+             images: an image, a folder or a glob pattern. Every learned detection in them counts as a false alarm, so
+                 they must show no object of a learned class.
+             learned: more vocabulary files for the same detector.
+             data: a data set with labels of original classes (names as in the original vocabulary), for average
+                 precision on its validation images; original detections are compared on these too.
+             device: where ONNX Runtime computes.
+             report: called with (stage, done, total, note).
+    Returns: the counts. Thresholds for false alarms and collisions are those of the vocabularies.
+    Raises:  DataError: there is no image that can be read, or the data set is damaged or names a class that is not in
+             the original vocabulary. PromptTuneError: `data` without the packages of `[fit]`.
+             GraphError, VocabularyError, ProviderError: as `Detector`.
+    """
+    detector = Detector(bundle, device=device, learned=learned)
+    vocabularies = {label: part for label, part in detector.vocabularies.items() if label != ORIGINAL}
+    labels = None if data is None else _Labels.read(data, detector.vocabularies[ORIGINAL])
+    unlabelled = {path.resolve(): path for path in find_images(images)}
+    places = unlabelled | ({} if labels is None else {path: sample.path for path, sample in labels.samples.items()})
+    tally = _Tally(detector, vocabularies)
+    for done, (key, path) in enumerate(places.items(), 1):
+        tally.add(path, count=key in unlabelled, measure=None if labels is None else labels.samples.get(key))
+        if report:
+            report("verify", done, len(places), "")
+    if not tally.images:
+        raise DataError(f"`{images}`: none of its {len(unlabelled)} images can be read. The first: {tally.skipped[0]}")
+    if not tally.compared:
+        log.warning("No image has an original detection: nothing was compared. Give images that show original classes.")
+    result = tally.result()
+    return result if labels is None else _with_precision(result, labels, tally)
+
+
+def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
+    """Intersection over union of every box with every other.
+
+    Args:    first_xyxy, second_xyxy: (n, 4) and (m, 4), in the same frame, each box with an area.
+    Returns: (n, m) in 0..1.
+    """
+    first, second = first_xyxy[:, None].astype(np.float64), second_xyxy[None].astype(np.float64)  # (n, 1, 4), (1, m, 4)
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])  # (n, m, 2)
+    shared = sides.clip(min=0).prod(axis=-1)
+    first_area, second_area = ((boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (first, second))
+    return shared / (first_area + second_area - shared)
+
+
+class _Tally:
+    """Counts over images, of one detector whose learned vocabularies are loaded and unloaded."""
+
+    def __init__(self, detector: Detector, vocabularies: Mapping[str, Vocabulary]) -> None:
+        """Plans the settings: each vocabulary on its own; where there are several, all as given and in reverse."""
+        self._detector = detector
+        self._vocabularies = vocabularies
+        self._packed = Packed.of({ORIGINAL: detector.vocabularies[ORIGINAL]})
+        labels = tuple(vocabularies)
+        self._orders = [(label,) for label in labels] + ([labels, labels[::-1]] if len(labels) > 1 else [])
+        self._bits = [0] * len(self._orders)
+        self._alarms: Counter[ClassKey] = Counter()
+        self._collisions: Counter[Pair] = Counter()
+        self.images = 0
+        self.compared = 0
+        self.skipped: list[str] = []
+        self.measured: list[tuple[Sample, Detections, Detections]] = []  # before and after
+
+    def add(self, path: Path, *, count: bool, measure: "Sample | None") -> None:
+        """Compares one image; `count`: false alarms and collisions too; `measure`: its labels, for precision."""
+        try:
+            image = read_rgb(path)
+        except DataError as error:
+            self.skipped.append(str(error))
+            return
+        pixels, placed = letterbox(image, self._detector.image_size)
+        network_input = pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)  # (1, 3, size, size)
+        before = self._original_rows((), network_input)
+        self.compared += len(before)
+        after = before
+        for k, order in enumerate(self._orders):
+            after = self._original_rows(order, network_input)
+            self._bits[k] += changed_bits(before, after)
+        if measure is not None:
+            self.measured.append((measure, self._original(before, placed), self._original(after, placed)))
+        if count:  # every vocabulary is loaded now: the last of the orders has them all
+            self.images += 1
+            found = self._detector.detect([image])[0]
+            keys = zip(found.vocabularies, found.class_names, strict=True)
+            self._alarms.update(key for key in keys if key[0] != ORIGINAL)
+            self._collisions.update(_collisions(found))
+
+    def result(self) -> Verification:
+        """All but precision."""
+        return Verification(
+            images=self.images,
+            skipped=tuple(self.skipped),
+            original_detections=self.compared,
+            settings=tuple(Setting(order, bits) for order, bits in zip(self._orders, self._bits, strict=True)),
+            false_alarms=tuple(FalseAlarms(*key, count) for key, count in _ranked(self._alarms)),
+            collisions=tuple(Collision(*key, name, count) for (key, name), count in _ranked(self._collisions)),
+        )
+
+    def _original_rows(self, order: Sequence[str], network_input: np.ndarray) -> np.ndarray:
+        """(n, 7) float32: the graph's original detections with these vocabularies loaded and no others."""
+        for label in [label for label in self._detector.vocabularies if label != ORIGINAL]:
+            self._detector.unload(label)
+        for label in order:
+            self._detector.load(self._vocabularies[label], label)
+        return self._detector.raw(network_input, original_conf=COMPARED_CONF, learned_conf=COMPARED_CONF)[0]
+
+    def _original(self, rows: np.ndarray, placed: Letterbox) -> Detections:
+        """The graph's original rows in original pixels."""
+        every = np.ones(len(self._packed.classes), dtype=bool)
+        return self._packed.detections(rows, placed, every, self._packed.limits(0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """Labelled images by resolved path; rows (n,) int64: those of the data set's classes in the original vocabulary."""
+
+    samples: "Mapping[Path, Sample]"
+    rows: np.ndarray
+    n_cls: int
+
+    @classmethod
+    def read(cls, data: str | Path, original: Vocabulary) -> "_Labels":
+        """Validation images of a data set whose class names are those of the original vocabulary."""
+        try:
+            import faster_coco_eval  # noqa: F401  # found missing now, not after all images
+
+            import prompt_tune.evaluate  # noqa: F401
+            from prompt_tune.datasets import read_dataset
+        except ImportError as error:
+            raise PromptTuneError(
+                f"`data` needs the packages of `fit`, and `{error.name}` is missing. Install them "
+                "(pip install 'prompt-tune[fit]'), or verify without --data."
+            ) from error
+        dataset = read_dataset(data)
+        unknown = [name for name in dataset.names if name not in original.names]
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
+            raise DataError(
+                f"`{data}` has classes that the original vocabulary lacks ({len(unknown)}): {shown}. Name the classes "
+                "as the bundle's original vocabulary does."
+            )
+        rows = np.array([original.names.index(name) for name in dataset.names], np.int64)
+        return cls({sample.path.resolve(): sample for sample in dataset.val.samples}, rows, len(original.names))
+
+    def precision(self, found: "Iterable[tuple[Sample, Detections]]") -> "Precision":
+        """Average precision of the original classes that have an object."""
+        from prompt_tune.evaluate import Found, Truth, average_precision
+
+        truths, founds = [], []
+        for sample, detections in found:
+            truths.append(Truth(sample.boxes_xyxy, self.rows[sample.classes], sample.ignore))
+            founds.append(Found(detections.boxes_xyxy, detections.scores, detections.class_ids))
+        return average_precision(truths, founds, self.n_cls)
+
+
+def _with_precision(result: Verification, labels: _Labels, tally: _Tally) -> Verification:
+    """The result with the original classes' precision before and after."""
+    if not tally.measured:
+        raise DataError(f"none of the {len(labels.samples)} labelled images can be read. The first: {tally.skipped[0]}")
+    before = labels.precision((sample, detections) for sample, detections, _ in tally.measured)
+    after = labels.precision((sample, detections) for sample, _, detections in tally.measured)
+    return replace(
+        result,
+        labelled_images=len(tally.measured),
+        original_ap_before=before.ap,
+        original_ap_after=after.ap,
+        original_ap50_before=before.ap50,
+        original_ap50_after=after.ap50,
+    )
+
+
+def _collisions(found: Detections) -> Iterable[Pair]:
+    """A learned and an original class for each two detections of one image on the same box."""
+    learned = np.array([label != ORIGINAL for label in found.vocabularies], dtype=bool)
+    rows, columns = np.flatnonzero(learned), np.flatnonzero(~learned)
+    near = box_iou(found.boxes_xyxy[rows], found.boxes_xyxy[columns]) >= SAME_BOX_IOU
+    for i, k in np.argwhere(near):
+        row = rows[i]
+        yield (found.vocabularies[row], found.class_names[row]), found.class_names[columns[k]]
+
+
+def _ranked(counts: Counter[Key]) -> list[tuple[Key, int]]:
+    """By falling count, then by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
