@@ -17,6 +17,12 @@ def test_wheel_has_every_file_of_the_package_and_nothing_else(tmp_path: Path) ->
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         else:
             shutil.copy2(ROOT / name, source / name)
+    expected = {
+        f"{target}/{path.relative_to(source / folder).as_posix()}"
+        for folder, target in PLACES.items()
+        for path in (source / folder).rglob("*")
+        if path.is_file()
+    }
     command = [
         sys.executable,
         "-m",
