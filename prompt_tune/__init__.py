@@ -2,12 +2,16 @@
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prompt_tune.errors import PromptTuneError
     from prompt_tune.runtime import Detector
     from prompt_tune.vocabulary import Vocabulary
+
+if not (Path(__file__).parent / "prompts").is_dir():  # a checkout: `prompts` and `export` stand beside the package
+    __path__.append(str(Path(__file__).parents[1]))
 
 try:
     __version__ = version("prompt-tune")
