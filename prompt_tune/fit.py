@@ -21,6 +21,7 @@ from prompt_tune.build import default_tower, original_vocabulary
 from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
 from prompt_tune.context import PromptContext
 from prompt_tune.datasets import DataSet, Split, read_dataset
+from prompt_tune.device import check_device
 from prompt_tune.errors import DataError, RunError
 from prompt_tune.evaluate import Precision, Truth, average_precision, suppress
 from prompt_tune.loss import class_loss, region_logits
@@ -80,6 +81,7 @@ def fit(
     """
     config = config or FitConfig()
     report = report or (lambda stage, done, total, note: None)
+    check_device(device)
     world = World.load(model, device=device)
     tower = TextTower.load(text_tower or default_tower(model), device=device)
     vocabulary = original_vocabulary(world, tower, original)

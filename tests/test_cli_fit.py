@@ -70,6 +70,8 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "initial words of another length": (["--initial-words", "a photo"], "2 tokens"),
     "image size between strides": (["--image-size", "250"], "multiple of 32"),
     "learning rate of zero": (["--learning-rate", "0"], "learning_rate"),
+    "device that is not there": (["--device", "cuda:63"], "cuda:63"),
+    "device that nobody knows": (["--device", "abacus"], "abacus"),
     "text tower that is not there": (["--text-tower", "local-dir:/nowhere"], "/nowhere"),
     "original vocabulary that is not there": (["--original", "nowhere.vocab.safetensors"], "nowhere.vocab"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from prompt_tune.device import check_device
 from prompt_tune.files import replacing
 from prompt_tune.pretrain.detector import YAML, train_detector
 from prompt_tune.pretrain.skill import measure_skill
@@ -40,6 +41,7 @@ def pretrain(
 
     from prompt_tune.world import World
 
+    check_device(device)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "tower" / "open_clip_config.json").is_file():
         fit_tower(out / "tower", seed=seed, steps=tower_steps)
