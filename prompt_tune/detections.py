@@ -1,9 +1,12 @@
 """What the runtime found in one image, and the same in COCO's JSON. Light: NumPy only."""
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from prompt_tune.errors import VocabularyError
 
 ORIGINAL = "original"  # the label of the vocabulary that the detector is deployed with
 PIXEL_DECIMALS = 3  # in JSON: a thousandth of a pixel, far below what a float32 box is good for
@@ -92,9 +95,36 @@ def concatenate(parts: Iterable[Detections], size_wh: tuple[int, int]) -> Detect
     )
 
 
+def choose_classes(
+    classes: Sequence[ClassKey], *, show: Sequence[str] | None = None, hide: Sequence[str] | None = None
+) -> frozenset[ClassKey]:
+    """The classes that are wanted.
+
+    Args:    classes: (vocabulary label, class name) of all.
+             show, hide: "NAME" means that class in every vocabulary, "LABEL:NAME" in one, "LABEL:*" all of a vocabulary.
+                 Without `show`, all classes are shown; what `hide` names is not.
+    Raises:  VocabularyError: a name matches no class; the text lists names that are near.
+    """
+    chosen = frozenset(classes) if show is None else _matching(classes, show)
+    return chosen - _matching(classes, hide or ())
+
+
 def coco_categories(classes: Sequence[ClassKey]) -> list[dict[str, object]]:
     """COCO's `categories`, ids from 1 in the order given; `vocabulary` (and `supercategory`) is the vocabulary's label."""
     return [
         {"id": number, "name": name, "supercategory": label, "vocabulary": label}
         for number, (label, name) in enumerate(classes, start=1)
     ]
+
+
+def _matching(classes: Sequence[ClassKey], wanted: Sequence[str]) -> frozenset[ClassKey]:
+    """The classes that any of the strings `wanted` means."""
+    meanings: dict[str, set[ClassKey]] = {}
+    for label, name in classes:
+        for text in (name, f"{label}:{name}", f"{label}:*"):
+            meanings.setdefault(text, set()).add((label, name))
+    for text in wanted:
+        if text not in meanings:
+            near = difflib.get_close_matches(text, meanings, n=5) or sorted({f"{label}:*" for label, _ in classes})
+            raise VocabularyError(f"No loaded class is named {text!r}. Near: {', '.join(near)}.")
+    return frozenset(key for text in wanted for key in meanings[text])

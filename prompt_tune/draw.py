@@ -12,12 +12,15 @@ from prompt_tune.detections import ORIGINAL, Detections
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 
-LINE_FRACTION = 1 / 300  # width of a learned box's line, of the mean of the picture's sides
+LINE_FRACTION = 1 / 200  # width of a learned box's line, of the mean of the picture's sides
+ORIGINAL_SHARE = 0.45  # width of an original box's line, of that
 FONT_FRACTION = 1 / 42  # height of the text, likewise
 FONT_PIXELS = (11, 64)  # smallest that Pillow's own font stays legible at, and largest that is of any use
 SATURATED = (0.92, 0.95)  # HSV saturation and value of learned classes
-MUTED = (0.30, 0.80)  # of original classes: grey with a tint
+MUTED = (0.24, 0.86)  # of original classes
+MUTED_HUES = (0.46, 0.70)  # they are cool greys, green to violet: none is near a learned class
 GOLDEN_RATIO = 0.618034  # steps of it spread hues evenly, however many there are
+LABELS_APART = 100  # labels that make way for one another; in a picture with more, nothing would be legible anyway
 OUTLINE: Colour = (15, 18, 22)  # a dark edge around each line: a box stays visible on a background of its own colour
 PAPER: Colour = (250, 250, 248)
 INK: Colour = (24, 26, 30)
@@ -37,14 +40,15 @@ def draw(image: np.ndarray | Image.Image, detections: Detections) -> Image.Image
     learned = np.array([label != ORIGINAL for label in detections.vocabularies], dtype=bool)
     order = [int(row) for row in np.lexsort((detections.scores, learned))]
     for row in order:
-        width = max(2, round(side * LINE_FRACTION)) if learned[row] else max(1, round(side * LINE_FRACTION / 2.5))
+        width = max(2, round(side * LINE_FRACTION)) if learned[row] else max(1, int(side * LINE_FRACTION * ORIGINAL_SHARE))
         _draw_box(canvas, tuple(detections.boxes_xyxy[row].tolist()), _colour_of(detections, row), width)
     taken: list[Rectangle] = []
     labels = []
     for row in reversed(order):  # the most important label chooses its place first
         text = f"{detections.class_names[row]} {detections.scores[row]:.2f}"
         place = _label_place(canvas, text, font, tuple(detections.boxes_xyxy[row].tolist()), picture.size, taken)
-        taken.append(place)
+        if len(taken) < LABELS_APART:
+            taken.append(place)
         labels.append((place, text, _colour_of(detections, row)))
     for place, text, colour in reversed(labels):
         _draw_label(canvas, place, text, font, colour)
@@ -84,6 +88,8 @@ def side_by_side(
 def class_colour(name: str, *, learned: bool) -> Colour:
     """The colour of a class, from its name alone: saturated for learned classes, muted for original ones."""
     hue = zlib.crc32(name.encode()) * GOLDEN_RATIO % 1
+    first, last = (0.0, 1.0) if learned else MUTED_HUES
+    hue = first + hue * (last - first)
     saturation, value = SATURATED if learned else MUTED
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
     return red, green, blue
@@ -109,10 +115,10 @@ def _colour_of(detections: Detections, row: int) -> Colour:
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour, width: int) -> None:
-    """A box with a dark edge of one pixel inside and outside its line."""
+    """A box with a dark edge of one pixel around its line; a line of one pixel has it outside only, or it would drown."""
     left, top = round(box[0]), round(box[1])
     right, bottom = max(left, round(box[2]) - 1), max(top, round(box[3]) - 1)
-    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE, width=width + 2)
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE, width=width + (2 if width > 1 else 1))
     canvas.rectangle((left, top, right, bottom), outline=colour, width=width)
 
 

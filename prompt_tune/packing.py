@@ -1,0 +1,119 @@
+"""Several vocabularies as one input of the graph, and the graph's rows as detections that say which one they are from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from prompt_tune.detections import ClassKey, Detections
+from prompt_tune.images import Letterbox
+from prompt_tune.vocabulary import EMBED_DIM, Vocabulary
+
+# share by which the graph's threshold is lowered where a calibrated class sets it: the inverse of a sigmoid rounds
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Vocabularies, one after the other. Row i of everything belongs to the graph's class i.
+
+    classes: (vocabulary label, class name) each. embeddings: (n_cls, n_prompts, 512) float32, as the graph takes them.
+    class_ids: (n_cls,) int64, the class's row in its own vocabulary. thresholds: (n_cls,) float32 in 0..1.
+    calibration: (n_cls, 2) float32, scale and shift of the logit, or None where no vocabulary has one.
+    """
+
+    classes: tuple[ClassKey, ...]
+    embeddings: np.ndarray
+    class_ids: np.ndarray
+    thresholds: np.ndarray
+    calibration: np.ndarray | None
+
+    @classmethod
+    def of(cls, vocabularies: Mapping[str, Vocabulary]) -> "Packed":
+        """Packs vocabularies by label, in order, padded to the same n_prompts; none at all gives no classes."""
+        parts = list(vocabularies.values())
+        n_prompts = max((part.n_prompts for part in parts), default=1)
+        calibrated = any(part.calibration is not None for part in parts)
+        nothing = np.zeros((0, n_prompts, EMBED_DIM), np.float32)
+        return cls(
+            classes=tuple((label, name) for label, part in vocabularies.items() for name in part.names),
+            embeddings=np.concatenate([nothing, *(part.padded(n_prompts) for part in parts)]),  # (n_cls, n_prompts, 512)
+            class_ids=np.concatenate([np.zeros(0, np.int64), *(np.arange(len(part.names)) for part in parts)]),  # (n_cls,)
+            thresholds=np.concatenate([np.zeros(0, np.float32), *(part.thresholds for part in parts)]),  # (n_cls,)
+            calibration=np.concatenate([_calibration(part) for part in parts]) if calibrated else None,  # (n_cls, 2)
+        )
+
+    def limits(self, conf: float | None) -> np.ndarray:
+        """(n_cls,) float32: the score above which a class counts; `conf`, where given, takes the place of all of them."""
+        return self.thresholds if conf is None else np.full(len(self.classes), conf, np.float32)
+
+    def graph_conf(self, shown: np.ndarray, limits: np.ndarray) -> float:
+        """The lowest score of the graph that can matter: what the graph takes as its threshold.
+
+        Args:    shown: (n_cls,) bool, the classes that are wanted.
+                 limits: (n_cls,) float32, thresholds of the calibrated scores.
+        Returns: in 0..1; 1, which no score exceeds, where no class is shown.
+        """
+        needed = limits
+        if self.calibration is not None:
+            scale, shift = self.calibration.astype(np.float64).T  # (n_cls,) each
+            uncalibrated = _sigmoid((_logit(limits) - shift) / scale) * (1 - ROUNDING)
+            needed = np.where(self._changed(), uncalibrated, limits)
+        return float(needed[shown].min()) if shown.any() else 1.0
+
+    def detections(self, rows: np.ndarray, placed: Letterbox, shown: np.ndarray, limits: np.ndarray) -> Detections:
+        """The detections of one image, in the graph's order.
+
+        Args:    rows: (n, 7) float32 of that image, as the graph gives them: boxes in pixels of the network's input.
+                 placed: how the image lies in that input.
+                 shown, limits: as in `graph_conf`.
+        Returns: detections in original pixels, calibrated, each above its class's threshold. A box that lies wholly in
+                 the grey border is none.
+        """
+        index = rows[:, 6].astype(np.int64)
+        scores = self._calibrated(rows[:, 5], index)
+        boxes_xyxy = placed.to_original(rows[:, 1:5])
+        inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
+        keep = inside & shown[index] & (scores > limits[index])
+        classes = [self.classes[number] for number in index[keep]]
+        return Detections(
+            boxes_xyxy=boxes_xyxy[keep],
+            scores=scores[keep],
+            class_ids=self.class_ids[index[keep]],
+            class_names=tuple(name for _, name in classes),
+            vocabularies=tuple(label for label, _ in classes),
+            size_wh=placed.size_wh,
+        )
+
+    def _changed(self) -> np.ndarray:
+        """(n_cls,) bool: the classes whose calibration changes a score; the others keep theirs bit for bit."""
+        if self.calibration is None:
+            return np.zeros(len(self.classes), dtype=bool)
+        return (self.calibration != np.array([1, 0], np.float32)).any(axis=1)
+
+    def _calibrated(self, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """(n,) float32 scores of classes `index` after calibration."""
+        if self.calibration is None:
+            return scores
+        scale, shift = self.calibration[index].astype(np.float64).T  # (n,) each
+        calibrated = _sigmoid(scale * _logit(scores) + shift).astype(np.float32)
+        return np.where(self._changed()[index], calibrated, scores)
+
+
+def _calibration(vocabulary: Vocabulary) -> np.ndarray:
+    """(n_cls, 2) float32: that of the vocabulary, or scale 1 and shift 0, which change nothing."""
+    if vocabulary.calibration is not None:
+        return vocabulary.calibration
+    return np.tile(np.array([1, 0], np.float32), (len(vocabulary.names), 1))  # (n_cls, 2)
+
+
+def _logit(scores: np.ndarray) -> np.ndarray:
+    """float64; minus and plus infinity at 0 and 1."""
+    scores = scores.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        return np.log(scores) - np.log1p(-scores)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """float64, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits))

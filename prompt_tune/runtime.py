@@ -1,0 +1,310 @@
+"""The runtime: a bundle's graph in ONNX Runtime, with any number of learned vocabularies beside the original one.
+
+NumPy, ONNX Runtime and Pillow only: an inference box has no torch.
+"""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import onnxruntime
+
+from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
+from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
+from prompt_tune.images import Letterbox, letterbox, read_rgb
+from prompt_tune.packing import Packed
+from prompt_tune.providers import Device, open_session
+from prompt_tune.vocabulary import Vocabulary, short
+
+IOU = 0.7  # ultralytics' default for suppression
+LEARNED = "learned"  # label of a learned vocabulary that comes without a file name
+VOCABULARY_SUFFIX = ".vocab.safetensors"
+# the graph's side of the contract; prompt_tune.graph writes it, and needs torch
+METADATA_KEY = "prompt-tune"
+GRAPH_VERSION = 1
+INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
+OUTPUTS = ("original_detections", "learned_detections")
+
+Image = np.ndarray | str | Path
+
+
+class Detector:
+    """Finds the original classes and any learned ones in images.
+
+    The original detections do not depend on what else is loaded, bit for bit. Vocabularies can be loaded and unloaded
+    between two images, also from other threads: a call of `detect` sees one state from beginning to end.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        device: Device = "cpu",
+        learned: Sequence[str | Path | Vocabulary] = (),
+        use_bundled: bool = True,
+        image_size: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Load a bundle of `prompt-tune export`.
+
+        Args:    bundle: the folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
+                 device: "cpu" or "cuda"; cuda that is not really there is an error.
+                 learned: more learned or plain vocabularies for the same detector, as files or objects.
+                 use_bundled: load the bundle's own learned vocabulary too.
+                 image_size: side in pixels of the square that images are letterboxed to, a multiple of 32; None takes
+                     the bundle's.
+                 threads: CPU threads of ONNX Runtime; 0 means all cores.
+        Raises:  GraphError: a part of the bundle is missing, or the graph is damaged or not ours.
+                 VocabularyError: a vocabulary is damaged, was made for another detector, guide or text tower, or its
+                 label is taken. ProviderError: the device is not usable.
+        """
+        self.bundle = Path(bundle)
+        for name in (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE) if use_bundled else (GRAPH_FILE, ORIGINAL_FILE):
+            if not (self.bundle / name).is_file():
+                raise GraphError(f"`{bundle}` is not a whole bundle: it has no {name}. Make one: prompt-tune export RUN --out BUNDLE")
+        self._session = open_session(self.bundle / GRAPH_FILE, device=device, threads=threads)
+        metadata = _read_metadata(self._session, self.bundle / GRAPH_FILE)
+        self.device: Device = device
+        self.digest: str = metadata["detector"]
+        self.image_size = metadata["image_size"] if image_size is None else image_size
+        stride = max(metadata["strides"])
+        if self.image_size < stride or self.image_size % stride:
+            raise PromptTuneError(f"`image_size` must be a multiple of {stride}. Received: {self.image_size}.")
+        self._original = Vocabulary.load(self.bundle / ORIGINAL_FILE)
+        if self._original.kind != "original":
+            raise VocabularyError(
+                f"`{self.bundle / ORIGINAL_FILE}` must be of kind `original`. Received: `{self._original.kind}`. "
+                "Export the run again."
+            )
+        self._check_made_for_this(self._original, ORIGINAL_FILE)
+        self._lock = threading.Lock()
+        self._state = _State.of(self._original, {})
+        for vocabulary in ([self.bundle / LEARNED_FILE] if use_bundled else []) + list(learned):
+            self.load(vocabulary)
+
+    @property
+    def vocabularies(self) -> Mapping[str, Vocabulary]:
+        """The loaded vocabularies by label: "original", then the learned ones in the order of loading."""
+        return MappingProxyType({ORIGINAL: self._original, **self._state.learned})
+
+    @property
+    def classes(self) -> tuple[ClassKey, ...]:
+        """(vocabulary label, class name) of every class, in the order of detections: guide mode `own` comes last."""
+        return self._state.classes
+
+    def load(self, vocabulary: str | Path | Vocabulary, name: str | None = None) -> str:
+        """Add a learned or plain vocabulary, from the next call of `detect` on.
+
+        Args:    vocabulary: a file or an object.
+                 name: the label of its detections; None takes the file's name, or "learned", "learned-2", ... for objects.
+        Returns: the label.
+        Raises:  VocabularyError: see `Detector`.
+        """
+        place = "The vocabulary" if isinstance(vocabulary, Vocabulary) else f"`{vocabulary}`"
+        if not isinstance(vocabulary, Vocabulary):
+            name = name or Path(vocabulary).name.removesuffix(VOCABULARY_SUFFIX)
+            vocabulary = Vocabulary.load(vocabulary)
+        self._check_made_for_this(vocabulary, place)
+        with self._lock:
+            loaded = self._state.learned
+            label = name or _free_label(loaded)
+            if label == ORIGINAL or label in loaded:
+                raise VocabularyError(
+                    f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Rename the file, give "
+                    "another `name`, or leave the other one out."
+                )
+            self._state = _State.of(self._original, {**loaded, label: vocabulary})
+        return label
+
+    def unload(self, name: str) -> None:
+        """Remove a learned vocabulary by its label, from the next call of `detect` on.
+
+        Raises: VocabularyError: no learned vocabulary has that label.
+        """
+        with self._lock:
+            loaded = self._state.learned
+            if name not in loaded:
+                raise VocabularyError(f"No learned vocabulary `{name}` is loaded. Loaded: {', '.join(loaded) or 'none'}.")
+            self._state = _State.of(self._original, {label: part for label, part in loaded.items() if label != name})
+
+    def detect(
+        self,
+        images: Image | Sequence[Image],
+        *,
+        iou: float = IOU,
+        original_conf: float | None = None,
+        learned_conf: float | None = None,
+        show: Sequence[str] | None = None,
+        hide: Sequence[str] | None = None,
+        batch: int = 1,
+    ) -> list[Detections]:
+        """Detections of one or several images.
+
+        Args:    images: uint8 (h, w, 3) RGB arrays or paths, one or a list.
+                 iou: in 0..1; a box that overlaps a better one of its class by more than this is dropped.
+                 original_conf, learned_conf: score in 0..1 above which a detection counts, for all classes of the
+                     original vocabulary and of all others; None takes each class's own threshold from its vocabulary.
+                 show, hide: only these classes, and without those; as in `choose_classes`.
+                 batch: images that go through the network at once.
+        Returns: one `Detections` an image, boxes in pixels of the original image: those of the original vocabulary first.
+        Raises:  DataError: an image cannot be read. VocabularyError: a name to show or hide is unknown.
+                 PromptTuneError: a number is out of range. GraphError: ONNX Runtime fails.
+        """
+        for what, value in (("iou", iou), ("original_conf", original_conf), ("learned_conf", learned_conf)):
+            if value is not None and not 0 <= value <= 1:
+                raise PromptTuneError(f"`{what}` must be from 0 to 1. Received: {value}.")
+        if batch < 1:
+            raise PromptTuneError(f"`batch` must be at least 1. Received: {batch}.")
+        state = self._state
+        chosen = choose_classes(state.classes, show=show, hide=hide)
+        wanted = [_Wanted.of(state.original, original_conf, chosen)]
+        own = (part for part in state.own if not chosen.isdisjoint(part.classes))  # a pass each: only where it is wanted
+        wanted += [_Wanted.of(part, learned_conf, chosen) for part in (state.together, *own)]
+        images = [images] if isinstance(images, (np.ndarray, str, Path)) else images
+        found = []
+        for first in range(0, len(images), batch):
+            pixels = [self._letterboxed(image) for image in images[first : first + batch]]
+            found += self._detect_batch(pixels, wanted, iou)
+        return found
+
+    def raw(
+        self, images: np.ndarray, *, iou: float = IOU, original_conf: float = 0.001, learned_conf: float = 0.001
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The graph's own outputs, for checks: nothing is filtered, calibrated or brought to original pixels.
+
+        Args:    images: float32 (b, 3, h, w) RGB in 0..1, h and w multiples of 32.
+                 iou, original_conf, learned_conf: in 0..1.
+        Returns: original and learned detections, float32 (n, 7): image index, x1, y1, x2, y2 in pixels of the network's
+                 input, score, class; learned classes count through the vocabularies of guide mode `original`.
+        """
+        state = self._state
+        return self._run(images, state.original, state.together, iou, original_conf, learned_conf)
+
+    def _letterboxed(self, image: Image) -> tuple[np.ndarray, Letterbox]:
+        """uint8 (h, w, 3) of the network's input, and where the image lies in it."""
+        return letterbox(image if isinstance(image, np.ndarray) else read_rgb(image), self.image_size)
+
+    def _detect_batch(
+        self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list["_Wanted"], iou: float
+    ) -> list[Detections]:
+        """Detections of letterboxed images: one pass for the original guide, one for each vocabulary of guide mode `own`."""
+        images = np.stack([image for image, _ in pixels]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
+        images = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
+        original, together, *own = wanted
+        tables = list(self._run(images, original.packed, together.packed, iou, original.conf, together.conf))
+        for part in own:
+            tables.append(self._run(images, part.packed, _NOTHING, iou, part.conf, 1.0)[0])
+        found = []
+        for index, (_, placed) in enumerate(pixels):
+            parts = [
+                part.packed.detections(table[table[:, 0] == index], placed, part.shown, part.limits)
+                for part, table in zip(wanted, tables, strict=True)
+            ]
+            found.append(concatenate(parts, placed.size_wh))
+        return found
+
+    def _run(
+        self, images: np.ndarray, original: Packed, learned: Packed, iou: float, original_conf: float, learned_conf: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One call of the graph: two float32 (n, 7)."""
+        numbers = (np.array([value], np.float32) for value in (iou, original_conf, learned_conf))
+        feed = dict(zip(INPUTS, (images, original.embeddings, learned.embeddings, *numbers), strict=True))
+        try:
+            original_rows, learned_rows = self._session.run(list(OUTPUTS), feed)
+        except Exception as error:  # the classes of ONNX Runtime's errors share no base but Exception
+            reason = str(error).strip().split("\n")[0]
+            raise GraphError(
+                f"ONNX Runtime failed on images {images.shape} ({reason:.200}). Try a smaller batch or image size."
+            ) from error
+        return original_rows, learned_rows
+
+    def _check_made_for_this(self, vocabulary: Vocabulary, place: str) -> None:
+        """Refuses a vocabulary that was made for another detector, text tower or guide."""
+        guide = self._original.digest if vocabulary.kind == "learned" and vocabulary.guide_mode == "original" else None
+        for what, was, here in (
+            ("detector", vocabulary.detector or self.digest, self.digest),  # "" is for any
+            ("text tower", vocabulary.text_tower, self._original.text_tower),
+            ("guide", vocabulary.guide, guide or vocabulary.guide),
+        ):
+            if was != here:
+                raise VocabularyError(
+                    f"{place} was made for {what} {short(was)}, but `{self.bundle}` has {what} {short(here)}. Use a "
+                    "vocabulary that was made with this bundle's detector and original vocabulary, or the bundle of its run."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What is loaded, as one immutable value: threads swap it whole."""
+
+    learned: Mapping[str, Vocabulary]
+    classes: tuple[ClassKey, ...]
+    original: Packed
+    together: Packed  # all of guide mode `original`: they go in as one
+    own: tuple[Packed, ...]  # each needs a pass of its own
+
+    @classmethod
+    def of(cls, original: Vocabulary, learned: dict[str, Vocabulary]) -> "_State":
+        """Packs the vocabularies for the graph."""
+        first = Packed.of({ORIGINAL: original})
+        together = Packed.of({label: part for label, part in learned.items() if part.guide_mode == "original"})
+        own = tuple(Packed.of({label: part}) for label, part in learned.items() if part.guide_mode == "own")
+        classes = tuple(key for part in (first, together, *own) for key in part.classes)
+        return cls(MappingProxyType(learned), classes, first, together, own)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What a call of `detect` wants of some vocabularies; see `Packed`."""
+
+    packed: Packed
+    shown: np.ndarray
+    limits: np.ndarray
+    conf: float
+
+    @classmethod
+    def of(cls, packed: Packed, conf: float | None, chosen: frozenset[ClassKey]) -> "_Wanted":
+        """From the caller's threshold and the classes that are shown."""
+        shown = np.array([key in chosen for key in packed.classes], dtype=bool)
+        limits = packed.limits(conf)
+        return cls(packed, shown, limits, packed.graph_conf(shown, limits))
+
+
+_NOTHING = Packed.of({})
+
+
+def _free_label(taken: Mapping[str, Vocabulary]) -> str:
+    """ "learned", "learned-2", ...: the first that is free."""
+    number = 1
+    while (label := LEARNED if number == 1 else f"{LEARNED}-{number}") in taken:
+        number += 1
+    return label
+
+
+def _read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, object]:
+    """The graph's own metadata, once it is known to be ours.
+
+    Raises: GraphError: no such metadata, another version, or other inputs and outputs.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    names = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
+    cure = "Make one: prompt-tune export RUN --out BUNDLE"
+    if text is None or names != (INPUTS, OUTPUTS):
+        raise GraphError(f"`{path}` is an ONNX graph, but not one of prompt-tune's. {cure}")
+    try:
+        metadata = json.loads(text)
+        known = {"detector": str, "image_size": int, "strides": list}
+        whole = all(isinstance(metadata[key], kind) for key, kind in known.items())
+        version = metadata["version"]
+    except (ValueError, KeyError, TypeError):
+        whole, version = False, GRAPH_VERSION
+    if version != GRAPH_VERSION:
+        raise GraphError(f"`{path}` has version {version}; this prompt-tune reads {GRAPH_VERSION}. Use a newer one, or export again.")
+    if not whole:
+        raise GraphError(f"`{path}` has damaged metadata. {cure}")
+    return metadata
