@@ -237,7 +237,7 @@ def _differences(found: "VocabularyDiff") -> "Table":
     for what, changes in (("threshold", found.rethresholded), ("scale, shift", found.recalibrated)):
         rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
     if found.reordered:
-        rows.append(("order", "", "", "classes stand in another order"))
+        rows.append(("order", "", "", "other class ids"))
     rows += [(c.name, "", shown(c.before, c.name), shown(c.after, c.name)) for c in found.metadata]
     table = Table("what", "class", "before", "after")
     for row in rows:
