@@ -102,9 +102,9 @@ def fit(
     run.open(
         {
             "version": 1,
-            "model": str(model),
+            "model": _whole_path(model),
             "text_tower": tower.spec,
-            "data": str(data),
+            "data": _whole_path(data),
             "classes": [list(prompts) for prompts in context.classes],
             "digests": digests,
             "prompt_tune": __version__,
@@ -175,7 +175,7 @@ class Trainer:
             rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = class_loss(self.world, self.context(), regions, self.anchors, self.config.image_size)
+            loss = class_loss(self.world, self.context(), regions, self.anchors)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -251,6 +251,11 @@ def measure(
         parts = (regions.label_boxes, regions.label_classes, regions.label_ignore)
         truths.append(Truth(*(part.numpy() for part in parts)))
     return average_precision(truths, founds, len(embeddings))
+
+
+def _whole_path(place: str | Path) -> str:
+    """A file or folder by its absolute path, so that a run can be used from anywhere; a name such as `tiny` as it is."""
+    return str(Path(place).resolve()) if str(place) != TINY and Path(place).exists() else str(place)
 
 
 def _cache_splits(
