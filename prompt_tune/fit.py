@@ -254,7 +254,7 @@ def measure(
 
 
 def _whole_path(place: str | Path) -> str:
-    """The absolute path of a file or folder, so that a run can be used from anywhere; a name such as `tiny` as it is."""
+    """The absolute path of a file or folder, so that a run works from anywhere; a name such as `tiny` as it is."""
     return str(Path(place).resolve()) if str(place) != TINY and Path(place).exists() else str(place)
 
 
