@@ -52,10 +52,10 @@ def annotate(
 ) -> Annotated:
     """Detects in images, one at a time, and writes an annotated picture of each and detections.json.
 
-    The document has COCO's `images`, `categories` and `annotations`. A category and an annotation have `vocabulary`: the
-    label of the vocabulary they are from, "original" or that of a learned one. An annotation has `score`, `bbox` is x, y,
-    width, height in original pixels. `info` has the detector's digest, the vocabularies (kind, guide mode, digest), the
-    thresholds, and the names of skipped images.
+    The document has COCO's `images`, `categories` and `annotations`. A category and an annotation have `vocabulary`,
+    the label of the vocabulary they are from: "original" or that of a learned one. An annotation has `score`; `bbox` is
+    x, y, width, height in original pixels. `info` has the detector's digest, the vocabularies (kind, guide mode,
+    digest, number of classes), the thresholds, and the names of skipped images.
 
     Args:    detector: with its vocabularies loaded.
              paths: of the images. A picture has the path of its image below the folder that all images have in common.
@@ -85,7 +85,8 @@ def annotate(
     if report:
         report("detect", len(pictures), len(pictures), "")
     if not document.images:
-        raise DataError(f"None of {len(pictures)} images can be read: {next(iter(document.skipped.values()), 'none given')}")
+        first = next(iter(document.skipped.values()), "no image was given.")
+        raise DataError(f"None of {len(pictures)} images can be read: {first}")
     with _writing(out / JSON_FILE) as temporary:
         temporary.write_text(document.json(_info(detector) | options), encoding="utf-8")
     skipped = tuple(document.skipped.values())
@@ -172,4 +173,5 @@ def _writing(path: Path) -> Iterator[Path]:
         with replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        raise DataError(f"Cannot write `{path}`: {error.strerror or error}. Choose another --out or make room.") from error
+        reason = error.strerror or error
+        raise DataError(f"Cannot write `{path}`: {reason}. Choose another --out or make room.") from error

@@ -55,7 +55,9 @@ class Detections:
         """The detections of one vocabulary, by its label."""
         return self.select(np.array([label == vocabulary for label in self.vocabularies], dtype=bool))
 
-    def to_coco(self, image_id: int, category_ids: Mapping[ClassKey, int], *, first_id: int = 1) -> list[dict[str, object]]:
+    def to_coco(
+        self, image_id: int, category_ids: Mapping[ClassKey, int], *, first_id: int = 1
+    ) -> list[dict[str, object]]:
         """The detections as entries of a COCO `annotations` list; `pycocotools` takes the same list as results.
 
         Args:    image_id: the image's id in the document.
@@ -101,7 +103,7 @@ def choose_classes(
     """The classes that are wanted.
 
     Args:    classes: (vocabulary label, class name) of all.
-             show, hide: "NAME" means that class in every vocabulary, "LABEL:NAME" in one, "LABEL:*" all of a vocabulary.
+             show, hide: "NAME" means that class in every vocabulary, "LABEL:NAME" in one, "LABEL:*" all of one.
                  Without `show`, all classes are shown; what `hide` names is not.
     Raises:  VocabularyError: a name matches no class; the text lists names that are near.
     """
@@ -110,7 +112,7 @@ def choose_classes(
 
 
 def coco_categories(classes: Sequence[ClassKey]) -> list[dict[str, object]]:
-    """COCO's `categories`, ids from 1 in the order given; `vocabulary` (and `supercategory`) is the vocabulary's label."""
+    """COCO's `categories`, ids from 1 in the order given; `vocabulary` and `supercategory` are the vocabulary's label."""
     return [
         {"id": number, "name": name, "supercategory": label, "vocabulary": label}
         for number, (label, name) in enumerate(classes, start=1)

@@ -40,7 +40,9 @@ def draw(image: np.ndarray | Image.Image, detections: Detections) -> Image.Image
     learned = np.array([label != ORIGINAL for label in detections.vocabularies], dtype=bool)
     order = [int(row) for row in np.lexsort((detections.scores, learned))]
     for row in order:
-        width = max(2, round(side * LINE_FRACTION)) if learned[row] else max(1, int(side * LINE_FRACTION * ORIGINAL_SHARE))
+        width = (
+            max(2, round(side * LINE_FRACTION)) if learned[row] else max(1, int(side * LINE_FRACTION * ORIGINAL_SHARE))
+        )
         _draw_box(canvas, tuple(detections.boxes_xyxy[row].tolist()), _colour_of(detections, row), width)
     taken: list[Rectangle] = []
     labels = []
@@ -66,7 +68,9 @@ def side_by_side(
     Raises: ValueError: the numbers of images and captions differ, or there is none.
     """
     if not images or len(images) != len(captions):
-        raise ValueError(f"`captions` must be as many as `images`, one at least. Received: {len(captions)}, {len(images)}.")
+        raise ValueError(
+            f"`captions` must be as many as `images`, one at least. Received: {len(captions)}, {len(images)}."
+        )
     pictures = [_picture(image) for image in images]
     pictures = [
         picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.Resampling.LANCZOS)
@@ -105,7 +109,9 @@ def _font(pixels: float) -> ImageFont.FreeTypeFont:
     smallest, largest = FONT_PIXELS
     font = ImageFont.load_default(size=min(max(round(pixels), smallest), largest))
     if not isinstance(font, ImageFont.FreeTypeFont):  # a Pillow built without FreeType has one tiny bitmap font
-        raise RuntimeError("Pillow must be built with FreeType to write labels. Cure: pip install --force-reinstall pillow")
+        raise RuntimeError(
+            "Pillow must be built with FreeType to write labels. Cure: pip install --force-reinstall pillow"
+        )
     return font
 
 
@@ -115,7 +121,7 @@ def _colour_of(detections: Detections, row: int) -> Colour:
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour, width: int) -> None:
-    """A box with a dark edge of one pixel around its line; a line of one pixel has it outside only, or it would drown."""
+    """A box whose line has a dark edge of one pixel; a line of one pixel has it outside only, or it would drown."""
     left, top = round(box[0]), round(box[1])
     right, bottom = max(left, round(box[2]) - 1), max(top, round(box[3]) - 1)
     canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE, width=width + (2 if width > 1 else 1))
@@ -130,7 +136,7 @@ def _label_place(
     size_wh: tuple[int, int],
     taken: list[Rectangle],
 ) -> Rectangle:
-    """The label's rectangle: above its box, inside it or below it, in the picture, off the labels that stand already."""
+    """The label's rectangle: above, inside or below its box, in the picture, off the labels that stand already."""
     padding = font.size * 0.25
     width, height = canvas.textlength(text, font=font) + 2 * padding, font.size * 1.25
     left = min(max(box[0], 0), max(size_wh[0] - width, 0))

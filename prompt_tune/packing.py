@@ -1,4 +1,4 @@
-"""Several vocabularies as one input of the graph, and the graph's rows as detections that say which one they are from."""
+"""Several vocabularies as one input of the graph, and its rows as detections that say which one they are from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,14 +37,18 @@ class Packed:
         nothing = np.zeros((0, n_prompts, EMBED_DIM), np.float32)
         return cls(
             classes=tuple((label, name) for label, part in vocabularies.items() for name in part.names),
-            embeddings=np.concatenate([nothing, *(part.padded(n_prompts) for part in parts)]),  # (n_cls, n_prompts, 512)
-            class_ids=np.concatenate([np.zeros(0, np.int64), *(np.arange(len(part.names)) for part in parts)]),  # (n_cls,)
+            embeddings=np.concatenate(
+                [nothing, *(part.padded(n_prompts) for part in parts)]
+            ),  # (n_cls, n_prompts, 512)
+            class_ids=np.concatenate(
+                [np.zeros(0, np.int64), *(np.arange(len(part.names)) for part in parts)]
+            ),  # (n_cls,)
             thresholds=np.concatenate([np.zeros(0, np.float32), *(part.thresholds for part in parts)]),  # (n_cls,)
             calibration=np.concatenate([_calibration(part) for part in parts]) if calibrated else None,  # (n_cls, 2)
         )
 
     def limits(self, conf: float | None) -> np.ndarray:
-        """(n_cls,) float32: the score above which a class counts; `conf`, where given, takes the place of all of them."""
+        """(n_cls,) float32: the score above which a class counts; `conf`, where given, takes the place of all."""
         return self.thresholds if conf is None else np.full(len(self.classes), conf, np.float32)
 
     def graph_conf(self, shown: np.ndarray, limits: np.ndarray) -> float:

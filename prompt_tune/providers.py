@@ -1,5 +1,7 @@
-"""Choosing ONNX Runtime's execution provider. ONNX Runtime drops from GPU to CPU in silence (onnxruntime #23372): here
-the provider that was asked for is the one that runs, or there is an error that names what is missing and what cures it."""
+"""Choosing ONNX Runtime's execution provider. ONNX Runtime drops from GPU to CPU in silence (onnxruntime #23372).
+
+Here the provider that was asked for is the one that runs, or an error names what is missing and what cures it.
+"""
 
 import contextlib
 import ctypes
@@ -44,10 +46,16 @@ def open_session(path: Path, *, device: Device = "cpu", threads: int = 0) -> onn
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # the classes of ONNX Runtime's errors share no base but Exception
         if "CUDA" in str(error):
-            raise ProviderError(f"CUDA failed when `{path.name}` was loaded: {_first_line(error)} {_GPU_HINT}") from error
-        raise GraphError(f"`{path}` cannot be loaded by ONNX Runtime: {_first_line(error)} Export the run again.") from error
+            raise ProviderError(
+                f"CUDA failed when `{path.name}` was loaded: {_first_line(error)} {_GPU_HINT}"
+            ) from error
+        raise GraphError(
+            f"`{path}` cannot be loaded by ONNX Runtime: {_first_line(error)} Export the run again."
+        ) from error
     if device == "cuda" and CUDA_PROVIDER not in session.get_providers():
-        raise ProviderError(f"`device='cuda'`: every CUDA library loads, but ONNX Runtime made no CUDA session. {_GPU_HINT}")
+        raise ProviderError(
+            f"`device='cuda'`: every CUDA library loads, but ONNX Runtime made no CUDA session. {_GPU_HINT}"
+        )
     return session
 
 
@@ -72,7 +80,7 @@ def cuda_libraries(cuda_version: str) -> tuple[str, ...]:
     """The shared libraries (Linux) that ONNX Runtime's CUDA provider needs to run a convolutional graph.
 
     Args:   cuda_version: CUDA version that onnxruntime was built with, such as "13.0".
-    Source: the NEEDED entries of libonnxruntime_providers_cuda.so, and cuDNN 9, which it opens at the first convolution.
+    Source: the NEEDED entries of libonnxruntime_providers_cuda.so, and cuDNN 9, which convolutions open.
     """
     major = cuda_version.split(".")[0]
     built = (f"libcudart.so.{major}", f"libcublasLt.so.{major}", f"libcublas.so.{major}")
@@ -96,11 +104,15 @@ def missing_message(missing: list[str]) -> str:
     if wheels := [name for name in missing if name != DRIVER_LIBRARY]:
         cures.append(f"{CUDA_CURE} brings {', '.join(wheels)}")
     if DRIVER_LIBRARY in missing:
-        cures.append(f"{DRIVER_LIBRARY} belongs to NVIDIA's driver (no pip package: install the driver, see `nvidia-smi`)")
+        cures.append(
+            f"{DRIVER_LIBRARY} belongs to NVIDIA's driver (no pip package: install the driver, see `nvidia-smi`)"
+        )
     return f"`device='cuda'` is not usable: cannot load {', '.join(missing)}. {'; '.join(cures)}. Or use `cpu`."
 
 
-_GPU_HINT = "Check with `nvidia-smi` that a GPU is visible, and that its driver is new enough for this CUDA. Or use `cpu`."
+_GPU_HINT = (
+    "Check with `nvidia-smi` that a GPU is visible, and that its driver is new enough for this CUDA. Or use `cpu`."
+)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 NumPy, ONNX Runtime and Pillow only: an inference box has no torch.
 """
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import onnxruntime
 
 from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.contract import INPUTS, OUTPUTS, read_metadata
 from prompt_tune.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.images import Letterbox, letterbox, read_rgb
@@ -24,11 +23,6 @@ from prompt_tune.vocabulary import Vocabulary, short
 IOU = 0.7  # ultralytics' default for suppression
 LEARNED = "learned"  # label of a learned vocabulary that comes without a file name
 VOCABULARY_SUFFIX = ".vocab.safetensors"
-# the graph's side of the contract; prompt_tune.graph writes it, and needs torch
-METADATA_KEY = "prompt-tune"
-GRAPH_VERSION = 1
-INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
-OUTPUTS = ("original_detections", "learned_detections")
 
 Image = np.ndarray | str | Path
 
@@ -66,9 +60,11 @@ class Detector:
         self.bundle = Path(bundle)
         for name in (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE) if use_bundled else (GRAPH_FILE, ORIGINAL_FILE):
             if not (self.bundle / name).is_file():
-                raise GraphError(f"`{bundle}` is not a whole bundle: it has no {name}. Make one: prompt-tune export RUN --out BUNDLE")
+                raise GraphError(
+                    f"`{bundle}` is not a whole bundle: it has no {name}. Make one: prompt-tune export RUN --out BUNDLE"
+                )
         self._session = open_session(self.bundle / GRAPH_FILE, device=device, threads=threads)
-        metadata = _read_metadata(self._session, self.bundle / GRAPH_FILE)
+        metadata = read_metadata(self._session, self.bundle / GRAPH_FILE)
         self.device: Device = device
         self.digest: str = metadata["detector"]
         self.image_size = metadata["image_size"] if image_size is None else image_size
@@ -101,7 +97,7 @@ class Detector:
         """Add a learned or plain vocabulary, from the next call of `detect` on.
 
         Args:    vocabulary: a file or an object.
-                 name: the label of its detections; None takes the file's name, or "learned", "learned-2", ... for objects.
+                 name: the label of its detections; None takes the file's name; objects get "learned", "learned-2", ...
         Returns: the label.
         Raises:  VocabularyError: see `Detector`.
         """
@@ -129,7 +125,9 @@ class Detector:
         with self._lock:
             loaded = self._state.learned
             if name not in loaded:
-                raise VocabularyError(f"No learned vocabulary `{name}` is loaded. Loaded: {', '.join(loaded) or 'none'}.")
+                raise VocabularyError(
+                    f"No learned vocabulary `{name}` is loaded. Loaded: {', '.join(loaded) or 'none'}."
+                )
             self._state = _State.of(self._original, {label: part for label, part in loaded.items() if label != name})
 
     def detect(
@@ -151,7 +149,7 @@ class Detector:
                      original vocabulary and of all others; None takes each class's own threshold from its vocabulary.
                  show, hide: only these classes, and without those; as in `choose_classes`.
                  batch: images that go through the network at once.
-        Returns: one `Detections` an image, boxes in pixels of the original image: those of the original vocabulary first.
+        Returns: one `Detections` an image, boxes in original pixels, those of the original vocabulary first.
         Raises:  DataError: an image cannot be read. VocabularyError: a name to show or hide is unknown.
                  PromptTuneError: a number is out of range. GraphError: ONNX Runtime fails.
         """
@@ -163,7 +161,9 @@ class Detector:
         state = self._state
         chosen = choose_classes(state.classes, show=show, hide=hide)
         wanted = [_Wanted.of(state.original, original_conf, chosen)]
-        own = (part for part in state.own if not chosen.isdisjoint(part.classes))  # a pass each: only where it is wanted
+        own = (
+            part for part in state.own if not chosen.isdisjoint(part.classes)
+        )  # a pass each: only where it is wanted
         wanted += [_Wanted.of(part, learned_conf, chosen) for part in (state.together, *own)]
         images = [images] if isinstance(images, (np.ndarray, str, Path)) else images
         found = []
@@ -192,7 +192,7 @@ class Detector:
     def _detect_batch(
         self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list["_Wanted"], iou: float
     ) -> list[Detections]:
-        """Detections of letterboxed images: one pass for the original guide, one for each vocabulary of guide mode `own`."""
+        """Detections of letterboxed images: a pass for the original guide, and one for each vocabulary that is its own."""
         images = np.stack([image for image, _ in pixels]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
         images = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
         original, together, *own = wanted
@@ -209,7 +209,13 @@ class Detector:
         return found
 
     def _run(
-        self, images: np.ndarray, original: Packed, learned: Packed, iou: float, original_conf: float, learned_conf: float
+        self,
+        images: np.ndarray,
+        original: Packed,
+        learned: Packed,
+        iou: float,
+        original_conf: float,
+        learned_conf: float,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One call of the graph: two float32 (n, 7)."""
         numbers = (np.array([value], np.float32) for value in (iou, original_conf, learned_conf))
@@ -234,7 +240,7 @@ class Detector:
             if was != here:
                 raise VocabularyError(
                     f"{place} was made for {what} {short(was)}, but `{self.bundle}` has {what} {short(here)}. Use a "
-                    "vocabulary that was made with this bundle's detector and original vocabulary, or the bundle of its run."
+                    "vocabulary made with this bundle's detector and original vocabulary, or the bundle of its own run."
                 )
 
 
@@ -284,27 +290,3 @@ def _free_label(taken: Mapping[str, Vocabulary]) -> str:
     while (label := LEARNED if number == 1 else f"{LEARNED}-{number}") in taken:
         number += 1
     return label
-
-
-def _read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, object]:
-    """The graph's own metadata, once it is known to be ours.
-
-    Raises: GraphError: no such metadata, another version, or other inputs and outputs.
-    """
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    names = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
-    cure = "Make one: prompt-tune export RUN --out BUNDLE"
-    if text is None or names != (INPUTS, OUTPUTS):
-        raise GraphError(f"`{path}` is an ONNX graph, but not one of prompt-tune's. {cure}")
-    try:
-        metadata = json.loads(text)
-        known = {"detector": str, "image_size": int, "strides": list}
-        whole = all(isinstance(metadata[key], kind) for key, kind in known.items())
-        version = metadata["version"]
-    except (ValueError, KeyError, TypeError):
-        whole, version = False, GRAPH_VERSION
-    if version != GRAPH_VERSION:
-        raise GraphError(f"`{path}` has version {version}; this prompt-tune reads {GRAPH_VERSION}. Use a newer one, or export again.")
-    if not whole:
-        raise GraphError(f"`{path}` has damaged metadata. {cure}")
-    return metadata

@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
+from small_bundle import IMAGE_SIZE, learned_for, photo, small_bundle
 
-from bundles import IMAGE_SIZE, learned_for, photo, small_bundle
-from prompt_tune import graph, runtime
+from prompt_tune import contract, graph
 from prompt_tune.detections import Detections
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.images import letterbox
@@ -55,8 +55,8 @@ def graph_rows(bundle: Path, image: np.ndarray, original: np.ndarray, learned: n
 
 
 def test_names_of_the_graph_are_those_that_its_export_writes() -> None:
-    assert (runtime.METADATA_KEY, runtime.GRAPH_VERSION) == (graph.METADATA_KEY, graph.GRAPH_VERSION)
-    assert (runtime.INPUTS, runtime.OUTPUTS) == (graph.INPUTS, graph.OUTPUTS)
+    assert (contract.METADATA_KEY, contract.GRAPH_VERSION) == (graph.METADATA_KEY, graph.GRAPH_VERSION)
+    assert (contract.INPUTS, contract.OUTPUTS) == (graph.INPUTS, graph.OUTPUTS)
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 150), (200, 90), (IMAGE_SIZE, IMAGE_SIZE)])
@@ -107,7 +107,8 @@ def test_batches_keep_images_apart(detector: Detector) -> None:
     images = [photo(60, 150, seed=1), photo(130, 70, seed=2), photo(96, 96, seed=3)]
     singly, together = detector.detect(images), detector.detect(images, batch=2)
     for one, other in zip(singly, together, strict=True):
-        assert (one.size_wh, one.class_names, one.vocabularies) == (other.size_wh, other.class_names, other.vocabularies)
+        assert (one.size_wh, one.class_names) == (other.size_wh, other.class_names)
+        assert one.vocabularies == other.vocabularies
         np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-2)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
 
@@ -189,7 +190,8 @@ def test_each_class_has_its_own_threshold_unless_told_otherwise(bundle: Path) ->
 def test_calibration_acts_on_scores_before_thresholds(bundle: Path, scale: float, shift: float) -> None:
     image, limit = photo(96, 96), 0.6
     plain = learned_for(bundle, "one", "two", thresholds=np.float32(0))
-    rows = graph_rows(bundle, image, Vocabulary.load(bundle / "original.vocab.safetensors").embeddings, plain.embeddings)[1]
+    guide = Vocabulary.load(bundle / "original.vocab.safetensors").embeddings
+    rows = graph_rows(bundle, image, guide, plain.embeddings)[1]
     calibration = np.array([[scale, shift], [1, 0]], np.float32)
     calibrated = learned_for(bundle, "one", "two", thresholds=np.float32(limit), calibration=calibration)
     detector = Detector(bundle, use_bundled=False, learned=[calibrated], threads=1)
@@ -261,7 +263,7 @@ def test_labels_come_from_files_names_or_are_counted(bundle: Path, tmp_path: Pat
         detector.load(vocabulary, "original")
     detector.unload("trucks")
     assert detector.load(file) == "trucks"
-    with pytest.raises(VocabularyError, match=r"No learned vocabulary `original` is loaded\. Loaded: learned, learned-2, "):
+    with pytest.raises(VocabularyError, match=r"No learned vocabulary `original` is loaded\. Loaded: learned, "):
         detector.unload("original")
     shutil.copy(file, tmp_path / "learned.vocab.safetensors")
     with pytest.raises(VocabularyError, match="cannot be loaded as `learned`"):
@@ -287,9 +289,11 @@ def test_vocabularies_change_while_threads_detect(bundle: Path) -> None:
             detector.load(extra, "extra")
 
     swapper = threading.Thread(target=swap)
-    workers = [
-        threading.Thread(target=lambda: seen.extend(content(detector.detect(image)[0]) for _ in range(8))) for _ in range(3)
-    ]
+
+    def work() -> None:
+        seen.extend(content(detector.detect(image)[0]) for _ in range(8))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
     swapper.start()
     for worker in workers:
         worker.start()
@@ -339,7 +343,7 @@ def test_bundle_with_a_missing_part_is_refused(name: str, bundle: Path, tmp_path
         Detector(tmp_path / "bundle")
     if name.startswith("learned"):
         assert list(Detector(tmp_path / "bundle", use_bundled=False).vocabularies) == ["original"]
-    with pytest.raises(GraphError, match="it has no detector.onnx"):
+    with pytest.raises(GraphError, match=r"it has no detector\.onnx"):
         Detector(tmp_path / "nowhere")
 
 

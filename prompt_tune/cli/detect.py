@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 20  # classes in the table; the rest is one line
 SCORE = click.FloatRange(0, 1)
+NAMES = "NAME, or LABEL:NAME in one vocabulary, or LABEL:* for all of it. Can be given several times."
 
 
 @click.command(name="detect")
@@ -22,18 +23,18 @@ SCORE = click.FloatRange(0, 1)
     type=click.Path(path_type=Path),
     help="One more vocabulary file for the same detector; its file name is its label. Can be given several times.",
 )
-@click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's own learned vocabulary.")
-@click.option("--show", multiple=True, metavar="NAME", help="Show this class only: NAME, LABEL:NAME or LABEL:*. Repeatable.")
-@click.option("--hide", multiple=True, metavar="NAME", help="Do not show this class: NAME, LABEL:NAME or LABEL:*. Repeatable.")
+@click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
+@click.option("--show", multiple=True, metavar="NAME", help=f"Show this class only: {NAMES}")
+@click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
 @click.option(
-    "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where ONNX Runtime computes."
+    "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to compute."
 )
-@click.option("--iou", default=0.7, show_default=True, type=SCORE, help="Overlap above which the weaker of two boxes goes.")
-@click.option("--conf", default=None, type=SCORE, help="Score above which a detection counts; default: each class's own.")
-@click.option("--original-conf", default=None, type=SCORE, help="The same for the original vocabulary; goes before --conf.")
-@click.option("--learned-conf", default=None, type=SCORE, help="The same for all other vocabularies; goes before --conf.")
-@click.option("--image-size", default=None, type=int, help="Side of the network's input in pixels; default: the bundle's.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0 means all cores.")
+@click.option("--iou", default=0.7, show_default=True, type=SCORE, help="Overlap above which the weaker box goes.")
+@click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
+@click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; goes before --conf.")
+@click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; goes before --conf.")
+@click.option("--image-size", type=int, help="Side of the network's input in pixels; default: the bundle's.")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores.")
 def command(
     bundle: Path,
     source: str,
@@ -52,8 +53,8 @@ def command(
 ) -> None:
     """Detect the classes of BUNDLE, a folder of `prompt-tune export`, in images.
 
-    Writes to --out a picture for each image, original classes in thin muted boxes, learned ones in thick bright ones, and
-    detections.json in COCO's format, where each annotation says which vocabulary it is from.
+    Writes to --out a picture for each image, original classes in thin muted boxes, learned ones in thick bright ones,
+    and detections.json in COCO's format, where each annotation says which vocabulary it is from.
     """
     from prompt_tune.annotations import annotate
     from prompt_tune.cli.progress import stages

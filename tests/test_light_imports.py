@@ -1,0 +1,96 @@
+"""Law 4: the inference box is light. What runs there works where nothing of the training side is installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_bundle import photo, small_bundle
+
+from prompt_tune.world import World
+
+HEAVY = ("torch", "torchvision", "ultralytics", "open_clip", "onnx", "matplotlib", "cv2", "yaml", "faster_coco_eval")
+BLOCKED = f"""
+import importlib.abc
+import sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def run_without_heavy_modules(code: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process of its own where none of `HEAVY` can be imported."""
+    command = [sys.executable, "-c", BLOCKED + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", HEAVY)
+def test_heavy_modules_are_really_blocked(module: str) -> None:
+    done = run_without_heavy_modules(f"import {module}")
+    assert done.returncode == 1 and f"No module named '{module}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "prompt_tune",
+        "prompt_tune.runtime",
+        "prompt_tune.vocabulary",
+        "prompt_tune.annotations",
+        "prompt_tune.draw",
+        "prompt_tune.images",
+        "prompt_tune.names",
+        "prompt_tune.bundle",
+        "prompt_tune.cli",
+        "prompt_tune.cli.detect",
+        "prompt_tune.cli.vocab",
+    ],
+)
+def test_module_of_the_inference_box_imports_alone(module: str) -> None:
+    done = run_without_heavy_modules(f"import {module}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_detection_really_runs_without_the_training_side(
+    world: World, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bundle = small_bundle(world, tmp_path_factory.getbasetemp() / "small-bundle")
+    Image.fromarray(photo(60, 90)).save(tmp_path / "photo.png")
+    code = """
+from prompt_tune import Detector, Vocabulary
+detector = Detector(sys.argv[1], threads=1)
+(found,) = detector.detect(sys.argv[2])
+print(len(found), sorted(set(found.vocabularies)))
+sys.argv = ["prompt-tune", "detect", sys.argv[1], "--source", sys.argv[2], "--out", sys.argv[3], "--threads", "1"]
+from prompt_tune.cli import main
+main()
+"""
+    done = run_without_heavy_modules(code, bundle, tmp_path / "photo.png", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    count, _, labels = done.stdout.splitlines()[0].partition(" ")
+    assert int(count) > 10 and labels == "['learned', 'original']"
+    assert f"{count} detections in 1 image: {tmp_path / 'out'}" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "photo.png"]
+    assert np.asarray(Image.open(tmp_path / "out" / "photo.png")).shape == (60, 90, 3)
+
+
+def test_help_is_instant_because_it_imports_nothing() -> None:
+    code = """
+from prompt_tune.cli import command
+for arguments in (["--help"], ["detect", "--help"]):
+    try:
+        command.main(arguments)
+    except SystemExit as stop:
+        assert not stop.code
+print(sorted({"numpy", "onnxruntime", "PIL", "rich"} & set(sys.modules)))
+"""
+    done = run_without_heavy_modules(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
