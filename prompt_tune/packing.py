@@ -11,6 +11,7 @@ from prompt_tune.vocabulary import EMBED_DIM, Vocabulary
 
 # share by which the graph's threshold is lowered where a calibrated class sets it: the inverse of a sigmoid rounds
 ROUNDING = 1e-5
+IDENTITY = (1.0, 0.0)  # scale and shift that change nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Packed:
         needed = limits
         if self.calibration is not None:
             scale, shift = self.calibration.astype(np.float64).T  # (n_cls,) each
-            uncalibrated = _sigmoid((_logit(limits) - shift) / scale) * (1 - ROUNDING)
+            uncalibrated = sigmoid((logit(limits) - shift) / scale) * (1 - ROUNDING)
             needed = np.where(self._changed(), uncalibrated, limits)
         return float(needed[shown].min()) if shown.any() else 1.0
 
@@ -93,31 +94,44 @@ class Packed:
         """(n_cls,) bool: the classes whose calibration changes a score; the others keep theirs bit for bit."""
         if self.calibration is None:
             return np.zeros(len(self.classes), dtype=bool)
-        return (self.calibration != np.array([1, 0], np.float32)).any(axis=1)
+        return _changes(self.calibration)
 
     def _calibrated(self, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
         """(n,) float32 scores of classes `index` after calibration."""
         if self.calibration is None:
             return scores
-        scale, shift = self.calibration[index].astype(np.float64).T  # (n,) each
-        calibrated = _sigmoid(scale * _logit(scores) + shift).astype(np.float32)
-        return np.where(self._changed()[index], calibrated, scores)
+        return calibrated(scores, self.calibration[index])
 
 
-def _calibration(vocabulary: Vocabulary) -> np.ndarray:
-    """(n_cls, 2) float32: that of the vocabulary, or scale 1 and shift 0, which change nothing."""
-    if vocabulary.calibration is not None:
-        return vocabulary.calibration
-    return np.tile(np.array([1, 0], np.float32), (len(vocabulary.names), 1))  # (n_cls, 2)
+def calibrated(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Scores after calibration: (n,) float32 in 0..1; with scale 1 and shift 0 a score stays what it is, bit for bit.
+
+    Args: scores: (n,) float32 in 0..1. calibration: (n, 2) float32, scale and shift of the logit for each.
+    """
+    scale, shift = calibration.astype(np.float64).T  # (n,) each
+    changed = sigmoid(scale * logit(scores) + shift).astype(np.float32)
+    return np.where(_changes(calibration), changed, scores)
 
 
-def _logit(scores: np.ndarray) -> np.ndarray:
-    """float64; minus and plus infinity at 0 and 1."""
+def logit(scores: np.ndarray) -> np.ndarray:
+    """Of scores in 0..1; float64, minus and plus infinity at 0 and 1."""
     scores = scores.astype(np.float64)
     with np.errstate(divide="ignore"):
         return np.log(scores) - np.log1p(-scores)
 
 
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    """float64, without overflow."""
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Of logits; float64, without overflow."""
     return np.exp(-np.logaddexp(0, -logits))
+
+
+def _calibration(vocabulary: Vocabulary) -> np.ndarray:
+    """(n_cls, 2) float32: that of the vocabulary, or the one that changes nothing."""
+    if vocabulary.calibration is not None:
+        return vocabulary.calibration
+    return np.tile(np.array(IDENTITY, np.float32), (len(vocabulary.names), 1))  # (n_cls, 2)
+
+
+def _changes(calibration: np.ndarray) -> np.ndarray:
+    """(n,) bool: the rows of (n, 2) float32 that change a score."""
+    return (calibration != np.array(IDENTITY, np.float32)).any(axis=1)
