@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
 
-__all__ = ["DataSet", "Sample", "Split", "read_dataset"]
+__all__ = ["DataSet", "Sample", "Split", "SplitName", "read_dataset", "read_split"]
+
+SplitName = Literal["train", "val", "test"]
 
 HELD_OUT_SHARE = 0.2  # of the training images, where a data set brings no validation images
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -57,6 +60,8 @@ def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | No
     """
     place = Path(source).expanduser()
     labels = _read_labels(place)
+    if "train" not in labels.splits:
+        raise DataError(f"`{place}` has no `train`: it has no training images. {_WANTED}")
     n_cls = len(labels.names)
     chosen = _chosen_names(labels.names, names, place)
     splits = {split: make_split(images, split, n_cls) for split, images in labels.splits.items()}
@@ -81,6 +86,34 @@ def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | No
     return DataSet(chosen, splits["train"], splits["val"], splits.get("test"), place, labels.kind, held_out)
 
 
+def read_split(
+    source: str | Path, split: SplitName, *, seed: int = 0, names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], Split]:
+    """The classes and one split of a data set, which may be all that it has: what a measurement needs.
+
+    Args:    source, names: as of `read_dataset`.
+             split: where there are no validation images, "train" and "val" are what `read_dataset` makes of `train`.
+             seed: chooses the images that are held out.
+    Raises:  DataError: as of `read_dataset`; or there is no such split, or it has no box.
+    """
+    place = Path(source).expanduser()
+    labels = _read_labels(place)
+    chosen = _chosen_names(labels.names, names, place)
+    held_out = "val" not in labels.splits and split != "test"
+    stored = "train" if held_out else split
+    if stored not in labels.splits:
+        raise DataError(f"`{place}` has no `{split}` images. It has: {', '.join(labels.splits) or 'none at all'}.")
+    images = make_split(labels.splits[stored], stored, len(labels.names))
+    if held_out:
+        train, val = _hold_out(images, seed, place)
+        images = val if split == "val" else train
+        log.info(
+            "`%s` has no validation images: `%s` is what seed %d makes of its training images.", place, split, seed
+        )
+    _require_boxes(images, split, place)
+    return chosen, images
+
+
 def _read_labels(place: Path) -> Labels:
     """The labels at a place, whichever format they are in."""
     if place.is_file() and place.suffix.lower() in _YAML_SUFFIXES:
@@ -90,9 +123,9 @@ def _read_labels(place: Path) -> Labels:
     if not place.is_dir():
         raise DataError(f"`{place}`: no such file or folder. {_WANTED}")
     if any((place / folder / ROBOFLOW_FILE).exists() for folder in ROBOFLOW_FOLDERS.values()):
-        return _with_train(read_roboflow(place), place)
+        return read_roboflow(place)
     if is_voc(place):
-        return _with_train(read_voc(place), place)
+        return read_voc(place)
     descriptions = sorted(path for path in place.iterdir() if path.suffix.lower() in _YAML_SUFFIXES)
     if len(descriptions) == 1:
         return _read_description(descriptions[0])
@@ -104,16 +137,8 @@ def _read_labels(place: Path) -> Labels:
 
 def _read_description(file: Path) -> Labels:
     content = read_yaml(file)
-    if not content.get("train"):
-        raise DataError(f"`{file}` has no `train`. Add it: the training images.")
     is_coco = any(isinstance(content.get(split), dict) for split in ("train", "val", "test"))
     return read_coco_yaml(file, content) if is_coco else read_yolo(file, content)
-
-
-def _with_train(labels: Labels, place: Path) -> Labels:
-    if "train" not in labels.splits:
-        raise DataError(f"`{place}` has no training images. {_WANTED}")
-    return labels
 
 
 def _chosen_names(own: tuple[str, ...], names: Sequence[str] | None, place: Path) -> tuple[str, ...]:
