@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prompt_tune.errors import GraphError, RunError
 from prompt_tune.vocabulary import Vocabulary, short
+
+if TYPE_CHECKING:
+    from prompt_tune.world import World
 
 GRAPH_FILE = "detector.onnx"
 ORIGINAL_FILE = "original.vocab.safetensors"
@@ -36,14 +39,10 @@ def export_bundle(run: Path | str, out: Path | str) -> None:
              VocabularyError: a vocabulary of the run is damaged.
     """
     from prompt_tune.graph import export_graph
-    from prompt_tune.world import World
 
     run, out = Path(run), Path(out).absolute()
     _check_place(out)
-    config = _read_config(run)
-    original, learned = (Vocabulary.load(run / name) for name in (ORIGINAL_FILE, LEARNED_FILE))
-    world = World.load(config["model"])
-    _check_run(run, config["digests"], world.digest, original, learned)
+    config, world, original, learned = load_run(run)
     try:
         with _replacing_folder(out) as folder:
             export_graph(world, folder / GRAPH_FILE, image_size=config["image_size"])
@@ -59,6 +58,22 @@ def export_bundle(run: Path | str, out: Path | str) -> None:
         len(original.names),
         len(learned.names),
     )
+
+
+def load_run(run: Path, device: str = "cpu") -> tuple[dict[str, Any], "World", Vocabulary, Vocabulary]:
+    """What a run folder of `fit` is made of, once it is known to belong together.
+
+    Returns: "model", "image_size" and "digests" of its configuration; its detector, on the torch device `device`; its
+             original and its learned vocabulary.
+    Raises:  RunError, ModelError, VocabularyError: as `export_bundle`.
+    """
+    from prompt_tune.world import World
+
+    config = _read_config(run)
+    original, learned = (Vocabulary.load(run / name) for name in (ORIGINAL_FILE, LEARNED_FILE))
+    world = World.load(config["model"], device=device)
+    _check_run(run, config["digests"], world.digest, original, learned)
+    return config, world, original, learned
 
 
 def _read_config(run: Path) -> dict[str, Any]:
