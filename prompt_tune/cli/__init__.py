@@ -15,6 +15,7 @@ COMMANDS = {
     "fit": ("prompt_tune.cli.fit", "Learn context vectors for your classes from labelled images."),
     "export": ("prompt_tune.cli.export", "Write a bundle: ONNX graph, original and learned vocabulary."),
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images with ONNX Runtime."),
+    "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, a class at a time."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
     "vocab": ("prompt_tune.cli.vocab", "Build, show and edit vocabulary files."),
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),

@@ -1,0 +1,90 @@
+"""The score above which a detection of a class counts, chosen on validation data: learned scores are comparable neither
+with original ones nor between classes, so one number does not serve all.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prompt_tune.evaluate import METRIC_CONF
+from prompt_tune.metrics import Matched
+from prompt_tune.vocabulary import DEFAULT_THRESHOLD
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """A threshold for each class, and what the validation images let expect there.
+
+    values: (n_cls,) float32 in 0..1. precision, recall: (n_cls,) in 0..1, at IoU 0.5; nan where the class keeps the
+    default. rule: in words.
+    """
+
+    values: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    rule: str
+
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """For the provenance of a vocabulary with these classes: the rule, and the classes that it could be used on."""
+        expected = {
+            name: {"precision": round(float(precision), 4), "recall": round(float(recall), 4)}
+            for name, precision, recall in zip(names, self.precision, self.recall, strict=True)
+            if not np.isnan(precision)
+        }
+        return {"rule": self.rule, "expected": expected}
+
+
+def choose_thresholds(names: Sequence[str], matched: Sequence[Matched], *, precision: float = 0.0) -> Thresholds:
+    """The threshold of each class.
+
+    Args:    names, matched: of the classes; the detections of the validation images, calibrated where the vocabulary
+                 will be. precision: 0 takes the best F1 at IoU 0.5; above 0, the lowest score at which the precision
+                 of all that is above it is at least this. Where it is nowhere, the highest precision counts.
+    Returns: thresholds halfway between the lowest score that is to count and the next one below, so that neither
+             float16 in the cache nor another engine moves a detection across. A class without an object or without a
+             right detection keeps 0.25, and one log line names it.
+    """
+    rows = [_choose(part, precision) for part in matched]
+    unset = [name for name, row in zip(names, rows, strict=True) if row is None]
+    if unset:
+        logger.warning(
+            "The threshold stays at %g for %d classes that were never found in the validation images: %s",
+            DEFAULT_THRESHOLD,
+            len(unset),
+            ", ".join(unset),
+        )
+    values, reached, recall = np.array([row or (DEFAULT_THRESHOLD, np.nan, np.nan) for row in rows]).T  # (n_cls,) each
+    short = [name for name, got in zip(names, reached, strict=True) if got < precision]
+    if short:
+        logger.warning("Precision %g is out of reach, so the highest counts: %s", precision, ", ".join(short))
+    rule = f"lowest score with precision {precision:g} at IoU 0.5" if precision else "best F1 at IoU 0.5"
+    return Thresholds(values.astype(np.float32), reached, recall, rule)
+
+
+def _choose(matched: Matched, precision: float) -> tuple[np.float32, float, float] | None:
+    """Threshold, precision and recall of one class; None where nothing right was found."""
+    if not matched.correct.any():
+        return None
+    scores = matched.scores
+    right = matched.correct.cumsum()  # (n,)
+    last = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # equal scores count together or not at all
+    purity, recall = right[last] / (last + 1), right[last] / matched.n_objects
+    if not precision:
+        best = int((2 * right[last] / (last + 1 + matched.n_objects)).argmax())  # F1; the higher score of equal ones
+    elif (purity >= precision).any():
+        best = int(np.flatnonzero(purity >= precision)[-1])
+    else:
+        best = int(np.flatnonzero(purity == purity.max())[-1])
+    below = scores[last[best] + 1] if last[best] + 1 < len(scores) else np.float32(METRIC_CONF)
+    return _between(scores[last[best]], below), float(purity[best]), float(recall[best])
+
+
+def _between(score: np.float32, below: np.float32) -> np.float32:
+    """Halfway, and in float32 never up to the score itself: a detection counts above the threshold, not at it."""
+    middle = np.float32((np.float64(score) + np.float64(below)) / 2)
+    return middle if middle < score else below
