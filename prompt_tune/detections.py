@@ -112,7 +112,7 @@ def choose_classes(
 
 
 def coco_categories(classes: Sequence[ClassKey]) -> list[dict[str, object]]:
-    """COCO's `categories`, ids from 1 in the order given; `vocabulary` and `supercategory` are the vocabulary's label."""
+    """COCO's `categories`, ids from 1 in the order given; `vocabulary`, as `supercategory`, is the label."""
     return [
         {"id": number, "name": name, "supercategory": label, "vocabulary": label}
         for number, (label, name) in enumerate(classes, start=1)

@@ -192,7 +192,7 @@ class Detector:
     def _detect_batch(
         self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list["_Wanted"], iou: float
     ) -> list[Detections]:
-        """Detections of letterboxed images: a pass for the original guide, and one for each vocabulary that is its own."""
+        """Detections of letterboxed images: a pass for the original guide, one for each vocabulary that is its own."""
         images = np.stack([image for image, _ in pixels]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
         images = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
         original, together, *own = wanted

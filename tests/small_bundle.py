@@ -24,7 +24,7 @@ def small_bundle(world: World, folder: Path) -> Path:
     original = Vocabulary(
         world.names,
         embeddings,
-        thresholds=np.float32(0.3),
+        thresholds=np.full(len(world.names), 0.3, np.float32),
         kind="original",
         detector=world.digest,
         text_tower=TOWER,

@@ -142,7 +142,7 @@ def test_side_by_side_scales_to_one_height_under_captions() -> None:
     assert sheet.height > 200 and sheet.width == 400 + 100 + 3 * 4
     red = (pixels == [255, 0, 0]).all(axis=2)
     rows, columns = np.nonzero(red)
-    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (200, 100)
+    assert (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1) == (200, 100)
     caption = (pixels[: rows.min()] != PAPER).any(axis=(0, 2))
     assert caption[:100].any() and caption[columns.min() :].any()  # a text above each
     assert pixels[0, 0].tolist() == list(PAPER)
