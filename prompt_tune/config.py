@@ -25,7 +25,7 @@ class FitConfig:
     learning_rate: float = setting(0.02, "Peak of AdamW's learning rate: one epoch of warm-up, then a cosine.")
     batch: int = setting(16, "Training images in an update.")
     image_size: int = setting(0, "Side of the network's input in pixels; 0: 256 for tiny, 640 for checkpoints.")
-    views: int = setting(1, "Cached views of a training image: the image itself and augmented copies; 4 help at 20 images.")
+    views: int = setting(1, "Cached views of an image for training: itself and augmented copies; 4 help at 20 images.")
     region_budget: tuple[int, int, int] = setting(
         (RegionBudget.in_box, RegionBudget.top, RegionBudget.random),
         "Anchors kept of a training image: in an object's box, with the highest original scores, random.",
@@ -42,8 +42,10 @@ class FitConfig:
             raise RunError(f"`learning_rate` must be above 0 and below 10. Received: {self.learning_rate}.")
         if self.image_size % 32:
             raise RunError(f"`image_size` must be a multiple of 32, the largest stride. Received: {self.image_size}.")
-        if len(self.region_budget) != 3 or min(self.region_budget) < 0 or not any(self.region_budget):
-            raise RunError(f"`region_budget` must be three counts, not all 0. Received: {self.region_budget}.")
+        if len(self.region_budget) != 3 or min(self.region_budget) < 0 or not self.region_budget[0]:
+            raise RunError(
+                f"`region_budget` must be three counts, the first at least 1. Received: {self.region_budget}."
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The settings as plain JSON, for config.json."""

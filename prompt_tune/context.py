@@ -1,4 +1,4 @@
-"""Learned prompts (CoOp, arXiv 2109.01134): context vectors in front of the class names, in the text tower's token space."""
+"""Learned prompts (CoOp, arXiv 2109.01134): context vectors before the class names, in the text tower's token space."""
 
 import json
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from prompt_tune.text import TextTower
 
 FORMAT_VERSION = 1
 METADATA_KEY = "prompt-tune"  # one key: safetensors writes several in random order
+TOKEN_POSITION = "end"  # of the class name: behind the context
 FIELDS = {"version", "classes", "class_specific", "token_position", "initial_words", "text_tower"}
 
 
@@ -40,8 +41,8 @@ class PromptContext(nn.Module):
         Args:    tower: the frozen tower; it is not registered as a part of this module.
                  classes: n_cls tuples (name, synonym, ...). n_ctx: vectors in front of a name, at least 1.
                  class_specific: own vectors for each class and synonym.
-                 initial_words: words whose token vectors are the start, n_ctx tokens of them; empty draws the start from
-                 a normal distribution as wide as the tower's own token vectors.
+                 initial_words: words whose token vectors are the start, n_ctx tokens of them; empty draws the start
+                 from a normal distribution as wide as the tower's own token vectors.
                  seed: of that draw.
         Raises:  VocabularyError: a name is empty or repeated, name and context overrun the window, or the initial words
                  have another number of tokens than `n_ctx`.
@@ -132,7 +133,7 @@ class PromptContext(nn.Module):
             "version": FORMAT_VERSION,
             "classes": self.classes,
             "class_specific": self.class_specific,
-            "token_position": "end",
+            "token_position": TOKEN_POSITION,
             "initial_words": self.initial_words,
             "text_tower": self.tower.digest,
         }
@@ -148,36 +149,23 @@ def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]
     """The context of a run, for its own classes or for others.
 
     Args:    path: prompts.safetensors of a run. tower: the tower it was learned with.
-             classes: None for the run's own. Others may be any where the context is shared; class-specific context belongs
-             to the names that it was learned for.
+             classes: None for the run's own. Others may be any where the context is shared; class-specific context
+             belongs to the names that it was learned for.
     Returns: the context vectors in front of these classes.
     Raises:  VocabularyError: the file is missing, damaged or of another version, or a class has no context in it.
              ModelError: the tower is not the one it was learned with.
     """
-    fields, ctx = _read(path)
-    if fields["text_tower"] != tower.digest:
-        raise ModelError(
-            f"{path} was learned with the text tower {fields['text_tower'][:12]}, and '{tower.spec}' is "
-            f"{tower.digest[:12]}. Give the tower of the run."
-        )
+    fields, ctx = _read(path, tower)
     trained = [tuple(names) for names in fields["classes"]]
     chosen = trained if classes is None else [tuple(names) for names in classes]
     context = PromptContext(tower, chosen, n_ctx=ctx.shape[-2], class_specific=fields["class_specific"])
     context.initial_words = fields["initial_words"]
-    if fields["class_specific"]:
-        place = {text: (i, j) for i, names in enumerate(trained) for j, text in enumerate(names)}
-        new = [text for names in chosen for text in names if text not in place]
-        if new:
-            raise VocabularyError(
-                f"{path} has class-specific context for {', '.join(map(repr, place))}, and none for {new[0]!r}. Name only "
-                "these, or learn shared context with `fit --shared-context`."
-            )
-        with torch.no_grad():
+    with torch.no_grad():
+        if fields["class_specific"] and chosen != trained:
             for i, names in enumerate(chosen):
                 for j, text in enumerate(names):
-                    context.ctx[i, j] = ctx[place[text]]
-    else:
-        with torch.no_grad():
+                    context.ctx[i, j] = ctx[_place(trained, names[0], text, path)]
+        else:
             context.ctx.copy_(ctx)
     return context
 
@@ -191,8 +179,21 @@ def embed_with_prompts(path: Path, tower: TextTower, classes: Sequence[tuple[str
     return load_context(path, tower, classes).embeddings()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Tensor]:
-    """Metadata and context vectors of a prompts file, checked."""
+def _place(trained: Sequence[tuple[str, ...]], name: str, text: str, path: Path) -> tuple[int, int]:
+    """Class and prompt of the context that was learned for a text: in the class of that name, else in the first class
+    that has the text."""
+    found = [(i, names.index(text)) for i, names in enumerate(trained) if text in names]
+    if not found:
+        learned = ", ".join(repr(text) for names in trained for text in names)
+        raise VocabularyError(
+            f"{path} has class-specific context for {learned}, and none for {text!r}. Name only these, or learn shared "
+            "context with `fit --shared-context`."
+        )
+    return next((place for place in found if trained[place[0]][0] == name), found[0])
+
+
+def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
+    """Metadata and context vectors of a prompts file, checked, also against the tower."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -200,16 +201,39 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensor]:
             fields = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             ctx = file.get_tensor("ctx") if list(file.keys()) == ["ctx"] else None
     except (OSError, SafetensorError, ValueError) as error:
-        raise VocabularyError(f"{path} cannot be read as a prompts file: {error}. Give prompts.safetensors of a run.") from error
-    if not isinstance(fields, dict) or set(fields) != FIELDS or fields["version"] != FORMAT_VERSION or ctx is None:
+        raise VocabularyError(
+            f"{path} cannot be read as a prompts file: {error}. Give prompts.safetensors of a run."
+        ) from error
+    if ctx is None or not isinstance(fields, dict) or not _is_valid(fields):
         raise VocabularyError(
             f"{path} is not a prompts file of version {FORMAT_VERSION} (one tensor `ctx`, metadata {sorted(FIELDS)}). "
             "Give prompts.safetensors of a run made with this version."
         )
-    n_prompts = max(len(names) for names in fields["classes"])
+    if fields["text_tower"] != tower.digest:
+        raise ModelError(
+            f"{path} was learned with the text tower {fields['text_tower'][:12]}, and '{tower.spec}' is "
+            f"{tower.digest[:12]}. Give the tower of the run."
+        )
+    n_prompts = max(map(len, fields["classes"]))
     lead = (len(fields["classes"]), n_prompts) if fields["class_specific"] else ()
-    if ctx.dtype != torch.float32 or tuple(ctx.shape[:-2]) != lead or not bool(ctx.isfinite().all()):
+    right = ctx.ndim == len(lead) + 2 and tuple(ctx.shape[:-2]) == lead and ctx.shape[-1] == tower.ctx_dim
+    if not right or ctx.dtype != torch.float32 or not bool(ctx.isfinite().all()):
         raise VocabularyError(
-            f"{path}: `ctx` must be finite float32 {(*lead, 'n_ctx', 'ctx_dim')}. Received: {ctx.dtype} {tuple(ctx.shape)}."
+            f"{path}: `ctx` must be finite float32 {(*lead, 'n_ctx', tower.ctx_dim)}. Received: {ctx.dtype} "
+            f"{tuple(ctx.shape)}. Give the file as `fit` wrote it."
         )
     return fields, ctx
+
+
+def _is_valid(fields: dict[str, Any]) -> bool:
+    """Whether a prompts file's metadata is of this version and of the right types."""
+    if set(fields) != FIELDS or fields["version"] != FORMAT_VERSION or fields["token_position"] != TOKEN_POSITION:
+        return False
+    classes = fields["classes"]
+    return (
+        isinstance(classes, list)
+        and bool(classes)
+        and all(isinstance(names, list) and names and all(isinstance(n, str) for n in names) for names in classes)
+        and isinstance(fields["class_specific"], bool)
+        and all(isinstance(fields[key], str) for key in ("initial_words", "text_tower"))
+    )

@@ -18,29 +18,25 @@ def region_logits(world: World, head: Tensor, level: Tensor, embeddings: Tensor)
     Returns: (r, n_cls) float32, differentiable in the embeddings.
     """
     n_cls, n_prompts = embeddings.shape[:2]
-    weight, bias = world.fold(embeddings.flatten(0, 1))  # (n_levels, n_cls * n_prompts, c3), (n_levels, n_cls * n_prompts)
+    weight, bias = world.fold(embeddings.flatten(0, 1))  # rows: n_cls * n_prompts, prompts of a class together
     logits = world.logits(head[None], level, weight, bias)[0]  # (r, n_cls * n_prompts)
     return logits.unflatten(1, (n_cls, n_prompts)).amax(2)  # (r, n_cls)
 
 
 def class_loss(
-    world: World,
-    embeddings: Tensor,
-    regions: Sequence[Regions],
-    anchors: tuple[Tensor, Tensor, Tensor],
-    image_size: int,
+    world: World, embeddings: Tensor, regions: Sequence[Regions], anchors: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
     """The loss of one batch of cached images; boxes are untouched.
 
     Args:    embeddings: (n_cls, n_prompts, 512) float32, of the learned prompts. regions: the images.
-             anchors: points, strides and levels from `World.anchors` for the input of `image_size` pixels.
+             anchors: points, strides and levels from `World.anchors` for the images' input size.
     Returns: scalar: binary cross-entropy summed over regions and classes, divided by the sum of the targets.
-    Source:  YOLOv8's classification loss, as ultralytics trains YOLO-World.
+    Source:  YOLOv8's classification loss, as ultralytics trains YOLO-World; here ignored boxes have no weight.
     """
     points, _, levels = (part.cpu() for part in anchors)
-    head = torch.cat([r.head for r in regions]).to(world.device)  # (sum of r, c3)
-    level = levels[torch.cat([r.anchor for r in regions])].to(world.device)  # (sum of r,)
+    head = torch.cat([image.head for image in regions]).to(world.device)  # (sum of r, c3)
+    level = levels[torch.cat([image.anchor for image in regions])].to(world.device)  # (sum of r,)
     logits = region_logits(world, head, level, embeddings)
-    targets, weights = assign(logits.detach().sigmoid(), regions, points, world.strides, image_size)
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)  # (sum of r,)
-    return (losses * weights).sum() / targets.sum().clamp(min=1)
+    targets, weights = assign(logits.detach().sigmoid(), regions, points, world.strides)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
+    return losses / targets.sum().clamp(min=1)

@@ -6,9 +6,9 @@ was stopped, and never gives a stale answer. Read an image at a time: memory doe
 
 import hashlib
 import json
-import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from prompt_tune.datasets import Sample
-from prompt_tune.errors import DataError
+from prompt_tune.errors import DataError, ModelError, RunError
 from prompt_tune.files import replacing
 from prompt_tune.images import letterbox, read_rgb
 from prompt_tune.views import View, make_view
 from prompt_tune.world import World
 
-logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1  # of the files and of the preprocessing; another number makes every old file a miss
-SMALLEST_BOX = 16.0  # px: the assigner widens smaller boxes to this, so anchors in the widened box are kept as well
-FORWARD_BATCH = 8  # images in one pass of the detector
+FORMAT_VERSION = 1  # of the files, and of views and preprocessing: another number makes every old file a miss
+SMALLEST_BOX = 16.0  # px, the assigner widens smaller boxes to this (its second stride): anchors there are kept as well
+FORWARD_BATCH = 4  # images in one pass of the detector, always: a result's last bits may depend on the batch's size
+READ_AHEAD = 2  # batches that are decoded while the detector works
+PARTS = {"head", "boxes_xyxy", "anchor", "label_boxes", "label_classes", "label_ignore"}  # tensors of a file
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RegionBudget:
     """Anchors kept of a training image. Together they give the AP of all anchors; without the last two kinds, false
     alarms double."""
 
-    in_box: int = 600  # in an object's box, the best by overlap where an object fills the picture
+    in_box: int = 600  # in an object's box; where there are more, each object's best by overlap, in turn
     top: int = 50  # with the highest original scores: what looks like an object and is none of ours
     random: int = 64  # plain background
 
@@ -44,8 +44,8 @@ class RegionBudget:
 class Regions:
     """Cached anchors of one image and view, in pixels of the network's input.
 
-    head: (r, c3) float32. boxes_xyxy: (r, 4) float32. anchor: (r,) int64, place in `World.anchors`. labels: the image's
-    own boxes_xyxy (n, 4) float32, classes (n,) int64 and ignore (n,) bool.
+    head: (r, c3) float32. boxes_xyxy: (r, 4) float32. anchor: (r,) int64, rising, place in `World.anchors`. The labels:
+    label_boxes (n, 4) float32, x1 y1 x2 y2; label_classes (n,) int64; label_ignore (n,) bool.
     """
 
     head: Tensor
@@ -60,14 +60,24 @@ class Regions:
 class RegionCache:
     """Cached images of a split. `files[i]` lists the files of image i, one a view; `skipped` names damaged images."""
 
-    files: list[list[Path]]
+    files: list[list[Path]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def load(self, image: int, view: int = 0) -> Regions:
-        """The regions of an image in a view."""
+        """The regions of an image in a view.
+
+        Raises:  RunError: the file is gone or damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        parts = load_file(self.files[image][view])
+        file = self.files[image][view]
+        try:
+            parts = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise RunError(
+                f"The cached regions {file} are damaged or gone ({error}). Run again: they are computed anew."
+            ) from error
         return Regions(
             head=parts["head"].float(),
             boxes_xyxy=parts["boxes_xyxy"],
@@ -92,50 +102,39 @@ def cache_regions(
 ) -> Iterator[RegionCache]:
     """Run the detector once over images and keep what the training needs of each.
 
-    A generator, so that the caller shows progress and may stop: it yields the growing cache after every batch of images,
-    the last time complete.
+    A generator, so that the caller shows progress and may stop: it yields the growing cache after every batch of
+    images, the last time complete.
 
     Args:    world: the frozen detector. guide: (n_guide, 512) float32, what steers the neck. samples: the images.
-             folder: of the files; those that are there and valid are not computed again. image_size: side of the square
-             network input in pixels. views: 1 is the image as it is; each further one is an augmented copy. budget: None
-             keeps all anchors. seed: of views and random anchors.
+             folder: of the files; those that are there and whole are not computed again. image_size: side of the
+             square network input in pixels. views: 1 is the image as it is; each further one is an augmented copy.
+             budget: None keeps all anchors. seed: of views and random anchors.
     Returns: (yields) files by image; damaged images are left out and named.
-    Raises:  DataError: no image could be read.
+    Raises:  DataError: no image could be read. RunError: the folder cannot be written.
+             ModelError: the detector gives numbers that are not finite.
     """
-    base = hashlib.sha256(
-        json.dumps(
-            {
-                "version": FORMAT_VERSION,
-                "detector": world.digest,
-                "guide": hashlib.sha256(guide.cpu().numpy().tobytes()).hexdigest(),
-                "image_size": image_size,
-                "budget": asdict(budget) if budget else None,
-                "seed": seed,
-            },
-            sort_keys=True,
-        ).encode()
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    cache = RegionCache(files=[])
-    weight, bias = world.fold(guide)
-    jobs = [samples[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The cache folder {folder} cannot be made: {error.strerror}. Give another --cache.") from error
+    key = _run_key(world, guide, image_size, budget, seed)
+    cache, weights = RegionCache(), world.fold(guide)
+    jobs = deque(samples[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
+    ahead: deque[Future[tuple[list[list[_Item]], list[str]]]] = deque()
     with ThreadPoolExecutor(1) as reader:  # decodes the next images while the detector works on these
-        reads = [reader.submit(_read_batch, job, base, folder, image_size, views, seed) for job in jobs[:2]]
-        for k in range(len(jobs)):
-            if k + 2 < len(jobs):
-                reads.append(reader.submit(_read_batch, jobs[k + 2], base, folder, image_size, views, seed))
-            loaded, skipped = reads[k].result()
-            reads[k] = reads[k - 1] if k else reads[k]  # drop the pixels
+        while jobs or ahead:
+            while jobs and len(ahead) < READ_AHEAD:
+                ahead.append(reader.submit(_read_batch, jobs.popleft(), key, folder, image_size, views, seed))
+            loaded, skipped = ahead.popleft().result()
             cache.skipped.extend(skipped)
             cache.files.extend([item.file for item in items] for items in loaded)
             missing = [item for items in loaded for item in items if item.view is not None]
             for first in range(0, len(missing), FORWARD_BATCH):
-                _compute(world, guide, weight, bias, missing[first : first + FORWARD_BATCH], budget)
+                _compute(world, guide, weights, missing[first : first + FORWARD_BATCH], budget)
             yield cache
     if not cache.files:
-        raise DataError(
-            f"None of the {len(samples)} images can be read; the first is {samples[0].path}. Check the files."
-        )
+        reason = cache.skipped[0] if cache.skipped else "There is none."
+        raise DataError(f"None of the {len(samples)} images can be used. The first: {reason}")
 
 
 @dataclass(eq=False)
@@ -147,84 +146,124 @@ class _Item:
     seed: int
 
 
+def _run_key(world: World, guide: Tensor, image_size: int, budget: RegionBudget | None, seed: int) -> bytes:
+    """What all files of a run depend on, as bytes."""
+    fields = {
+        "version": FORMAT_VERSION,
+        "detector": world.digest,
+        "guide": hashlib.sha256(guide.cpu().contiguous().numpy().tobytes()).hexdigest(),
+        "image_size": image_size,
+        "budget": asdict(budget) if budget else None,
+        "seed": seed,
+        "computed_by": f"torch {torch.__version__} on {world.device.type}",  # others differ in the last bits
+    }
+    return json.dumps(fields, sort_keys=True).encode()
+
+
 def _read_batch(
-    job: Sequence[Sample], base: "hashlib._Hash", folder: Path, image_size: int, views: int, seed: int
+    job: Sequence[Sample], run_key: bytes, folder: Path, image_size: int, views: int, seed: int
 ) -> tuple[list[list[_Item]], list[str]]:
-    """Decode the images of a batch that are not cached yet."""
+    """Decode the images of a batch that are not cached yet. Returns the items of each image, and what was skipped."""
     loaded, skipped = [], []
     for sample in job:
         try:
-            content = sample.path.read_bytes()
+            content = hashlib.sha256(sample.path.read_bytes()).digest()
             items, picture = [], None
             for k in range(views):
-                key = base.copy()
-                key.update(hashlib.sha256(content).digest() + k.to_bytes(4, "little"))
-                for labels in (sample.boxes_xyxy, sample.classes, sample.ignore):
-                    key.update(np.ascontiguousarray(labels).tobytes())
-                file = folder / f"{key.hexdigest()[:40]}.safetensors"
-                item = _Item(file, None, int.from_bytes(key.digest()[:6], "little"))
-                if not file.is_file():
-                    if picture is None:
-                        picture = letterbox(read_rgb(sample.path), image_size)
-                    item.view = make_view(picture, sample, k, np.random.default_rng([seed, item.seed]))
+                of_view = content + k.to_bytes(4, "little")
+                labels = (sample.boxes_xyxy, sample.classes, sample.ignore)
+                key = hashlib.sha256(run_key + of_view + b"".join(part.tobytes() for part in labels)).hexdigest()
+                chance = hashlib.sha256(of_view + str(seed).encode()).digest()[:6]
+                item = _Item(folder / f"{key[:40]}.safetensors", None, int.from_bytes(chance, "little"))
+                if not _is_whole(item.file):
+                    picture = picture or letterbox(read_rgb(sample.path), image_size)
+                    item.view = make_view(picture, sample, k, np.random.default_rng(item.seed))
                 items.append(item)
             loaded.append(items)
-        except (DataError, OSError) as error:
-            skipped.append(f"{sample.path}: {error}")
+        except DataError as error:
+            skipped.append(str(error))
+        except OSError as error:
+            skipped.append(f"`{sample.path}` cannot be read: {error.strerror}.")
     return loaded, skipped
 
 
+def _is_whole(file: Path) -> bool:
+    """Whether a cached file is there with all its parts; a truncated one is not, and is computed again."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as parts:  # reads the header and checks that the rest has its length
+            return set(parts.keys()) == PARTS
+    except (SafetensorError, OSError):
+        return False
+
+
 def _compute(
-    world: World, guide: Tensor, weight: Tensor, bias: Tensor, items: list[_Item], budget: RegionBudget | None
+    world: World, guide: Tensor, weights: tuple[Tensor, Tensor], items: list[_Item], budget: RegionBudget | None
 ) -> None:
     """One pass of the detector over a few views, and their files."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     views = [item.view for item in items if item.view is not None]
-    images = torch.from_numpy(np.stack([view.image for view in views])).to(world.device)
-    images = images.permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
+    batch = np.zeros((FORWARD_BATCH, *views[0].image.shape), np.uint8)  # full also where fewer images are missing
+    for place, view in zip(batch, views, strict=False):
+        place[:] = view.image
+    images = torch.from_numpy(batch).to(world.device).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
     head, boxes = world.features(images, guide)
     points, _, level = world.anchors(*images.shape[2:])
-    scores = world.logits(head, level, weight, bias).amax(2) if budget else None  # (b, A)
     for i, (item, view) in enumerate(zip(items, views, strict=True)):
         label_boxes = torch.from_numpy(view.boxes_xyxy)
-        keep = torch.arange(head.shape[1])
-        if budget is not None and scores is not None:
+        features, boxes_xyxy = head[i].half().cpu(), boxes[i].cpu()
+        if not bool(features.isfinite().all() & boxes_xyxy.isfinite().all()):
+            raise ModelError(
+                f"The detector '{world.source_name}' gives numbers that are not finite, or too large for float16. "
+                "Its weights are damaged: give another file."
+            )
+        keep = torch.arange(len(features))
+        if budget is not None:
+            scores = world.logits(head[i : i + 1], level, *weights).amax(2)[0].cpu()  # (A,)
+            objects = label_boxes[torch.from_numpy(~view.ignore)]
             generator = torch.Generator().manual_seed(item.seed)
-            keep = _choose(points.cpu(), boxes[i].cpu(), scores[i].cpu(), label_boxes, budget, generator)
+            keep = _choose(points.cpu(), boxes_xyxy, scores, objects, budget, generator)
         parts = {
-            "head": head[i].cpu()[keep].half(),
-            "boxes_xyxy": boxes[i].cpu()[keep].contiguous(),
+            "head": features[keep],
+            "boxes_xyxy": boxes_xyxy[keep],
             "anchor": keep.int(),
             "label_boxes": label_boxes,
             "label_classes": torch.from_numpy(view.classes),
             "label_ignore": torch.from_numpy(view.ignore).to(torch.uint8),
         }
-        with replacing(item.file) as path:
-            save_file(parts, path)
+        try:
+            with replacing(item.file) as path:
+                save_file(parts, path)
+        except (SafetensorError, OSError) as error:
+            raise RunError(
+                f"The region cache {item.file.parent} cannot be written: {error}. Make room, or give another --cache."
+            ) from error
         item.view = None
 
 
 def _choose(
-    points: Tensor, boxes: Tensor, scores: Tensor, label_boxes: Tensor, budget: RegionBudget, generator: torch.Generator
+    points: Tensor, boxes: Tensor, scores: Tensor, objects: Tensor, budget: RegionBudget, generator: torch.Generator
 ) -> Tensor:
     """(r,) int64, rising: the anchors of a training image that are kept.
 
-    Args: points (A, 2), boxes (A, 4), scores (A,) the highest original logit of each, label_boxes (n, 4); all in pixels of
-          the network's input.
+    Args: points (A, 2), boxes (A, 4), scores (A,) the highest original logit of each, objects (n, 4) the labels that
+          are not ignored; all in pixels of the network's input.
     """
     from torchvision.ops import box_iou
 
     kept = torch.zeros(len(points), dtype=torch.bool)
-    if len(label_boxes):
-        centre, half = (label_boxes[:, :2] + label_boxes[:, 2:]) / 2, (label_boxes[:, 2:] - label_boxes[:, :2]) / 2
+    if len(objects):
+        centre, half = (objects[:, :2] + objects[:, 2:]) / 2, (objects[:, 2:] - objects[:, :2]) / 2
         half = half.clamp(min=SMALLEST_BOX / 2)
-        inside = ((points[:, None] - centre).abs() < half).all(2)  # (A, n)
-        overlap = box_iou(boxes, label_boxes).masked_fill(~inside, -1).amax(1)  # (A,)
-        candidates = inside.any(1).nonzero().flatten()
-        if len(candidates) > budget.in_box:
-            candidates = candidates[overlap[candidates].topk(budget.in_box).indices]
-        kept[candidates] = True
+        inside = ((points[:, None] - centre).abs() <= half).all(2)  # (A, n)
+        overlap = box_iou(boxes, objects).masked_fill(~inside, -1)  # (A, n)
+        place = overlap.argsort(dim=0, descending=True, stable=True).argsort(dim=0)  # (A, n), 0 is an object's best
+        place = place.masked_fill(~inside, len(points)).amin(1)  # (A,)
+        in_turn = place.argsort(stable=True)[: int(inside.any(1).sum())]
+        kept[in_turn[: budget.in_box]] = True
     kept[scores.topk(min(budget.top, len(scores))).indices] = True
     others = (~kept).nonzero().flatten()
     kept[others[torch.randperm(len(others), generator=generator)[: budget.random]]] = True

@@ -1,7 +1,7 @@
 """The run folder of a fit: what was asked, what was learned, how it went, and where to go on."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,18 @@ from torch import Tensor
 from prompt_tune.errors import RunError
 from prompt_tune.files import replacing
 
-METADATA_KEY = "prompt-tune"
+METADATA_KEY = "prompt-tune"  # one key: safetensors writes several in random order
+CACHE_FOLDER = "regions"  # may be there before the run is
+STATE_TENSORS = {"ctx", "best_ctx", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """All that the next epoch depends on. tensors: ctx, best_ctx, exp_avg, exp_avg_sq, all of ctx's shape; step: AdamW's."""
+    """All that the next epoch depends on.
+
+    tensors: ctx, best_ctx, and AdamW's exp_avg and exp_avg_sq, all of ctx's shape. step: AdamW's. best_ap, best_ap50:
+    in 0..1, of best_epoch. Epochs count from 1.
+    """
 
     epoch: int
     best_epoch: int
@@ -42,19 +48,24 @@ class RunFolder:
     def open(self, config: dict[str, Any], *, resume: bool) -> None:
         """Start a run, or go on with one that was started with the same configuration.
 
-        A run that stopped before its first epoch has nothing to go on from but the region cache, which any run uses.
-
-        Raises:  RunError: the folder has a run and `resume` is off, or it was started with another configuration.
+        Raises:  RunError: the folder has a run and `resume` is off, it was started with another configuration, it holds
+                 something else, or it cannot be written.
         """
-        if self.config.is_file() and (resume or self.state.is_file()):
+        if self.config.is_file():
             if not resume:
                 raise RunError(f"{self.folder} holds a run already. Go on with --resume, or give another --out.")
             self._check_same(config)
             return
-        if not self.config.is_file() and self.folder.is_dir() and any(p.name != "regions" for p in self.folder.iterdir()):
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(f"{self.folder} is a file; a run needs a folder. Give another --out.")
+        # a hidden file may be what a killed process was writing
+        if self.folder.exists() and any(p.name != CACHE_FOLDER and p.name[0] != "." for p in self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty and no run of `fit`. Give another --out.")
-        with replacing(self.config) as path:
-            path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        try:
+            with replacing(self.config) as path:
+                path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written: {error.strerror}. Give another --out.") from error
 
     def _check_same(self, config: dict[str, Any]) -> None:
         """Refuse to go on with other settings."""
@@ -62,13 +73,14 @@ class RunFolder:
             old = json.loads(self.config.read_text())
         except ValueError as error:
             raise RunError(f"{self.config} is damaged: {error}. Give another --out.") from error
-        new = json.loads(json.dumps(config))
-        old, new = ({**c, **c.get("settings", {}), "settings": None} for c in (old, new))
+        if not isinstance(old, dict):
+            raise RunError(f"{self.config} is damaged: it holds no settings. Give another --out.")
+        old, new = _flat(old), _flat(json.loads(json.dumps(config)))
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
                 raise RunError(
-                    f"{self.folder} was started with `{name}` {old.get(name)!r}, and this is {new.get(name)!r}. Resume with "
-                    "the same settings and data, or give another --out."
+                    f"{self.folder} was started with `{name}` {old.get(name)!r}, and this is {new.get(name)!r}. Resume "
+                    "with the same settings and data, or give another --out."
                 )
 
     def add_metrics(self, line: dict[str, Any]) -> None:
@@ -78,23 +90,32 @@ class RunFolder:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in [*lines, line]))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one an epoch."""
+        """The lines of metrics.jsonl, one an epoch.
+
+        Raises:  RunError: the file is damaged.
+        """
         if not self.metrics.is_file():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except ValueError as error:
+            raise RunError(f"{self.metrics} is damaged: {error}. Delete it; the result does not need it.") from error
 
     def save_state(self, state: TrainState) -> None:
         """Write what `--resume` reads; no pickle."""
         from safetensors.torch import save_file
 
-        fields = {k: v for k, v in asdict(state).items() if k != "tensors"}
+        fields = {name: value for name, value in vars(state).items() if name != "tensors"}
+        tensors = {
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.tensors.items()
+        }
         with replacing(self.state) as path:
-            tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.tensors.items()}
             save_file(tensors, path, metadata={METADATA_KEY: json.dumps(fields, sort_keys=True)})
 
     def load_state(self, shape: torch.Size) -> TrainState | None:
         """The saved state, or None where no epoch was done yet.
 
+        Args:    shape: of `ctx`.
         Raises:  RunError: the file is damaged or of another shape.
         """
         from safetensors import SafetensorError, safe_open
@@ -104,19 +125,24 @@ class RunFolder:
         try:
             with safe_open(self.state, framework="pt") as file:
                 fields = json.loads(file.metadata()[METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
-            state = TrainState(tensors=tensors, **fields)
+                names = set(file.keys())
+                state = TrainState(tensors={name: file.get_tensor(name) for name in names}, **fields)
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{self.state} is damaged: {error}. Delete it to train again from the cache.") from error
-        if any(tensor.shape != shape for tensor in state.tensors.values()):
-            raise RunError(f"{self.state} is of another shape than {tuple(shape)}. Delete it to train again.")
+        if names != STATE_TENSORS or any(tensor.shape != shape for tensor in state.tensors.values()):
+            raise RunError(
+                f"{self.state} must hold {sorted(STATE_TENSORS)} of shape {tuple(shape)}. Delete it to train again "
+                "from the cache."
+            )
         return state
 
     def draw_curves(self) -> None:
-        """Loss, AP and AP50 by epoch as a picture."""
+        """Loss, AP and AP50 by epoch as a picture; none where no epoch is on record."""
         from matplotlib.figure import Figure  # the object interface: no display, no global state
 
         lines = self.read_metrics()
+        if not lines:
+            return
         epochs = [line["epoch"] for line in lines]
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -132,3 +158,8 @@ class RunFolder:
             axes.grid(alpha=0.3)
         with replacing(self.curves) as path:
             figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with its settings beside the rest, so that an error names the one that differs."""
+    return {name: value for name, value in config.items() if name != "settings"} | config.get("settings", {})

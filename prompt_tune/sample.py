@@ -39,8 +39,8 @@ Report = Callable[[str, int, int, str], None]
 def write_sample(out: Path, *, n_images: int = 100, seed: int = 0, report: Report | None = None) -> tuple[Path, Path]:
     """Write the sample set as two ultralytics data sets.
 
-    Args:    out: a new or empty folder. n_images: in each split of the custom job, and of original scenes. seed: of all.
-             report: called with (stage, done, total, note).
+    Args:    out: a new or empty folder. n_images: in each split of the custom job, and of original scenes, at least 1.
+             seed: of all. report: called with (stage, done, total, note).
     Returns: `out`/custom/custom.yaml: six classes, splits train, val and test; `out`/original/original.yaml: scenes of
              the original vocabulary without any of the six, split val.
     Raises:  DataError: the folder has files that this would mix with.
@@ -66,7 +66,7 @@ def write_sample(out: Path, *, n_images: int = 100, seed: int = 0, report: Repor
 
 
 def custom_scene(seed: int, split: str, index: int) -> Scene:
-    """A picture of the custom job: one to three objects of the six classes among distractors of the original vocabulary."""
+    """A picture of the custom job: one to three objects of the six classes, among others of the original vocabulary."""
     rng = np.random.default_rng([seed, STREAMS[split], index])
     looks = list(CLASSES.values())
     chosen = [looks[rng.integers(len(looks))] for _ in range(rng.integers(OF_CLASS[0], OF_CLASS[1] + 1))]
@@ -109,7 +109,7 @@ def _label_lines(scene: Scene, classes: list[int | None]) -> Iterator[str]:
 
 
 def _write_yaml(path: Path, names: list[str], splits: tuple[str, ...]) -> Path:
-    """The data set's description. Ultralytics wants a training split, so a set that only measures names its images there."""
+    """The data set's description. Ultralytics wants a training split: a set that only measures has its images there."""
     places = {split: f"images/{split}" for split in splits}
     places.setdefault("train", places["val"])
     with replacing(path) as temporary:

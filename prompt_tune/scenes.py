@@ -1,4 +1,4 @@
-"""Synthetic scenes: coloured, patterned shapes over clutter. The world that `tiny` is pretrained on and demonstrated in.
+"""Synthetic scenes: coloured, patterned shapes over clutter. The world that `tiny` is pretrained on and shown in.
 
 Every scene is a pure function of its seed, so a data set is a range of seeds and a training step can be drawn again.
 """
@@ -25,7 +25,7 @@ SHAPES = (
     "bolt",
 )
 # name -> hue in degrees, saturation, value; the two without a hue jitter in value alone
-COLOURS = {
+COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0, 0.90, 0.85),
     "orange": (28, 0.95, 0.95),
     "yellow": (56, 0.90, 0.95),
@@ -191,7 +191,9 @@ def _polygon(shape: str) -> tuple[np.ndarray, np.ndarray | None]:
         back = np.stack([0.5 + 0.72 * np.cos(inner) * 1.05, 0.9 * np.sin(inner) * 0.92], 1)
         return np.concatenate([np.stack([np.cos(outer), np.sin(outer)], 1), back]), None
     if shape == "arrow":
-        return np.array([(0, -1), (0.75, -0.1), (0.3, -0.1), (0.3, 0.95), (-0.3, 0.95), (-0.3, -0.1), (-0.75, -0.1)]), None
+        return np.array(
+            [(0, -1), (0.75, -0.1), (0.3, -0.1), (0.3, 0.95), (-0.3, 0.95), (-0.3, -0.1), (-0.75, -0.1)]
+        ), None
     if shape == "flower":
         fine = np.linspace(0, 2 * math.pi, 90, endpoint=False)
         radius = 0.68 + 0.32 * np.cos(5 * fine)
@@ -210,9 +212,7 @@ def _colour(name: str, rng: np.random.Generator) -> np.ndarray:
     return 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def _render(
-    look: Look, diameter: float, rng: np.random.Generator, outline: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _render(look: Look, diameter: float, rng: np.random.Generator, outline: bool) -> tuple[np.ndarray, np.ndarray]:
     """A look as a picture of its own: RGB (side, side, 3) in 0..255 and coverage (side, side) in 0..1."""
     side = math.ceil(diameter) + 3
     centre, radius = side / 2, diameter / 2
@@ -291,7 +291,9 @@ def _backdrop(rng: np.random.Generator, style: Style) -> np.ndarray:
             corners = int(rng.integers(5, 10))
             angles = np.sort(rng.uniform(0, 2 * math.pi, corners))
             radii = rng.uniform(0.3, 1.0, corners) * rng.uniform(6, 45)
-            pen.polygon([(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)], fill=fill)
+            pen.polygon(
+                [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)], fill=fill
+            )
     return np.array(picture, np.float32)
 
 

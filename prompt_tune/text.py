@@ -2,9 +2,12 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +15,11 @@ from torch import nn
 
 from prompt_tune.errors import ModelError, VocabularyError
 
-logger = logging.getLogger(__name__)
-
 EMBED_DIM = 512  # what YOLO-World's head and neck take
 DEFAULT_TOWER = "ViT-B-32-quickgelu:openai"  # YOLO-World's own: OpenAI's ViT-B/32 with its quick-GELU
 LOCAL_PREFIX = "local-dir:"
 BATCH = 64  # texts embedded at a time
+REASON_CHARACTERS = 300  # of another library's error text: open_clip lists all models that it knows
 
 
 class TextTower:
@@ -28,6 +30,10 @@ class TextTower:
     """
 
     def __init__(self, model: nn.Module, tokenizer: object, spec: str, device: str = "cpu") -> None:
+        """Freezes the text side of `model`, an open_clip model, which is changed in place.
+
+        Raises:  ModelError: not a causal CLIP tower with 512-d embeddings and CLIP's tokenizer.
+        """
         from open_clip.tokenizer import SimpleTokenizer
 
         if not isinstance(tokenizer, SimpleTokenizer):
@@ -35,27 +41,25 @@ class TextTower:
                 f"Text tower '{spec}' uses {type(tokenizer).__name__}; YOLO-World's towers use CLIP's byte-pair "
                 f"tokenizer. Use one that does, such as {DEFAULT_TOWER}."
             )
-        text = getattr(model, "text", model)  # CustomTextCLIP keeps the tower in `text`, CLIP in itself
+        model.visual = nn.Identity()  # only the text side is used; the image side may be large
+        text: Any = getattr(model, "text", model)  # CustomTextCLIP keeps the tower in `text`, CLIP in itself
         pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
-        if pool != "argmax" or text.attn_mask is None:
+        if pool != "argmax" or text.attn_mask is None or getattr(text, "cls_emb", None) is not None:
             raise ModelError(
-                f"Text tower '{spec}' pools by {pool!r}; the rule is a causal tower that reads the end-of-text token "
-                f"('argmax'). Use a CLIP tower such as {DEFAULT_TOWER}."
+                f"Text tower '{spec}' is not causal, or does not read its embedding at the end-of-text token; "
+                f"YOLO-World's towers do. Use a CLIP tower such as {DEFAULT_TOWER}."
             )
+        text.float().eval().requires_grad_(False).to(device)
         self.spec, self.device, self.tokenizer = spec, device, tokenizer
         self.token_embedding = text.token_embedding
         self.positional_embedding = text.positional_embedding
         self.transformer = text.transformer
         self.ln_final = text.ln_final
         self.text_projection = text.text_projection
-        self.attn_mask = text.attn_mask.to(device)
+        self.attn_mask = text.attn_mask
         self.ctx_dim = int(self.token_embedding.weight.shape[1])
         self.context_length = int(self.positional_embedding.shape[0])
-        for parameter in self.parameters().values():
-            parameter.requires_grad_(False)
-            parameter.data = parameter.data.to(device, torch.float32)
-        self.transformer.eval()
-        embed_dim = self.encode(self.token_embedding.weight[:2][None], torch.tensor([1])).shape[1]
+        embed_dim = self.encode(self.token_vectors([0, 0])[None], torch.tensor([1])).shape[1]
         if embed_dim != EMBED_DIM:
             raise ModelError(
                 f"Text tower '{spec}' makes {embed_dim}-d embeddings; YOLO-World takes {EMBED_DIM}. "
@@ -95,14 +99,14 @@ class TextTower:
     @classmethod
     def _open(cls, name: str, tag: str | None, spec: str, device: str) -> "TextTower":
         """The tower that open_clip makes of a name and a tag; every failure of open_clip becomes a ModelError."""
-        logging.getLogger().addHandler(logging.NullHandler())  # open_clip logs to the root, which would print by itself
         import open_clip
 
         try:
-            model = open_clip.create_model(name, pretrained=tag, device="cpu", precision="fp32", require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(name)
+            with _quiet():
+                model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
+                tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip, the hub and safetensors each raise their own
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = (str(error) or type(error).__name__).splitlines()[0][:REASON_CHARACTERS].rstrip(".")
             cure = (
                 "Check the name with `python -c 'import open_clip; print(open_clip.list_pretrained())'`; the first use "
                 "downloads it, so without a network give local-dir:FOLDER."
@@ -110,7 +114,6 @@ class TextTower:
                 else "The folder must hold open_clip's own format, complete and undamaged."
             )
             raise ModelError(f"Text tower '{spec}' cannot be loaded: {reason}. {cure}") from error
-        model.visual = None  # only the text side is used; the image side may be large
         return cls(model, tokenizer, spec, device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -137,26 +140,26 @@ class TextTower:
 
         Raises: VocabularyError: the text is empty to the tokenizer, or overruns the window.
         """
-        tokens = [int(token) for token in self.tokenizer.encode(text)]  # type: ignore[attr-defined]
+        tokens = [int(token) for token in self.tokenizer.encode(text)]
         if not tokens:
             raise VocabularyError(f"Class name {text!r} has no token; a name needs a letter, a digit or a sign.")
         room = self.context_length - 2
         if len(tokens) > room:
             raise VocabularyError(
-                f"Class name '{text}' has {len(tokens)} tokens; the window of {self.context_length} leaves room for {room}. "
-                "Shorten the name."
+                f"Class name '{text}' has {len(tokens)} tokens; the window of {self.context_length} leaves room for "
+                f"{room}. Shorten the name."
             )
         return tokens
 
     @property
     def start_token(self) -> int:
         """Id of the start-of-text token."""
-        return int(self.tokenizer.sot_token_id)  # type: ignore[attr-defined]
+        return int(self.tokenizer.sot_token_id)
 
     @property
     def end_token(self) -> int:
         """Id of the end-of-text token, at which the embedding is read."""
-        return int(self.tokenizer.eot_token_id)  # type: ignore[attr-defined]
+        return int(self.tokenizer.eot_token_id)
 
     def token_vectors(self, tokens: Sequence[int]) -> torch.Tensor:
         """(n, ctx_dim) float32 vectors of token ids, positions not yet added."""
@@ -205,8 +208,8 @@ class TextTower:
         """Embeddings of classes with synonyms.
 
         Args:    classes: n_cls tuples (name, synonym, ...); the first strings must be unique.
-        Returns: (n_cls, n_prompts, 512) float32, unit L2 norm; n_prompts is the longest tuple's length, and shorter ones
-                 are padded by repeating.
+        Returns: (n_cls, n_prompts, 512) float32, unit L2 norm; n_prompts is the longest tuple's length, and shorter
+                 ones are padded by repeating.
         Raises:  VocabularyError: a name is empty, repeated, or overruns the window.
         """
         from prompt_tune.names import check_names
@@ -218,3 +221,17 @@ class TextTower:
         place = {text: i for i, text in enumerate(unique)}
         embeddings = self.embed(unique)[[place[text] for text in rows]]  # (n_cls * n_prompts, 512)
         return embeddings.reshape(len(classes), n_prompts, EMBED_DIM)  # (n_cls, n_prompts, 512)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While open_clip loads: what it logs to the root logger is not printed, and a warning that it builds another model
+    than the tag was trained as is an error."""
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # else its first `logging.info` would add a handler that prints, for good
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+            yield
+    finally:
+        root.removeHandler(silent)
