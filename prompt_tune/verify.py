@@ -245,22 +245,22 @@ class _Labels:
             import faster_coco_eval  # noqa: F401  # found missing now, not after all images
 
             import prompt_tune.evaluate  # noqa: F401
-            from prompt_tune.datasets import read_dataset
+            from prompt_tune.datasets import read_split
         except ImportError as error:
             raise PromptTuneError(
                 f"`data` needs the packages of `fit`, and `{error.name}` is missing. Install them "
                 "(pip install 'prompt-tune[fit]'), or verify without --data."
             ) from error
-        dataset = read_dataset(data)
-        unknown = [name for name in dataset.names if name not in original.names]
+        names, split = read_split(data, "val")
+        unknown = [name for name in names if name not in original.names]
         if unknown:
             shown = ", ".join(map(repr, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
             raise DataError(
                 f"`{data}` has classes that the original vocabulary lacks ({len(unknown)}): {shown}. Name the classes "
                 "as the bundle's original vocabulary does."
             )
-        rows = np.array([original.names.index(name) for name in dataset.names], np.int64)
-        return cls({sample.path.resolve(): sample for sample in dataset.val.samples}, rows, len(original.names))
+        rows = np.array([original.names.index(name) for name in names], np.int64)
+        return cls({sample.path.resolve(): sample for sample in split.samples}, rows, len(original.names))
 
     def precision(self, found: "Iterable[tuple[Sample, Detections]]") -> "Precision":
         """Average precision of the original classes that have an object."""

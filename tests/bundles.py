@@ -1,6 +1,5 @@
-"""Bundles on `tiny`, with the true graph or with one whose guide takes all classes: what the product exists to prevent."""
+"""Bundles on `tiny`: with the true graph, or with one whose guide takes all classes, the bug that must be caught."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
 
 SIZE = 256  # pixels of the sample set's images
-COPIED = "red circle"  # the original class that the learned class "twin" copies
+COPIED = "green circle"  # the original class that the learned class "twin" copies
 
 
 class LeakyGraph(graph.DetectorGraph):
@@ -42,7 +41,7 @@ def make_bundle(folder: Path, *, leaky: bool = False) -> Path:
         "image_size": SIZE,
         "strides": list(world.strides),
     }
-    graph._label(folder / GRAPH_FILE, json.loads(json.dumps(metadata)))
+    graph._label(folder / GRAPH_FILE, metadata)
     original = original_vocabulary()
     original.save(folder / ORIGINAL_FILE)
     twin = original.embeddings[[original.names.index(COPIED)]]  # (1, n_prompts, 512)
