@@ -30,6 +30,12 @@ class FitConfig:
         (RegionBudget.in_box, RegionBudget.top, RegionBudget.random),
         "Anchors kept of a training image: in an object's box, with the highest original scores, random.",
     )
+    precision: float = setting(
+        0.0, "Precision at IoU 0.5 on the validation images that thresholds are chosen for; 0: the best F1."
+    )
+    calibrate: bool = setting(
+        False, "Fit a scale and shift of each class's logit, so that a score says how often a detection is right."
+    )
     seed: int = setting(0, "Seed of held-out images, initial context, order, views and random anchors.")
 
     def __post_init__(self) -> None:
@@ -40,6 +46,8 @@ class FitConfig:
                 raise RunError(f"`{name}` must be at least {least}. Received: {getattr(self, name)}.")
         if not 0 < self.learning_rate < 10:
             raise RunError(f"`learning_rate` must be above 0 and below 10. Received: {self.learning_rate}.")
+        if not 0 <= self.precision <= 1:
+            raise RunError(f"`precision` must be from 0 to 1. Received: {self.precision}.")
         if self.image_size % 32:
             raise RunError(f"`image_size` must be a multiple of 32, the largest stride. Received: {self.image_size}.")
         if len(self.region_budget) != 3 or min(self.region_budget) < 0 or not self.region_budget[0]:

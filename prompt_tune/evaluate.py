@@ -80,7 +80,7 @@ def average_precision(truths: Sequence[Truth], founds: Sequence[Found], n_cls: i
     objects = np.zeros(n_cls, np.int64)
     for truth in truths:
         objects += np.bincount(truth.classes[~truth.ignore], minlength=n_cls)
-    parts = [_match(truth, found) for truth, found in zip(truths, founds, strict=True)]
+    parts = [match(truth, found) for truth, found in zip(truths, founds, strict=True)]
     outcomes = np.concatenate([np.zeros((0, len(IOU_THRESHOLDS)), np.int8), *parts])  # (n, 10)
     scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in founds)])  # (n,)
     classes = np.concatenate([np.zeros(0, np.int64), *(found.classes for found in founds)])  # (n,)
@@ -95,11 +95,12 @@ def average_precision(truths: Sequence[Truth], founds: Sequence[Found], n_cls: i
     return Precision(float(present.mean()), float(present[:, 0].mean()), table[:, 0])
 
 
-def _match(truth: Truth, found: Found) -> np.ndarray:
-    """(n, 10) int8 for the detections of one image at every IoU threshold: 1 true positive, 0 false, -1 neither.
+def match(truth: Truth, found: Found) -> np.ndarray:
+    """Whether the detections of one image are right: by falling score, each takes the free object it overlaps most.
 
-    By falling score, each takes the free object of its class that it overlaps most. One that finds none, but overlaps
-    an ignored box of its class, does not count.
+    Args:    truth, found: of one image, in the same frame; only an object of a detection's own class counts for it.
+    Returns: (n, 10) int8 at each of `IOU_THRESHOLDS`: 1 true positive, 0 false, -1 neither: it finds no object, but
+             overlaps an ignored box of its class.
     """
     outcome = np.zeros((len(found.scores), len(IOU_THRESHOLDS)), np.int8)
     overlap = _overlaps(truth, found)  # (n, m)
@@ -135,7 +136,7 @@ def _overlaps(truth: Truth, found: Found) -> np.ndarray:
 def _interpolated(outcomes: np.ndarray, n_objects: int) -> np.ndarray:
     """(10,) average precision of one class at every IoU threshold.
 
-    Args: outcomes: (n, 10) int8 from `_match`, by falling score. n_objects: at least 1.
+    Args: outcomes: (n, 10) int8 from `match`, by falling score. n_objects: at least 1.
     """
     true, false = (outcomes == 1).cumsum(0), (outcomes == 0).cumsum(0)  # (n, 10)
     precision = true / np.maximum(true + false, 1)

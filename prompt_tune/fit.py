@@ -18,16 +18,19 @@ from torch import Tensor
 
 from prompt_tune import __version__
 from prompt_tune.build import default_tower, original_vocabulary
+from prompt_tune.calibration import apply_calibration, draw_reliability, fit_calibration
 from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
 from prompt_tune.context import PromptContext
 from prompt_tune.datasets import DataSet, Split, read_dataset
 from prompt_tune.device import check_device
 from prompt_tune.errors import DataError, RunError
-from prompt_tune.evaluate import Precision, Truth, average_precision, suppress
+from prompt_tune.evaluate import METRIC_CONF, Found, Precision, Truth, average_precision, suppress
 from prompt_tune.loss import class_loss, region_logits
+from prompt_tune.metrics import match_classes
 from prompt_tune.regions import RegionBudget, RegionCache, cache_regions
 from prompt_tune.run import RunFolder, TrainState
 from prompt_tune.text import TextTower
+from prompt_tune.thresholds import choose_thresholds
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import TINY, World
 
@@ -232,14 +235,26 @@ class Trainer:
         }
 
 
-@torch.no_grad()
 def measure(
     world: World, embeddings: np.ndarray, cache: RegionCache, anchors: tuple[Tensor, Tensor, Tensor]
 ) -> Precision:
-    """AP of classes on cached images with all their anchors.
+    """AP of classes on cached images; see `detect_cached`."""
+    return average_precision(*detect_cached(world, embeddings, cache, anchors, conf=SELECTION_CONF), len(embeddings))
+
+
+@torch.no_grad()
+def detect_cached(
+    world: World,
+    embeddings: np.ndarray,
+    cache: RegionCache,
+    anchors: tuple[Tensor, Tensor, Tensor],
+    *,
+    conf: float = METRIC_CONF,
+) -> tuple[list[Truth], list[Found]]:
+    """Labels and detections of cached images with all their anchors, in pixels of the network's input.
 
     Args:    embeddings: (n_cls, n_prompts, 512) float32. cache: of `cache_regions` without a budget.
-             anchors: from `World.anchors`, for the cached input size.
+             anchors: from `World.anchors`, for the cached input size. conf: scores at or below it are dropped.
     """
     rows = torch.from_numpy(embeddings).to(world.device)
     level = anchors[2]
@@ -247,10 +262,10 @@ def measure(
     for i in range(len(cache.files)):
         regions = cache.load(i)
         scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
-        founds.append(suppress(regions.boxes_xyxy.to(world.device), scores, conf=SELECTION_CONF))
+        founds.append(suppress(regions.boxes_xyxy.to(world.device), scores, conf=conf))
         parts = (regions.label_boxes, regions.label_classes, regions.label_ignore)
         truths.append(Truth(*(part.numpy() for part in parts)))
-    return average_precision(truths, founds, len(embeddings))
+    return truths, founds
 
 
 def _whole_path(place: str | Path) -> str:
@@ -289,14 +304,22 @@ def _cache_splits(
 def _write_result(
     run: RunFolder, trainer: Trainer, original: Vocabulary, digests: dict[str, str], config: FitConfig
 ) -> None:
-    """Prompts and learned vocabulary of the best epoch, and the curves."""
+    """Prompts and learned vocabulary of the best epoch, with thresholds and calibration, and the pictures."""
     context = trainer.context
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
     context.save(run.prompts)
+    names, embeddings = tuple(prompts[0] for prompts in context.classes), context.embeddings()
+    detections = detect_cached(trainer.world, embeddings, trainer.val, trainer.anchors)
+    matched = match_classes(*detections, len(names))
+    calibration = fit_calibration(names, matched) if config.calibrate else None
+    final = matched if calibration is None else apply_calibration(matched, calibration)
+    thresholds = choose_thresholds(names, final, precision=config.precision)
     Vocabulary(
-        names=tuple(prompts[0] for prompts in context.classes),
-        embeddings=context.embeddings(),
+        names=names,
+        embeddings=embeddings,
+        thresholds=thresholds.values,
+        calibration=calibration,
         kind="learned",
         detector=digests["detector"],
         text_tower=digests["text_tower"],
@@ -310,6 +333,8 @@ def _write_result(
             "val_ap50": round(trainer.best.ap50, 6),
             "train_images": len(trainer.train.files),
             "val_images": len(trainer.val.files),
+            "thresholds": thresholds.as_json(names),
         },
     ).save(run.learned)
     run.draw_curves()
+    draw_reliability(run.reliability, matched, None if calibration is None else final)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tune.evaluate import RECALLS, Found, Truth, _match
+from prompt_tune.evaluate import RECALLS, Found, Truth, match
 from prompt_tune.files import replacing
 
 CAPS = (1, 10, 100)  # COCO's: detections of a class in an image that count; precision is read at the last
@@ -119,7 +119,7 @@ def match_classes(truths: Sequence[Truth], founds: Sequence[Found], n_cls: int) 
 
     Args: as of `coco_evaluation`.
     """
-    outcomes = np.concatenate([np.zeros(0, np.int8), *(_match(t, f)[:, 0] for t, f in zip(truths, founds, strict=True))])
+    outcomes = np.concatenate([np.zeros(0, np.int8), *(match(t, f)[:, 0] for t, f in zip(truths, founds, strict=True))])
     scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in founds)])  # (n,)
     classes = np.concatenate([np.zeros(0, np.int64), *(found.classes for found in founds)])  # (n,)
     objects = np.concatenate([np.zeros(0, np.int64), *(truth.classes[~truth.ignore] for truth in truths)])  # (m,)

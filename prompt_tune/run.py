@@ -43,6 +43,7 @@ class RunFolder:
         self.learned = folder / "learned.vocab.safetensors"
         self.metrics = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"
+        self.reliability = folder / "reliability.png"
         self.state = folder / "state.safetensors"
 
     def open(self, config: dict[str, Any], *, resume: bool) -> None:
