@@ -12,7 +12,7 @@ from PIL import Image
 from prompt_tune.build import build_vocabulary
 from prompt_tune.bundle import LEARNED_FILE, export_bundle
 from prompt_tune.config import FitConfig
-from prompt_tune.datasets import Sample, read_dataset
+from prompt_tune.datasets import Sample, read_split
 from prompt_tune.detections import ORIGINAL, Detections
 from prompt_tune.draw import draw, side_by_side
 from prompt_tune.errors import RunError
@@ -72,10 +72,8 @@ def demo(
     plain = out / "plain.vocab.safetensors"
     build_vocabulary(TINY, [(name,) for name in CLASSES]).save(plain)
 
-    test = read_dataset(custom, seed=seed).test
-    scenes = read_dataset(original, seed=seed).val
-    if test is None:
-        raise RunError(f"{custom} has no test split. Delete {out} and run the demo again.")
+    _, test = read_split(custom, "test")
+    _, scenes = read_split(original, "val")
     alone = _detect(out / "bundle", None, [*test.samples, *scenes.samples], "detect, original", device, report)
     both = _detect(out / "bundle", LEARNED_FILE, [*test.samples, *scenes.samples], "detect, learned", device, report)
     named = _detect(out / "bundle", str(plain), test.samples, "detect, plain", device, report)
