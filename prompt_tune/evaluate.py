@@ -7,9 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prompt_tune.loss import region_logits
+from prompt_tune.regions import RegionCache
+from prompt_tune.world import World
+
 MAX_DETECTIONS = 300  # a class and image, in suppression; as in the ONNX graph
 NMS_IOU = 0.7  # ultralytics' default for detection
 METRIC_CONF = 0.001  # ultralytics' validator's: low enough that the curve's tail is in it
+SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: they move AP by less than 0.001
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 RECALLS = np.linspace(0, 1, 101)  # COCO's: where the precision is read
 
@@ -93,6 +98,39 @@ def average_precision(truths: Sequence[Truth], founds: Sequence[Found], n_cls: i
     if not len(present):
         return Precision(float("nan"), float("nan"), table[:, 0])
     return Precision(float(present.mean()), float(present[:, 0].mean()), table[:, 0])
+
+
+def measure(
+    world: World, embeddings: np.ndarray, cache: RegionCache, anchors: tuple[Tensor, Tensor, Tensor]
+) -> Precision:
+    """AP of classes on cached images; see `detect_cached`."""
+    return average_precision(*detect_cached(world, embeddings, cache, anchors, conf=SELECTION_CONF), len(embeddings))
+
+
+@torch.no_grad()
+def detect_cached(
+    world: World,
+    embeddings: np.ndarray,
+    cache: RegionCache,
+    anchors: tuple[Tensor, Tensor, Tensor],
+    *,
+    conf: float = METRIC_CONF,
+) -> tuple[list[Truth], list[Found]]:
+    """Labels and detections of cached images with all their anchors, in pixels of the network's input.
+
+    Args:    embeddings: (n_cls, n_prompts, 512) float32. cache: of `cache_regions` without a budget.
+             anchors: from `World.anchors`, for the cached input size. conf: scores at or below it are dropped.
+    """
+    rows = torch.from_numpy(embeddings).to(world.device)
+    level = anchors[2]
+    truths, founds = [], []
+    for i in range(len(cache.files)):
+        regions = cache.load(i)
+        scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
+        founds.append(suppress(regions.boxes_xyxy.to(world.device), scores, conf=conf))
+        parts = (regions.label_boxes, regions.label_classes, regions.label_ignore)
+        truths.append(Truth(*(part.numpy() for part in parts)))
+    return truths, founds
 
 
 def match(truth: Truth, found: Found) -> np.ndarray:

@@ -24,8 +24,8 @@ from prompt_tune.context import PromptContext
 from prompt_tune.datasets import DataSet, Split, read_dataset
 from prompt_tune.device import check_device
 from prompt_tune.errors import DataError, RunError
-from prompt_tune.evaluate import METRIC_CONF, Found, Precision, Truth, average_precision, suppress
-from prompt_tune.loss import class_loss, region_logits
+from prompt_tune.evaluate import Precision, detect_cached, measure
+from prompt_tune.loss import class_loss
 from prompt_tune.metrics import match_classes
 from prompt_tune.regions import RegionBudget, RegionCache, cache_regions
 from prompt_tune.run import RunFolder, TrainState
@@ -37,7 +37,6 @@ from prompt_tune.world import TINY, World
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int, str], None]  # stage, done, total, note: what a progress bar shows
-SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: they move AP by less than 0.001
 
 
 @dataclass(frozen=True)
@@ -233,39 +232,6 @@ class Trainer:
             "exp_avg": tensors["exp_avg"],
             "exp_avg_sq": tensors["exp_avg_sq"],
         }
-
-
-def measure(
-    world: World, embeddings: np.ndarray, cache: RegionCache, anchors: tuple[Tensor, Tensor, Tensor]
-) -> Precision:
-    """AP of classes on cached images; see `detect_cached`."""
-    return average_precision(*detect_cached(world, embeddings, cache, anchors, conf=SELECTION_CONF), len(embeddings))
-
-
-@torch.no_grad()
-def detect_cached(
-    world: World,
-    embeddings: np.ndarray,
-    cache: RegionCache,
-    anchors: tuple[Tensor, Tensor, Tensor],
-    *,
-    conf: float = METRIC_CONF,
-) -> tuple[list[Truth], list[Found]]:
-    """Labels and detections of cached images with all their anchors, in pixels of the network's input.
-
-    Args:    embeddings: (n_cls, n_prompts, 512) float32. cache: of `cache_regions` without a budget.
-             anchors: from `World.anchors`, for the cached input size. conf: scores at or below it are dropped.
-    """
-    rows = torch.from_numpy(embeddings).to(world.device)
-    level = anchors[2]
-    truths, founds = [], []
-    for i in range(len(cache.files)):
-        regions = cache.load(i)
-        scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
-        founds.append(suppress(regions.boxes_xyxy.to(world.device), scores, conf=conf))
-        parts = (regions.label_boxes, regions.label_classes, regions.label_ignore)
-        truths.append(Truth(*(part.numpy() for part in parts)))
-    return truths, founds
 
 
 def _whole_path(place: str | Path) -> str:

@@ -204,13 +204,11 @@ def _onnx_detector(detector: Detector, labels: Labelling) -> Detect:
     lowest = np.full(len(labels.keys), METRIC_CONF, np.float32)
     cut = calibrated(lowest, labels.calibration)  # (n_cls,): where the cut lies after calibration
     show = [":".join(key) for key in labels.keys]
-    confs = {
-        mode: float(min((cut[row] for key, row in row_of.items() if (key[0] == ORIGINAL) == original), default=1.0))
-        for mode, original in (("original_conf", True), ("learned_conf", False))
-    }
+    original = np.array([label == ORIGINAL for label, _ in labels.keys])
+    confs = [float(cut[of].min(initial=1.0)) for of in (original, ~original)]
 
     def detect(image: np.ndarray) -> Found:
-        found = detector.detect([image], show=show, **confs)[0]
+        found = detector.detect([image], show=show, original_conf=confs[0], learned_conf=confs[1])[0]
         keys = zip(found.vocabularies, found.class_names, strict=True)
         classes = np.array([row_of.get(key, -1) for key in keys], np.int64)  # (n,)
         kept = (classes >= 0) & (found.scores > cut[classes])
