@@ -189,7 +189,8 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
             cache = growing
         caching.append(time.perf_counter() - started)
     regions = cache.load(len(samples) - 1)
-    if not torch.equal(regions.head, head[regions.anchor].half().float()):
+    # as far as float16 goes, and the order of sums in a batch of another size: the caching fills up its last one
+    if not torch.allclose(regions.head, head[regions.anchor], rtol=2e-3, atol=2e-3):
         raise RuntimeError("The cache does not hold the features of the plain pass.")
     size = sum(file.stat().st_size for views in cache.files for file in views)
     return {

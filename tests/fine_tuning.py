@@ -48,13 +48,13 @@ def _trainer(data: Path, folder: Path, epochs: int) -> tuple[Any, Path]:
 
     tasks = yolo.quiet_import("ultralytics.nn.tasks")
     utils = yolo.quiet_import("ultralytics.utils")
-    train = yolo.quiet_import("ultralytics.models.yolo.world.train")
+    base: Any = yolo.quiet_import("ultralytics.models.yolo.world.train").WorldTrainer
     # a data set's names are checked for a font, which would be downloaded
     shutil.copyfile(font_manager.findfont("DejaVu Sans"), Path(utils.USER_CONFIG_DIR) / "Arial.ttf")
     tower = TextTower.load("tiny")
     log = folder / "epochs.jsonl"
 
-    class Trainer(train.WorldTrainer):  # type: ignore[misc]
+    class Trainer(base):
         """Text features come from our tower instead of a download, and every epoch is timed."""
 
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
