@@ -44,13 +44,11 @@ def draw(image: np.ndarray | Image.Image, detections: Detections) -> Image.Image
             max(2, round(side * LINE_FRACTION)) if learned[row] else max(1, int(side * LINE_FRACTION * ORIGINAL_SHARE))
         )
         _draw_box(canvas, tuple(detections.boxes_xyxy[row].tolist()), _colour_of(detections, row), width)
-    taken: list[Rectangle] = []
-    labels = []
+    labels: list[tuple[Rectangle, str, Colour]] = []
     for row in reversed(order):  # the most important label chooses its place first
         text = f"{detections.class_names[row]} {detections.scores[row]:.2f}"
+        taken = [place for place, _, _ in labels] if len(labels) < LABELS_APART else []
         place = _label_place(canvas, text, font, tuple(detections.boxes_xyxy[row].tolist()), picture.size, taken)
-        if len(taken) < LABELS_APART:
-            taken.append(place)
         labels.append((place, text, _colour_of(detections, row)))
     for place, text, colour in reversed(labels):
         _draw_label(canvas, place, text, font, colour)
@@ -144,13 +142,14 @@ def _label_place(
     corners = [(left, box[1] - height), (left, box[1]), (left, box[3]), (left, box[3] - height)]
     corners += [(right, y) for _, y in corners]
     places = [(x, y, x + width, y + height) for x, y in corners if 0 <= y <= size_wh[1] - height]
-    free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-    return (free or places or [(left, 0.0, left + width, height)])[0]
+    places = places or [(left, 0.0, left + width, height)]
+    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))  # of equals, the first
 
 
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
-    """Whether two rectangles share a point."""
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(one: Rectangle, other: Rectangle) -> float:
+    """The area that two rectangles share."""
+    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
 
 
 def _draw_label(

@@ -112,16 +112,17 @@ def test_learned_files_bundled_show_hide_and_conf(bundle: Path, photos: Path, tm
         names = {category["id"]: category["name"] for category in found["categories"]}
         return {(row["vocabulary"], names[row["category_id"]]) for row in found["annotations"]}
 
-    assert {label for label, _ in labels("--conf", 0.05)} == {"original", "learned", "trucks"}
-    assert {label for label, _ in labels("--no-bundled", "--conf", 0.05)} == {"original", "trucks"}
-    assert labels("--show", "forklift", "--show", "trucks:*", "--conf", 0.05) == {
+    assert {label for label, _ in labels("--conf", 0.2)} == {"original", "learned", "trucks"}
+    assert {label for label, _ in labels("--no-bundled", "--conf", 0.2)} == {"original", "trucks"}
+    assert labels("--show", "forklift", "--show", "trucks:*", "--conf", 0.2) == {
         ("learned", "forklift"),
         ("trucks", "forklift"),
         ("trucks", "lorry [red]"),
     }
     assert labels("--hide", "original:*", "--hide", "trucks:*", "--hide", "gizmo") == {("learned", "forklift")}
-    assert {label for label, _ in labels("--conf", 0.05, "--original-conf", 1)} == {"learned", "trucks"}
+    assert {label for label, _ in labels("--conf", 0.2, "--original-conf", 1)} == {"learned", "trucks"}
     assert {label for label, _ in labels("--conf", 1, "--original-conf", 0.3)} == {"original"}
+    assert {label for label, _ in labels("--conf", 0.2, "--learned-conf", 1)} == {"original"}
     assert labels("--conf", 1) == set()
     info = document(out)["info"]
     assert (info["original_conf"], info["learned_conf"], info["iou"]) == (1, 1, 0.7)
