@@ -75,14 +75,16 @@ def draw_reliability(path: Path, before: Sequence[Matched], after: Sequence[Matc
     top.plot([0, 1], [0, 1], color="grey", linestyle=":", label="score = precision")
     parts = [("as learned", "tab:blue", before)] + ([] if after is None else [("calibrated", "tab:orange", after)])
     centres, width = (np.arange(N_BINS) + 0.5) / N_BINS, 0.8 / N_BINS / len(parts)
+    most = 1
     for k, (label, colour, part) in enumerate(parts):
         score, precision, counts = reliability(part)
+        most = max(most, int(counts.max()))
         known = counts > 0
         top.plot(score[known], precision[known], color=colour, marker="o", label=label)
         bottom.bar(centres + (k - (len(parts) - 1) / 2) * width, counts, width, color=colour)
     top.set(title="reliability on the validation images", ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
     top.legend()
-    bottom.set(xlabel="score", ylabel="detections", yscale="symlog")
+    bottom.set(xlabel="score", ylabel="detections", yscale="symlog", ylim=(0, 2 * most))
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     with replacing(path) as temporary:
