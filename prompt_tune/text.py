@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ EMBED_DIM = 512  # what YOLO-World's head and neck take
 DEFAULT_TOWER = "ViT-B-32-quickgelu:openai"  # YOLO-World's own: OpenAI's ViT-B/32 with its quick-GELU
 LOCAL_PREFIX = "local-dir:"
 BATCH = 64  # texts embedded at a time
+PROBE_SECONDS = 5.0  # the hub's client itself tries for 50 s
 REASON_CHARACTERS = 300  # of another library's error text: open_clip lists all models that it knows
 
 
@@ -102,11 +105,13 @@ class TextTower:
         import open_clip
 
         try:
-            with _quiet():
+            with _quiet(), nullcontext(True) if tag is None else _hub_or_offline() as reachable:
                 model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
                 tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip, the hub and safetensors each raise their own
             reason = (str(error) or type(error).__name__).splitlines()[0][:REASON_CHARACTERS].rstrip(".")
+            if "download" in reason and not reachable:
+                reason = "it is not on this machine, and there is no network to fetch it"
             cure = (
                 "Check the name with `python -c 'import open_clip; print(open_clip.list_pretrained())'`; the first use "
                 "downloads it, so without a network give local-dir:FOLDER."
@@ -235,3 +240,21 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         root.removeHandler(silent)
+
+
+@contextmanager
+def _hub_or_offline() -> Iterator[bool]:
+    """Whether the model hub can be reached; where it cannot, its client takes what it has and does not try for long."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=PROBE_SECONDS):
+            reachable = True
+    except OSError as error:  # URLError and timeouts are OSErrors
+        reachable = isinstance(error, urllib.error.HTTPError)  # it answers
+    constants.HF_HUB_OFFLINE = before or not reachable
+    try:
+        yield reachable
+    finally:
+        constants.HF_HUB_OFFLINE = before
