@@ -35,7 +35,7 @@ class VocabularyDiff:
 
     identical: the files have the same bytes. added, removed: class names. moved, rethresholded, recalibrated (scale and
     shift of the logit): classes that both have. reordered: those stand in another order, which changes class ids.
-    metadata: what is so of the whole file, digests in full, and `provenance.KEY`.
+    metadata: what is so of the whole file, digests in full, and `provenance.KEY.KEY`.
     """
 
     identical: bool
@@ -67,8 +67,8 @@ def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
     common = [name for name in old if name in new]
     pairs = {name: (old[name], new[name]) for name in common}
     fields = {name: (getattr(before, name), getattr(after, name)) for name in FIELDS}
-    for key in sorted({*before.provenance, *after.provenance}):
-        fields[f"provenance.{key}"] = (before.provenance.get(key), after.provenance.get(key))
+    one_side, other_side = (_flat("provenance", part.provenance) for part in (before, after))
+    fields |= {key: (one_side.get(key), other_side.get(key)) for key in sorted({*one_side, *other_side})}
     return VocabularyDiff(
         identical=before.to_bytes() == after.to_bytes(),
         added=tuple(name for name in new if name not in old),
@@ -100,6 +100,13 @@ class _Class:
         if vocabulary.calibration is not None:
             calibration = [_number(value) for value in vocabulary.calibration[row]]
         return cls(np.unique(vocabulary.embeddings[row], axis=0), _number(vocabulary.thresholds[row]), calibration)
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    """The leaves of nested JSON objects, under their keys with dots between."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {key: leaf for name, part in value.items() for key, leaf in _flat(f"{prefix}.{name}", part).items()}
 
 
 def _changes(values: Mapping[str, tuple[Any, Any]]) -> tuple[Change, ...]:

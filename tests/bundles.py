@@ -15,7 +15,7 @@ from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
 
 SIZE = 256  # pixels of the sample set's images
-COPIED = "green circle"  # the original class that the learned class "twin" copies
+TWIN = "twin of "  # begins the name of a learned class that copies an original one
 
 
 class LeakyGraph(graph.DetectorGraph):
@@ -29,7 +29,7 @@ class LeakyGraph(graph.DetectorGraph):
 
 
 def make_bundle(folder: Path, *, leaky: bool = False) -> Path:
-    """A bundle whose learned classes are "twin", a copy of `COPIED`, and 40 random ones that are never detected."""
+    """A bundle whose learned classes are a twin of each original one, and 40 random ones that are never detected."""
     folder.mkdir(parents=True)
     world = World.load("tiny")
     module = (LeakyGraph if leaky else graph.DetectorGraph)(world)
@@ -44,10 +44,12 @@ def make_bundle(folder: Path, *, leaky: bool = False) -> Path:
     graph._label(folder / GRAPH_FILE, metadata)
     original = original_vocabulary()
     original.save(folder / ORIGINAL_FILE)
-    twin = original.embeddings[[original.names.index(COPIED)]]  # (1, n_prompts, 512)
     silent = np.repeat(unit_rows(40, 1), original.n_prompts, axis=1)  # (40, n_prompts, 512)
-    names = ("twin", *(f"silent {i}" for i in range(40)))
-    learned_for_tiny(names, np.concatenate([twin, silent]), thresholds=[0.25] + [1.0] * 40).save(folder / LEARNED_FILE)
+    learned_for_tiny(
+        (*(TWIN + name for name in original.names), *(f"silent {i}" for i in range(40))),
+        np.concatenate([original.embeddings, silent]),  # (120, n_prompts, 512)
+        thresholds=np.concatenate([original.thresholds, np.ones(40)]),  # (120,)
+    ).save(folder / LEARNED_FILE)
     return folder
 
 

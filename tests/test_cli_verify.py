@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bundles import COPIED, make_bundle, original_vocabulary
+from bundles import TWIN, make_bundle, original_vocabulary
 from click.testing import CliRunner
 
 from prompt_tune.cli import command
@@ -93,9 +93,9 @@ def test_verify_json_has_the_promised_keys(bundle: Path, sample: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["original_bits_changed"], found["images"], found["skipped"]) == (0, 16, [])
     assert found["settings"] == [{"loaded": ["learned"], "bits_changed": 0}]
-    twins = [pair for pair in found["collisions"] if pair["original"] == COPIED]
-    assert [(pair["vocabulary"], pair["learned"]) for pair in twins] == [("learned", "twin")]
-    assert found["false_alarms_per_1000"] == 1000 * twins[0]["count"] / 16
+    twins = [pair for pair in found["collisions"] if pair["learned"] == TWIN + pair["original"]]
+    assert len(twins) > 0 and {pair["vocabulary"] for pair in twins} == {"learned"}
+    assert found["false_alarms_per_1000"] == 1000 * sum(pair["count"] for pair in twins) / 16
     assert not any(key.startswith("original_ap") for key in found)
 
 

@@ -83,15 +83,16 @@ def test_other_order_of_classes_is_said() -> None:
 
 
 def test_changed_origin_and_provenance_are_listed() -> None:
-    before = learned("a", provenance={"seed": 0, "epochs": 20})
-    after = replace(before, kind="plain", detector="a" * 64, guide="b" * 64, provenance={"seed": 1, "by": "me"})
+    before = learned("a", provenance={"settings": {"seed": 0, "epochs": 20}, "ap": 0.5})
+    provenance = {"settings": {"seed": 1, "epochs": 20}, "by": "me"}
+    after = replace(before, kind="plain", detector="a" * 64, guide="b" * 64, provenance=provenance)
     assert diff(before, after).metadata == (
         Change("kind", "learned", "plain"),
         Change("detector", "d" * 64, "a" * 64),
         Change("guide", "9" * 64, "b" * 64),
+        Change("provenance.ap", 0.5, None),
         Change("provenance.by", None, "me"),
-        Change("provenance.epochs", 20, None),
-        Change("provenance.seed", 0, 1),
+        Change("provenance.settings.seed", 0, 1),
     )
 
 
