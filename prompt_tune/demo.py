@@ -11,12 +11,13 @@ from PIL import Image
 
 from prompt_tune.build import build_vocabulary
 from prompt_tune.bundle import LEARNED_FILE, export_bundle
+from prompt_tune.coco import Found, Truth
 from prompt_tune.config import FitConfig
 from prompt_tune.datasets import Sample, read_split
 from prompt_tune.detections import ORIGINAL, Detections
 from prompt_tune.draw import draw, side_by_side
 from prompt_tune.errors import RunError
-from prompt_tune.evaluate import METRIC_CONF, Found, Truth, average_precision
+from prompt_tune.evaluate import METRIC_CONF, average_precision
 from prompt_tune.files import replacing
 from prompt_tune.fit import fit
 from prompt_tune.images import letterbox, read_rgb

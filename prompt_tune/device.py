@@ -16,5 +16,5 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises, by kind of device
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ProviderError(
-            f"torch cannot use the device '{device}': {reason}. Check with `nvidia-smi` that a GPU is there, or give cpu."
+            f"torch cannot use the device '{device}': {reason}. Check for a GPU with `nvidia-smi`, or give cpu."
         ) from error

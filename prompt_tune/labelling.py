@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_tune.coco import Truth
 from prompt_tune.datasets import Sample, SplitName, read_split
 from prompt_tune.detections import ClassKey
 from prompt_tune.errors import DataError
-from prompt_tune.evaluate import Truth
 from prompt_tune.packing import IDENTITY
 from prompt_tune.vocabulary import Vocabulary
 

@@ -1,4 +1,4 @@
-"""COCO's metrics of detections, by the `faster-coco-eval` package, and each detection's verdict at IoU 0.5."""
+"""The verdict on each detection, which thresholds and calibration are chosen by, and precision-recall curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,55 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tune.evaluate import RECALLS, Found, Truth, match
+from prompt_tune.coco import IOU_THRESHOLDS, RECALLS, Found, Truth
 from prompt_tune.files import replacing
 
-CAPS = (1, 10, 100)  # COCO's: detections of a class in an image that count; precision is read at the last
 MAX_LINES = 20  # classes that a picture of curves tells apart
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """COCO's numbers, in 0..1, means over classes; nan where no object is of that size.
-
-    ap: over IoU 0.50 to 0.95. ap50, ap75: at one IoU. ap_small, ap_medium, ap_large: of objects up to 32 x 32, up to
-    96 x 96, and above, in pixels of the labels' frame. ar_1, ar_10, ar_100: recall with that many detections of a class
-    in an image, over IoU 0.50 to 0.95.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar_1: float
-    ar_10: float
-    ar_100: float
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """COCO's tables; nan where a class has no object of a size.
-
-    precision: (10 IoU, 101 recalls, n_cls, 4 sizes). recall: (10 IoU, n_cls, 4 sizes, 3 caps). Sizes: all, small,
-    medium, large.
-    """
-
-    precision: np.ndarray
-    recall: np.ndarray
-
-    @property
-    def curves(self) -> np.ndarray:
-        """(n_cls, 101): precision at IoU 0.5 at each of `RECALLS`."""
-        return self.precision[0, :, :, 0].T
-
-    def metrics(self, classes: Sequence[int]) -> Metrics:
-        """Means over some classes, by number; all nan where none of them has an object."""
-        precision, recall = self.precision[:, :, list(classes)], self.recall[:, list(classes)]
-        sizes = [_mean(precision[..., size]) for size in range(4)]
-        caps = [_mean(recall[:, :, 0, cap]) for cap in range(len(CAPS))]
-        return Metrics(sizes[0], _mean(precision[0, ..., 0]), _mean(precision[5, ..., 0]), *sizes[1:], *caps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,44 +29,6 @@ class Matched:
         kept = self.correct[self.scores > np.float32(threshold)]
         right = float(kept.sum())
         return right / len(kept) if len(kept) else np.nan, right / self.n_objects if self.n_objects else np.nan
-
-
-def coco_evaluation(truths: Sequence[Truth], founds: Sequence[Found], n_cls: int) -> Evaluation:
-    """Evaluate detections against labels.
-
-    Args:    truths, founds: one an image, in the same order and frame; for sizes, pixels of the original image.
-             n_cls: classes are 0 .. n_cls - 1.
-    Source:  COCO (arXiv 1405.0312), with its own caps of 1, 10 and 100 detections of a class in an image.
-    """
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    def dataset(parts: Sequence[tuple[np.ndarray, np.ndarray, str, np.ndarray]]) -> Any:
-        entries = [
-            _entry(image, box, label) | {"id": 0, key: value.item()}
-            for image, (boxes, labels, key, values) in enumerate(parts)
-            for box, label, value in zip(boxes, labels, values, strict=True)
-        ]
-        for number, entry in enumerate(entries, start=1):  # the evaluator takes the id 0 for none
-            entry["id"] = number
-        return COCO(
-            {
-                "images": [{"id": image} for image in range(len(parts))],
-                "annotations": entries,
-                "categories": [{"id": k, "name": str(k)} for k in range(n_cls)],
-            }
-        )
-
-    evaluator = COCOeval_faster(
-        dataset([(t.boxes_xyxy, t.classes, "iscrowd", t.ignore.astype(int)) for t in truths]),
-        dataset([(f.boxes_xyxy, f.classes, "score", f.scores) for f in founds]),
-        iouType="bbox",
-    )
-    evaluator.params.maxDets = list(CAPS)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    precision, recall = (np.asarray(evaluator.eval[name], np.float64) for name in ("precision", "recall"))
-    precision = precision[..., -1]  # (10, 101, n_cls, 4)
-    return Evaluation(np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall))
 
 
 def match_classes(truths: Sequence[Truth], founds: Sequence[Found], n_cls: int) -> list[Matched]:
@@ -153,14 +70,39 @@ def draw_curves(path: Path, curves: np.ndarray, names: Sequence[str]) -> None:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
-def _entry(image: int, box_xyxy: np.ndarray, label: np.integer[Any]) -> dict[str, object]:
-    """What labels and detections have in common in COCO's format."""
-    x1, y1, x2, y2 = (float(value) for value in box_xyxy)
-    width, height = x2 - x1, y2 - y1
-    return {"image_id": image, "category_id": int(label), "bbox": [x1, y1, width, height], "area": width * height}
+def match(truth: Truth, found: Found) -> np.ndarray:
+    """Whether the detections of one image are right: by falling score, each takes the free object it overlaps most.
+
+    Args:    truth, found: of one image, in the same frame; only an object of a detection's own class counts for it.
+    Returns: (n, 10) int8 at each of `IOU_THRESHOLDS`: 1 true positive, 0 false, -1 neither: it finds no object, but
+             overlaps an ignored box of its class.
+    """
+    outcome = np.zeros((len(found.scores), len(IOU_THRESHOLDS)), np.int8)
+    overlap = _overlaps(truth, found)  # (n, m)
+    if not overlap.size:
+        return outcome
+    objects = overlap[:, ~truth.ignore][:, ::-1]  # of equal overlaps COCO takes the last object, argmax the first
+    ignored = overlap[:, truth.ignore].max(1, initial=-1)  # (n,)
+    outcome[ignored[:, None] >= IOU_THRESHOLDS] = -1
+    free = np.ones((len(IOU_THRESHOLDS), objects.shape[1]), bool)
+    level = np.arange(len(IOU_THRESHOLDS))
+    near = np.flatnonzero(objects.max(1, initial=-1) >= IOU_THRESHOLDS[0])  # the others take no object
+    for row in near[np.argsort(-found.scores[near], kind="stable")]:
+        candidates = np.where(free, objects[row], -1)  # (10, m)
+        best = candidates.argmax(1)  # (10,)
+        hit = candidates[level, best] >= IOU_THRESHOLDS
+        free[level[hit], best[hit]] = False
+        outcome[row, hit] = 1
+    return outcome
 
 
-def _mean(table: np.ndarray) -> float:
-    """The mean of what is not nan; nan where nothing is."""
-    known = table[~np.isnan(table)]
-    return float(known.mean()) if known.size else np.nan
+def _overlaps(truth: Truth, found: Found) -> np.ndarray:
+    """(n, m) float64: IoU of detections and labels, -1 between classes; with an ignored box, the share of the detection
+    that lies in it."""
+    one, other = found.boxes_xyxy.astype(np.float64)[:, None], truth.boxes_xyxy.astype(np.float64)[None]
+    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])  # (n, m, 2)
+    shared = sides.clip(0).prod(2)
+    area, label_area = ((boxes[..., 2:] - boxes[..., :2]).prod(2) for boxes in (one, other))  # (n, 1), (1, m)
+    whole = np.where(truth.ignore, area, area + label_area - shared)
+    ratio = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    return np.where(found.classes[:, None] == truth.classes, ratio, -1.0)

@@ -13,15 +13,16 @@ from typing import Any, Literal
 import numpy as np
 
 from prompt_tune.bundle import CONFIG_FILE, GRAPH_FILE, export_bundle, load_run
+from prompt_tune.coco import Found, Metrics, coco_evaluation
 from prompt_tune.datasets import SplitName
 from prompt_tune.detections import ORIGINAL
 from prompt_tune.device import check_device
 from prompt_tune.errors import DataError, RunError
-from prompt_tune.evaluate import METRIC_CONF, Found, suppress
+from prompt_tune.evaluate import METRIC_CONF, suppress
 from prompt_tune.images import letterbox, read_rgb
 from prompt_tune.labelling import Labelling
 from prompt_tune.loss import region_logits
-from prompt_tune.metrics import Metrics, coco_evaluation, match_classes
+from prompt_tune.metrics import match_classes
 from prompt_tune.packing import calibrated
 from prompt_tune.runtime import LEARNED, Detector
 from prompt_tune.vocabulary import Vocabulary

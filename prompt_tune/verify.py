@@ -264,7 +264,8 @@ class _Labels:
 
     def precision(self, found: "Iterable[tuple[Sample, Detections]]") -> "Precision":
         """Average precision of the original classes that have an object."""
-        from prompt_tune.evaluate import Found, Truth, average_precision
+        from prompt_tune.coco import Found, Truth
+        from prompt_tune.evaluate import average_precision
 
         truths, founds = [], []
         for sample, detections in found:

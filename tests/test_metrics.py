@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from prompt_tune import yolo
-from prompt_tune.evaluate import IOU_THRESHOLDS, Found, Truth
-from prompt_tune.metrics import Metrics, coco_evaluation, draw_curves, match_classes
+from prompt_tune.coco import IOU_THRESHOLDS, Found, Metrics, Truth, coco_evaluation
+from prompt_tune.metrics import draw_curves, match_classes
 
 Row = tuple[int, tuple[float, float, float, float]]
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from prompt_tune.evaluate import Found, Precision, Truth, average_precision, batches, suppress
+from prompt_tune.coco import Found, Truth
+from prompt_tune.evaluate import Precision, average_precision, batches, suppress
 from prompt_tune.scenes import HELD_OUT, SHAPES, TRAINED, Scene, draw_scene, names_of, random_look
 from prompt_tune.text import TextTower
 from prompt_tune.world import World
