@@ -47,6 +47,16 @@ class Letterbox:
     scale: float
     pad_xy: tuple[int, int]
 
+    @classmethod
+    def of(cls, size_wh: tuple[int, int], input_hw: tuple[int, int]) -> "Letterbox":
+        """How an image of this size is placed; see `letterbox`."""
+        (width, height), (input_h, input_w) = size_wh, input_hw
+        scale = min(input_h / height, input_w / width)
+        scaled_w, scaled_h = max(1, round(width * scale)), max(1, round(height * scale))
+        return cls(
+            size_wh, input_hw, scale, (round((input_w - scaled_w) / 2 - 0.1), round((input_h - scaled_h) / 2 - 0.1))
+        )
+
     def to_input(self, boxes_xyxy: np.ndarray) -> np.ndarray:
         """Boxes (n, 4) in original pixels -> float32 (n, 4) in pixels of the network's input."""
         offset = np.array(self.pad_xy * 2, np.float32)
@@ -112,14 +122,14 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
         raise DataError(f"an image must be uint8 (height, width, 3). Received: {image.dtype} {image.shape}.")
     input_h, input_w = (size, size) if isinstance(size, int) else size
     height, width = image.shape[:2]
-    scale = min(input_h / height, input_w / width)
-    scaled_w, scaled_h = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = round((input_w - scaled_w) / 2 - 0.1), round((input_h - scaled_h) / 2 - 0.1)
+    placed = Letterbox.of((width, height), (input_h, input_w))
+    scaled_w, scaled_h = max(1, round(width * placed.scale)), max(1, round(height * placed.scale))
+    left, top = placed.pad_xy
     if (scaled_w, scaled_h) != (width, height):
         image = np.asarray(Image.fromarray(image).resize((scaled_w, scaled_h), Image.Resampling.BILINEAR))
     padded = np.full((input_h, input_w, 3), PAD_GREY, np.uint8)  # (input_h, input_w, 3)
     padded[top : top + scaled_h, left : left + scaled_w] = image
-    return padded, Letterbox((width, height), (input_h, input_w), scale, (left, top))
+    return padded, placed
 
 
 def find_images(source: str | Path) -> list[Path]:

@@ -1,0 +1,207 @@
+"""Gathers what a fit's report shows: the kept prompts on the cached validation images, and what they moved."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prompt_tune.coco import Found, Truth
+from prompt_tune.context import PromptContext
+from prompt_tune.datasets import Sample
+from prompt_tune.detections import ORIGINAL, Detections
+from prompt_tune.errors import DataError
+from prompt_tune.evaluate import average_precision, suppress
+from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, box_iou, judge, outcome, picture
+from prompt_tune.images import Letterbox, read_rgb
+from prompt_tune.interpretation import movements, nearest_tokens
+from prompt_tune.loss import region_logits
+from prompt_tune.packing import Packed
+from prompt_tune.regions import RegionCache
+from prompt_tune.report import ClassSection, Confusion, FitReport, curve, figure, versions, write_fit_page
+from prompt_tune.run import RunFolder
+from prompt_tune.vocabulary import Vocabulary
+from prompt_tune.world import World
+
+REPORT_FILE = "report.html"
+PICTURES_EACH = 6  # hits, misses and false alarms of a class
+PICTURED_CLASSES = 24  # with pictures: about 3 MB
+FIGURES = {  # pictures of a run folder
+    "curves.png": ("Training loss, and AP and AP50 on the validation images, by epoch.", "Learning, epoch by epoch."),
+    "reliability.png": (
+        "Share of right detections by score, and the number of detections.",
+        "Reliability: how often a detection with this score is right.",
+    ),
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The validation images; and by learned class id and original name, on how many objects both are."""
+
+    images: list[Judged]
+    confused: Counter[tuple[int, str]]
+
+
+def write_fit_report(
+    run: RunFolder,
+    world: World,
+    context: PromptContext,
+    val: RegionCache,
+    samples: Sequence[Sample],
+    detections: tuple[list[Truth], list[Found]],
+) -> None:
+    """Write `report.html` of a run folder whose other files are there.
+
+    Args: context: with the kept context vectors. val: the cached validation images with all their anchors.
+          samples: the validation images of the data set; those that the cache had to skip are left out.
+          detections: of the kept prompts on `val`, from `evaluate.detect_cached`.
+    """
+    config = json.loads(run.config.read_text())
+    learned, original = Vocabulary.load(run.learned), Vocabulary.load(run.original)
+    readable = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
+    seen = _look(world, learned, original, val, readable, detections[1], config["image_size"])
+    measured = average_precision(*detections, len(learned.names))
+    sections = []
+    for k, name in enumerate(learned.names):
+        result = outcome(seen.images, k, learned.names, float(learned.thresholds[k]), n_best=PICTURES_EACH)
+        ap50, threshold = float(measured.per_class_ap50[k]), float(learned.thresholds[k])
+        sections.append(ClassSection(name, context.classes[k], ap50, threshold, result, curve(result)))
+    pictured = sorted(range(len(sections)), key=lambda k: np.nan_to_num(sections[k].ap50, nan=2.0))[:PICTURED_CLASSES]
+    sections, unread = _with_pictures(sections, set(pictured))
+    plain = context.tower.embed_classes(context.classes)
+    write_fit_page(
+        run.folder / REPORT_FILE,
+        FitReport(
+            title=run.folder.absolute().name,
+            ap=measured.ap,
+            ap50=measured.ap50,
+            epoch=learned.provenance["epoch"],
+            epochs=config["settings"]["epochs"],
+            train_images=learned.provenance["train_images"],
+            val_images=len(seen.images),
+            original_classes=len(original.names),
+            classes=tuple(sections),
+            pictured=len(pictured),
+            unread=tuple(unread),
+            figures=tuple(
+                figure(run.folder / name, *text) for name, text in FIGURES.items() if (run.folder / name).is_file()
+            ),
+            confusions=_confusions(seen, learned, sections),
+            movements=movements(learned.names, learned.embeddings, plain, original.names, original.embeddings),
+            tokens=nearest_tokens(context),
+            facts=_facts(config, learned),
+        ),
+    )
+
+
+@torch.no_grad()
+def _look(
+    world: World,
+    learned: Vocabulary,
+    original: Vocabulary,
+    val: RegionCache,
+    samples: Sequence[Sample],
+    founds: Sequence[Found],
+    image_size: int,
+) -> _Seen:
+    """Judges the learned detections, and finds the original classes on the objects."""
+    seen = _Seen([], Counter())
+    level = world.anchors(image_size, image_size)[2]
+    ours, others = Packed.of({"learned": learned}), Packed.of({ORIGINAL: original})
+    rows = torch.tensor(original.embeddings).to(world.device)
+    for i, (sample, found) in enumerate(zip(samples, founds, strict=True)):
+        placed = Letterbox.of(sample.size_wh, (image_size, image_size))
+        labels = Labels(sample.path, sample.boxes_xyxy, sample.classes, sample.ignore)
+        seen.images.append(judge(_detections(ours, found, placed, ours.limits(0.0)), labels))
+        regions = val.load(i)
+        near = _near_objects(regions.boxes_xyxy, regions.label_boxes)
+        logits = region_logits(world, regions.head[near].to(world.device), level[near.to(level.device)], rows)
+        on_objects = suppress(regions.boxes_xyxy[near].to(world.device), logits.sigmoid())
+        original_found = _detections(others, on_objects, placed, others.limits(None))
+        overlaps = box_iou(original_found.boxes_xyxy, labels.boxes_xyxy) >= HIT_IOU  # (n, m)
+        for k in np.flatnonzero(~labels.ignore):
+            names = {original_found.class_names[row] for row in np.flatnonzero(overlaps[:, k])}
+            seen.confused.update((int(labels.classes[k]), name) for name in names)
+    return seen
+
+
+def _near_objects(boxes: Tensor, label_boxes: Tensor) -> Tensor:
+    """(n,) int64: the anchors whose boxes overlap an object: original classes are asked about these alone, since there
+    may be thousands of them."""
+    iou = box_iou(boxes.numpy(), label_boxes.numpy())  # (A, m)
+    return torch.from_numpy(np.flatnonzero(iou.max(axis=1, initial=0) >= HIT_IOU))
+
+
+def _detections(packed: Packed, found: Found, placed: Letterbox, limits: np.ndarray) -> Detections:
+    """As the runtime gives them: calibrated, in original pixels, above their class's limit."""
+    image = np.zeros((len(found.scores), 1), np.float32)
+    columns = (image, found.boxes_xyxy, found.scores[:, None], found.classes[:, None].astype(np.float32))
+    rows = np.concatenate(columns, axis=1)  # (n, 7)
+    return packed.detections(rows, placed, np.ones(len(packed.classes), bool), limits)
+
+
+def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tuple[list[ClassSection], list[str]]:
+    """The sections with their pictures, each image decoded once; and the images that could not be read again."""
+    wanted: dict[Path, list[tuple[int, str, int, Example]]] = {}
+    for k in pictured:
+        result = sections[k].outcome
+        kinds = {"hits": result.best_hits, "misses": result.best_misses, "false_alarms": result.best_false_alarms}
+        for kind, examples in kinds.items():
+            for place, example in enumerate(examples):
+                wanted.setdefault(example.path, []).append((k, kind, place, example))
+    drawn: dict[tuple[int, str], list[tuple[int, Picture]]] = {}
+    unread = []
+    words = {"hits": "hit", "misses": "miss", "false_alarms": "false alarm"}
+    for path, tasks in sorted(wanted.items()):
+        try:
+            image = Image.fromarray(read_rgb(path))
+        except DataError as error:
+            unread.append(str(error))
+            continue
+        for k, kind, place, example in tasks:
+            drawn.setdefault((k, kind), []).append((place, picture(image, example, sections[k].name, words[kind])))
+    return [
+        replace(
+            section,
+            **{
+                kind: tuple(drawing for _, drawing in sorted(drawn.get((k, kind), []), key=lambda pair: pair[0]))
+                for kind in words
+            },
+        )
+        for k, section in enumerate(sections)
+    ], unread
+
+
+def _confusions(seen: _Seen, learned: Vocabulary, sections: Sequence[ClassSection]) -> tuple[Confusion, ...]:
+    """By falling count, then by the learned class's place."""
+    pairs = sorted(seen.confused.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(Confusion(learned.names[k], name, count, sections[k].outcome.objects) for (k, name), count in pairs)
+
+
+def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, str]]:
+    """Settings, origin and versions, as text."""
+    made_from = {"model": config["model"], "data": config["data"], "text tower": config["text_tower"]}
+    digests = {name.replace("_", " "): digest for name, digest in config["digests"].items()}
+    return {
+        "Settings": {name.replace("_", " "): _written(value) for name, value in config["settings"].items()},
+        "Made from": {name: str(value) for name, value in made_from.items()},
+        "Digests (SHA-256)": digests | {"learned vocabulary": learned.digest},
+        "Versions": versions("torch", "ultralytics", "open_clip_torch", "numpy", "pillow"),
+    }
+
+
+def _written(value: object) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value) if value != "" else "(none)"

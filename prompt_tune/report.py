@@ -1,0 +1,169 @@
+"""`report.html`: what a fit learned, or what a verification found, as one self-contained page. Light: no torch.
+
+Pictures are data URIs and there are no scripts, so that the file can be mailed, archived and opened anywhere.
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from prompt_tune import __version__
+from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.examples import HIT_IOU, ClassOutcome, Picture, data_uri
+from prompt_tune.files import replacing
+from prompt_tune.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from prompt_tune.interpretation import Movement, TokenDistances
+    from prompt_tune.verify import Verification
+
+CURVE_POINTS = 400  # of a precision-recall curve in the page
+CURVE_SIDE = 100  # units of its drawing
+NO_NUMBER = "\N{EN DASH}"
+TABLE_ROWS = 50  # of confusions, false alarms and collisions
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSection:
+    """One learned class in a fit's report.
+
+    ap50: nan where it has no object. curve: points of an SVG polyline, recall to the right and precision up, both from
+    0 to `CURVE_SIDE`. hits, misses, false_alarms: pictures, none for a class that is left out for want of room.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    ap50: float
+    threshold: float
+    outcome: ClassOutcome
+    curve: str
+    hits: tuple[Picture, ...] = ()
+    misses: tuple[Picture, ...] = ()
+    false_alarms: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """On how many of a learned class's labelled objects an original class is detected too."""
+
+    learned: str
+    original: str
+    count: int
+    objects: int
+
+
+@dataclass(frozen=True, eq=False)
+class FitReport:
+    """All that a fit's report shows.
+
+    ap, ap50: of the kept epoch, in 0..1. pictured: how many classes have pictures, those with the lowest AP50 where
+    there are many. unread: a line for each validation image that could not be read again. facts: what the run was made
+    from, names and values by heading.
+    """
+
+    title: str
+    ap: float
+    ap50: float
+    epoch: int
+    epochs: int
+    train_images: int
+    val_images: int
+    original_classes: int
+    classes: tuple[ClassSection, ...]
+    pictured: int
+    unread: tuple[str, ...]
+    figures: tuple[Picture, ...]
+    confusions: tuple[Confusion, ...]
+    movements: "tuple[Movement, ...]"
+    tokens: "TokenDistances"
+    facts: Mapping[str, Mapping[str, str]]
+
+    @property
+    def objects(self) -> int:
+        """Labelled validation objects."""
+        return sum(section.outcome.objects for section in self.classes)
+
+
+def write_fit_page(path: Path, report: FitReport) -> None:
+    """Write a fit's report."""
+    _write(path, "fit.html.j2", {"report": report})
+
+
+def write_verification_page(
+    path: Path, result: "Verification", bundle: str | Path, learned: Sequence[str | Path] = ()
+) -> None:
+    """Write the report of a verification.
+
+    Args:   path: the HTML file to write. result: of `verify`. bundle, learned: what it was given.
+    Raises: VocabularyError: a vocabulary is not there any more.
+    """
+    files = [Path(bundle) / ORIGINAL_FILE, Path(bundle) / LEARNED_FILE, *map(Path, learned)]
+    vocabularies = [(file.name.removesuffix(".vocab.safetensors"), Vocabulary.load(file)) for file in files]
+    first = vocabularies[0][1]
+    facts = {
+        "Made from": {
+            "bundle": Path(bundle).absolute().name,
+            "graph": GRAPH_FILE,
+            "detector": first.detector,
+            "text tower": first.text_tower,
+            "guide": first.guide,
+        },
+        "Versions": versions("numpy", "onnxruntime-gpu", "onnxruntime", "pillow"),
+    }
+    _write(path, "verify.html.j2", {"result": result, "vocabularies": vocabularies, "facts": facts})
+
+
+def figure(path: Path, alt: str, caption: str) -> Picture:
+    """A picture file of a run folder, whole."""
+    with Image.open(path) as image:
+        size = image.size
+    return Picture(data_uri(path.read_bytes(), "image/png"), alt, caption, *size)
+
+
+def curve(outcome: ClassOutcome) -> str:
+    """The precision-recall curve of a class as points of an SVG polyline, up to its last hit; thinned where it is long."""
+    hits = np.flatnonzero(np.diff(outcome.recalls, prepend=0.0))
+    corners = np.union1d(hits, hits[hits > 0] - 1)  # at each hit, and just before, where the precision is lowest
+    rows = corners[:: 1 + len(corners) // CURVE_POINTS]
+    places = [(outcome.recalls[row] * CURVE_SIDE, (1 - outcome.precisions[row]) * CURVE_SIDE) for row in rows]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of prompt-tune, Python and those of the packages that are installed."""
+    found = {"prompt-tune": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # onnxruntime comes as one of two packages
+            continue
+    return found
+
+
+def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
+    """Render a template with everything escaped, and write it whole."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("prompt_tune"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    constants = {"hit_iou": HIT_IOU, "side": CURVE_SIDE, "table_rows": TABLE_ROWS, "version": __version__}
+    text = environment.get_template(template).render({**constants, **content})
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _number(value: float | None) -> str:
+    """Three decimals; a dash where there is no number."""
+    return NO_NUMBER if value is None or value != value else f"{value:.3f}"
