@@ -1,0 +1,172 @@
+"""COCO metrics against a case worked by hand and against faster-coco-eval; suppression against the graph's rule."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from prompt_tune import graph
+from prompt_tune.evaluate import MAX_DETECTIONS, Found, Truth, average_precision, batches, suppress
+
+
+def truth(*boxes: Sequence[float], classes: Sequence[int] = (), ignore: Sequence[bool] = ()) -> Truth:
+    n = len(boxes)
+    return Truth(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(classes or [0] * n, np.int64),
+        np.array(ignore or [False] * n, bool),
+    )
+
+
+def found(*rows: tuple[Sequence[float], float], classes: Sequence[int] = ()) -> Found:
+    return Found(
+        np.array([box for box, _ in rows], np.float32).reshape(-1, 4),
+        np.array([score for _, score in rows], np.float32),
+        np.array(classes or [0] * len(rows), np.int64),
+    )
+
+
+def test_average_precision_of_three_images_is_what_a_hand_works_out() -> None:
+    box, other = (0, 0, 10, 10), (20, 20, 30, 30)
+    truths = [truth(box), truth(box, other), truth()]
+    founds = [
+        found((box, 0.9)),  # right at every IoU
+        found(((20, 20, 30, 26.2), 0.6), ((0, 0, 10, 8.2), 0.7)),  # IoU 0.62 and 0.82
+        found((box, 0.8)),  # wrong
+    ]
+    got = average_precision(truths, founds, 1)
+    # by falling score: right, wrong, IoU 0.82, IoU 0.62, of three objects. Recall 1/3 is reached with precision 1 (34 of
+    # the 101 recalls), 2/3 with 2/3 (33 of them), 1 with 3/4 (34), which also is the highest from 1/3 on.
+    both, one, none = (34 + 67 * 3 / 4) / 101, (34 + 33 * 2 / 3) / 101, 34 / 101
+    assert got.ap50 == pytest.approx(both, abs=1e-12)
+    assert got.ap == pytest.approx((3 * both + 4 * one + 3 * none) / 10, abs=1e-12)
+    assert got.per_class_ap50.tolist() == [got.ap50]
+
+
+def test_average_precision_without_detections_is_zero_for_classes_with_objects() -> None:
+    got = average_precision([truth((0, 0, 9, 9), classes=[1]), truth()], [found(), found()], 3)
+    assert (got.ap, got.ap50) == (0, 0)
+    np.testing.assert_array_equal(got.per_class_ap50, [np.nan, 0, np.nan])
+
+
+@pytest.mark.parametrize("ignore", [[], [True]])
+def test_average_precision_without_objects_is_nan(ignore: list[bool]) -> None:
+    truths = [truth((0, 0, 9, 9), ignore=ignore) if ignore else truth()]
+    got = average_precision(truths, [found(((0, 0, 9, 9), 0.5))], 2)
+    assert np.isnan([got.ap, got.ap50, *got.per_class_ap50]).all()
+
+
+def test_average_precision_ignored_boxes_are_neither_positive_nor_negative() -> None:
+    box, crowd = (0, 0, 10, 10), (50, 50, 90, 90)
+    founds = [found((box, 0.5), ((55, 55, 60, 60), 0.9), ((70, 70, 80, 80), 0.8))]  # two lie in the ignored box
+    ignored = average_precision([truth(box, crowd, ignore=[False, True])], founds, 1)
+    assert (ignored.ap, ignored.ap50) == (1, 1)  # not missed, and what lies in it is not wrong
+    assert average_precision([truth(box)], founds, 1).ap50 == pytest.approx(1 / 3)
+    # of another class: then they are wrong
+    crowd_of_other = truth(box, crowd, classes=[0, 1], ignore=[False, True])
+    assert average_precision([crowd_of_other], founds, 2).ap50 == pytest.approx(1 / 3)
+
+
+def _scene(rng: np.random.Generator, n_cls: int) -> tuple[Truth, Found]:
+    """Random labels, some ignored, and detections of which many are near them; some scores and overlaps are equal."""
+    n, n_found = int(rng.integers(0, 5)), int(rng.integers(0, 40))
+    corner, side = rng.uniform(0, 60, (n, 2)), rng.uniform(5, 40, (n, 2))
+    boxes = np.concatenate([corner, corner + side], 1).round()
+    classes = rng.integers(0, n_cls, n)
+    corner, side = rng.uniform(0, 60, (n_found, 2)), rng.uniform(5, 40, (n_found, 2))
+    guesses, labels = np.concatenate([corner, corner + side], 1), rng.integers(0, n_cls, n_found)
+    for row in range(n_found):
+        if n and rng.random() < 0.6:
+            chosen = rng.integers(n)
+            guesses[row], labels[row] = boxes[chosen] + rng.normal(0, 3, 4).round(), classes[chosen]
+    guesses[:, 2:] = np.maximum(guesses[:, 2:], guesses[:, :2] + 1)
+    return (
+        Truth(boxes.astype(np.float32), classes, rng.random(n) < 0.2),
+        Found(guesses.astype(np.float32), rng.random(n_found).round(2).astype(np.float32), labels),
+    )
+
+
+def _reference(truths: Sequence[Truth], founds: Sequence[Found], n_cls: int) -> np.ndarray:
+    """(10, n_cls) average precision by faster-coco-eval."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    def entry(image: int, box: np.ndarray, label: np.int64) -> dict[str, object]:
+        x1, y1, x2, y2 = map(float, box)
+        area = (x2 - x1) * (y2 - y1)
+        return {"image_id": image, "category_id": int(label), "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area}
+
+    labels = [
+        entry(image, box, label) | {"iscrowd": int(ignore)}
+        for image, t in enumerate(truths)
+        for box, label, ignore in zip(t.boxes_xyxy, t.classes, t.ignore, strict=True)
+    ]
+    results = [
+        entry(image, box, label) | {"score": float(score)}
+        for image, f in enumerate(founds)
+        for box, label, score in zip(f.boxes_xyxy, f.classes, f.scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(
+            {
+                "images": [{"id": i} for i in range(len(truths))],
+                "annotations": [label | {"id": i} for i, label in enumerate(labels, 1)],
+                "categories": [{"id": k, "name": str(k)} for k in range(n_cls)],
+            }
+        )
+        evaluation = COCOeval_faster(coco, coco.loadRes(results), iouType="bbox")
+        evaluation.params.maxDets = [1, 10, MAX_DETECTIONS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    table = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    return np.where(table < 0, np.nan, table).mean(1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_average_precision_of_random_scenes_is_that_of_faster_coco_eval(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truths, founds = zip(*[_scene(rng, n_cls=3) for _ in range(15)], strict=True)
+    got, wanted = average_precision(truths, founds, 4), _reference(truths, founds, 4)
+    np.testing.assert_allclose(got.per_class_ap50, wanted[0], atol=1e-12)
+    assert got.ap == pytest.approx(np.nanmean(wanted), abs=1e-12)
+    assert 0.01 < got.ap < 0.9
+
+
+def _boxes_and_scores(n_anchors: int, n_cls: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crowded boxes, some of them outside the picture, and scores of which many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n_anchors, 2, generator=generator) * 100 - 40
+    boxes = torch.cat([corner, corner + 20 + torch.rand(n_anchors, 2, generator=generator) * 40], 1)
+    return boxes, (torch.rand(n_anchors, n_cls, generator=generator) * 200).round() / 200
+
+
+@pytest.mark.parametrize(("n_anchors", "n_cls", "iou"), [(0, 3, 0.7), (50, 1, 0.5), (400, 7, 0.7), (3000, 40, 0.9)])
+def test_suppress_random_boxes_follows_the_rule_of_the_graph(n_anchors: int, n_cls: int, iou: float) -> None:
+    boxes, scores = _boxes_and_scores(n_anchors, n_cls, seed=n_anchors)
+    got = suppress(boxes, scores, conf=0.25, iou=iou)
+    rows = graph.suppress(boxes[None], scores.T[None], torch.tensor([iou]), torch.tensor([0.25]))
+    np.testing.assert_array_equal(got.classes, rows[:, 1].numpy())
+    np.testing.assert_array_equal(got.boxes_xyxy, boxes[rows[:, 2]].numpy())
+    np.testing.assert_array_equal(got.scores, scores[rows[:, 2], rows[:, 1]].numpy())
+
+
+def test_suppress_many_detections_keeps_the_best_300_of_a_class() -> None:
+    corner = torch.arange(400.0)[:, None].expand(-1, 2) * 20
+    boxes = torch.cat([corner, corner + 10], 1)  # none overlaps another
+    scores = torch.linspace(0.1, 0.9, 400)[:, None].repeat(1, 2)
+    got = suppress(boxes, scores)
+    assert np.bincount(got.classes).tolist() == [300, 300]
+    assert got.scores.min() == scores[100, 0]
+
+
+def test_suppress_drops_scores_at_conf_and_keeps_other_classes_of_a_box() -> None:
+    box = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9.5]])
+    got = suppress(box, torch.tensor([[0.5, 0.3], [0.4, 0.9]]), conf=0.3)
+    assert got.classes.tolist() == [0, 1] and got.scores.tolist() == pytest.approx([0.5, 0.9])
+
+
+def test_batches_of_five_items_come_in_order() -> None:
+    assert [list(part) for part in batches([1, 2, 3, 4, 5], 2)] == [[1, 2], [3, 4], [5]]
+    assert list(batches([], 2)) == []
