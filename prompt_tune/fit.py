@@ -5,14 +5,11 @@ what is left to train is `ctx` (CoOp, arXiv 2109.01134) through the frozen text 
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,16 +18,17 @@ from prompt_tune.build import default_tower, original_vocabulary
 from prompt_tune.calibration import apply_calibration, draw_reliability, fit_calibration
 from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
 from prompt_tune.context import PromptContext
-from prompt_tune.datasets import DataSet, Split, read_dataset
+from prompt_tune.datasets import DataSet, Sample, Split, read_dataset
 from prompt_tune.device import check_device
 from prompt_tune.errors import DataError, RunError
-from prompt_tune.evaluate import Precision, detect_cached, measure
-from prompt_tune.loss import class_loss
+from prompt_tune.evaluate import detect_cached
+from prompt_tune.fit_report import write_fit_report
 from prompt_tune.metrics import match_classes
 from prompt_tune.regions import RegionBudget, RegionCache, cache_regions
-from prompt_tune.run import RunFolder, TrainState
+from prompt_tune.run import RunFolder
 from prompt_tune.text import TextTower
 from prompt_tune.thresholds import choose_thresholds
+from prompt_tune.trainer import Trainer
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import TINY, World
 
@@ -124,22 +122,9 @@ def fit(
 
     started = time.perf_counter()
     trainer = Trainer(world, context, train, val, config)
-    state = run.load_state(context.ctx.shape) if resume else None
-    if state is not None:
-        trainer.restore(state)
-    try:
-        while trainer.epoch < config.epochs:
-            line = trainer.run_epoch()
-            run.add_metrics(line)
-            run.save_state(trainer.state())
-            note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
-            report("train", trainer.epoch, config.epochs, note)
-    except KeyboardInterrupt:
-        logger.warning("Stopped after epoch %d of %d; --resume goes on.", trainer.epoch, config.epochs)
+    _train(run, trainer, report, resume=resume)
     seconds["train"] = time.perf_counter() - started
-    if not trainer.best_epoch:
-        raise RunError(f"Stopped before the first epoch of {run.folder} was done. Go on with --resume.")
-    _write_result(run, trainer, vocabulary, digests, config)
+    _write_result(run, trainer, vocabulary, dataset.val.samples, config)
     return FitResult(
         run.folder,
         trainer.best_epoch,
@@ -150,88 +135,26 @@ def fit(
     )
 
 
-class Trainer:
-    """AdamW on `ctx`, an epoch at a time; everything that a resumed run needs is in `state`."""
+def _train(run: RunFolder, trainer: Trainer, report: Report, *, resume: bool) -> None:
+    """Epoch after epoch, each kept on disk, until all are done or the user stops it.
 
-    def __init__(
-        self, world: World, context: PromptContext, train: RegionCache, val: RegionCache, config: FitConfig
-    ) -> None:
-        self.world, self.context, self.train, self.val, self.config = world, context, train, val, config
-        self.anchors = world.anchors(config.image_size, config.image_size)
-        self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, weight_decay=0.0)
-        self.epoch, self.best_epoch = 0, 0
-        self.best = Precision(-1.0, -1.0, np.zeros(0))
-        self.best_ctx = context.ctx.detach().clone()
-
-    def run_epoch(self) -> dict[str, Any]:
-        """Train on every cached image once, in one of its views, and measure. Returns the line for metrics.jsonl."""
-        started = time.perf_counter()
-        rng = np.random.default_rng([self.config.seed, 21, self.epoch])
-        order = rng.permutation(len(self.train.files))
-        view = rng.integers(self.config.views, size=len(order))
-        n_steps = math.ceil(len(order) / self.config.batch)
-        total = 0.0
-        for step in range(n_steps):
-            chosen = order[step * self.config.batch : (step + 1) * self.config.batch]
-            regions = [self.train.load(i, view[i]) for i in chosen]
-            rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            loss = class_loss(self.world, self.context(), regions, self.anchors)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            total += loss.item() * len(chosen)
-        measured = measure(self.world, self.context.embeddings(), self.val, self.anchors)
-        self.epoch += 1
-        if measured.ap > self.best.ap:
-            self.best, self.best_epoch, self.best_ctx = measured, self.epoch, self.context.ctx.detach().clone()
-        return {
-            "epoch": self.epoch,
-            "loss": total / len(order),
-            "ap": measured.ap,
-            "ap50": measured.ap50,
-            "learning_rate": rate,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-
-    def _learning_rate(self, step: int, n_steps: int) -> float:
-        """One epoch of linear warm-up, then a cosine to zero."""
-        warm_up, end = n_steps, n_steps * self.config.epochs
-        if step < warm_up:
-            return self.config.learning_rate * (step + 1) / warm_up
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, end - warm_up)))
-
-    def state(self) -> TrainState:
-        """All that the next epoch depends on."""
-        moments = self.optimizer.state[self.context.ctx]
-        return TrainState(
-            epoch=self.epoch,
-            best_epoch=self.best_epoch,
-            best_ap=self.best.ap,
-            best_ap50=self.best.ap50,
-            step=int(moments["step"]),
-            tensors={
-                "ctx": self.context.ctx.detach(),
-                "best_ctx": self.best_ctx,
-                "exp_avg": moments["exp_avg"],
-                "exp_avg_sq": moments["exp_avg_sq"],
-            },
-        )
-
-    def restore(self, state: TrainState) -> None:
-        """Go on where `state` was taken."""
-        self.epoch, self.best_epoch = state.epoch, state.best_epoch
-        self.best = Precision(state.best_ap, state.best_ap50, np.zeros(0))
-        tensors = {name: tensor.to(self.context.ctx.device) for name, tensor in state.tensors.items()}
-        self.best_ctx = tensors["best_ctx"]
-        with torch.no_grad():
-            self.context.ctx.copy_(tensors["ctx"])
-        self.optimizer.state[self.context.ctx] = {
-            "step": torch.tensor(float(state.step)),
-            "exp_avg": tensors["exp_avg"],
-            "exp_avg_sq": tensors["exp_avg_sq"],
-        }
+    Raises:  RunError: it was stopped before the first epoch was done.
+    """
+    state = run.load_state(trainer.context.ctx.shape) if resume else None
+    if state is not None:
+        trainer.restore(state)
+    epochs = trainer.config.epochs
+    try:
+        while trainer.epoch < epochs:
+            line = trainer.run_epoch()
+            run.add_metrics(line)
+            run.save_state(trainer.state())
+            note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
+            report("train", trainer.epoch, epochs, note)
+    except KeyboardInterrupt:
+        logger.warning("Stopped after epoch %d of %d; --resume goes on.", trainer.epoch, epochs)
+    if not trainer.best_epoch:
+        raise RunError(f"Stopped before the first epoch of {run.folder} was done. Start it again: the cache is kept.")
 
 
 def _whole_path(place: str | Path) -> str:
@@ -268,9 +191,9 @@ def _cache_splits(
 
 
 def _write_result(
-    run: RunFolder, trainer: Trainer, original: Vocabulary, digests: dict[str, str], config: FitConfig
+    run: RunFolder, trainer: Trainer, original: Vocabulary, val_samples: Sequence[Sample], config: FitConfig
 ) -> None:
-    """Prompts and learned vocabulary of the best epoch, with thresholds and calibration, and the pictures."""
+    """Prompts and learned vocabulary of the best epoch, with thresholds and calibration; then the pages."""
     context = trainer.context
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
@@ -287,8 +210,8 @@ def _write_result(
         thresholds=thresholds.values,
         calibration=calibration,
         kind="learned",
-        detector=digests["detector"],
-        text_tower=digests["text_tower"],
+        detector=trainer.world.digest,
+        text_tower=context.tower.digest,
         guide=original.digest,
         provenance={
             "prompt_tune": __version__,
@@ -304,3 +227,4 @@ def _write_result(
     ).save(run.learned)
     run.draw_curves()
     draw_reliability(run.reliability, matched, None if calibration is None else final)
+    write_fit_report(run, trainer.world, context, trainer.val, val_samples, detections)

@@ -1,0 +1,100 @@
+"""The training loop: AdamW on the context vectors, an epoch at a time, over cached regions."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from prompt_tune.config import FitConfig
+from prompt_tune.context import PromptContext
+from prompt_tune.evaluate import Precision, measure
+from prompt_tune.loss import class_loss
+from prompt_tune.regions import RegionCache
+from prompt_tune.run import TrainState
+from prompt_tune.world import World
+
+
+class Trainer:
+    """AdamW on `ctx`, an epoch at a time; everything that a resumed run needs is in `state`."""
+
+    def __init__(
+        self, world: World, context: PromptContext, train: RegionCache, val: RegionCache, config: FitConfig
+    ) -> None:
+        self.world, self.context, self.train, self.val, self.config = world, context, train, val, config
+        self.anchors = world.anchors(config.image_size, config.image_size)
+        self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, weight_decay=0.0)
+        self.epoch, self.best_epoch = 0, 0
+        self.best = Precision(-1.0, -1.0, np.zeros(0))
+        self.best_ctx = context.ctx.detach().clone()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train on every cached image once, in one of its views, and measure. Returns the line for metrics.jsonl."""
+        started = time.perf_counter()
+        rng = np.random.default_rng([self.config.seed, 21, self.epoch])
+        order = rng.permutation(len(self.train.files))
+        view = rng.integers(self.config.views, size=len(order))
+        n_steps = math.ceil(len(order) / self.config.batch)
+        total = 0.0
+        for step in range(n_steps):
+            chosen = order[step * self.config.batch : (step + 1) * self.config.batch]
+            regions = [self.train.load(i, view[i]) for i in chosen]
+            rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = class_loss(self.world, self.context(), regions, self.anchors)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item() * len(chosen)
+        measured = measure(self.world, self.context.embeddings(), self.val, self.anchors)
+        self.epoch += 1
+        if measured.ap > self.best.ap:
+            self.best, self.best_epoch, self.best_ctx = measured, self.epoch, self.context.ctx.detach().clone()
+        return {
+            "epoch": self.epoch,
+            "loss": total / len(order),
+            "ap": measured.ap,
+            "ap50": measured.ap50,
+            "learning_rate": rate,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    def _learning_rate(self, step: int, n_steps: int) -> float:
+        """One epoch of linear warm-up, then a cosine to zero."""
+        warm_up, end = n_steps, n_steps * self.config.epochs
+        if step < warm_up:
+            return self.config.learning_rate * (step + 1) / warm_up
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, end - warm_up)))
+
+    def state(self) -> TrainState:
+        """All that the next epoch depends on."""
+        moments = self.optimizer.state[self.context.ctx]
+        return TrainState(
+            epoch=self.epoch,
+            best_epoch=self.best_epoch,
+            best_ap=self.best.ap,
+            best_ap50=self.best.ap50,
+            step=int(moments["step"]),
+            tensors={
+                "ctx": self.context.ctx.detach(),
+                "best_ctx": self.best_ctx,
+                "exp_avg": moments["exp_avg"],
+                "exp_avg_sq": moments["exp_avg_sq"],
+            },
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on where `state` was taken."""
+        self.epoch, self.best_epoch = state.epoch, state.best_epoch
+        self.best = Precision(state.best_ap, state.best_ap50, np.zeros(0))
+        tensors = {name: tensor.to(self.context.ctx.device) for name, tensor in state.tensors.items()}
+        self.best_ctx = tensors["best_ctx"]
+        with torch.no_grad():
+            self.context.ctx.copy_(tensors["ctx"])
+        self.optimizer.state[self.context.ctx] = {
+            "step": torch.tensor(float(state.step)),
+            "exp_avg": tensors["exp_avg"],
+            "exp_avg_sq": tensors["exp_avg_sq"],
+        }
