@@ -48,7 +48,7 @@ class Judged:
     counts: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """One hit, miss or false alarm: where it is, what to draw, and what to say.
 
@@ -158,18 +158,16 @@ def outcome(
             if not (image.found.scores[rows] > threshold).any():
                 size = float(np.prod(image.labels.boxes_xyxy[k, 2:] - image.labels.boxes_xyxy[k, :2]))
                 misses.append((size, _missed(image, int(k), rows, names, threshold)))
-    best = [
-        tuple(example for _, example in sorted(kind, key=lambda pair: -pair[0])[:n_best])
-        for kind in (hits, misses, alarms)
-    ]
     order = np.argsort(-np.concatenate([np.zeros(0), *scores]), kind="stable")
     true = np.concatenate([np.zeros(0, bool), *right])[order].cumsum()  # (n,)
     return ClassOutcome(
-        objects,
-        len(hits),
-        len(misses),
-        len(alarms),
-        *best,
+        objects=objects,
+        hits=len(hits),
+        misses=len(misses),
+        false_alarms=len(alarms),
+        best_hits=_best(hits, n_best),
+        best_misses=_best(misses, n_best),
+        best_false_alarms=_best(alarms, n_best),
         precisions=true / np.arange(1, len(true) + 1),
         recalls=true / max(1, objects),
     )
@@ -205,6 +203,11 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
 def data_uri(content: bytes, media_type: str) -> str:
     """A file's content as the address of itself."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _best(ranked: Sequence[tuple[float, Example]], n_best: int) -> tuple[Example, ...]:
+    """The examples with the highest numbers; of equal ones the first."""
+    return tuple(example for _, example in sorted(ranked, key=lambda pair: -pair[0])[:n_best])
 
 
 def _detected(image: Judged, row: int, names: Sequence[str]) -> Example:

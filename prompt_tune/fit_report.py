@@ -30,7 +30,6 @@ from prompt_tune.run import RunFolder
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
 
-REPORT_FILE = "report.html"
 PICTURES_EACH = 6  # hits, misses and false alarms of a class
 PICTURED_CLASSES = 24  # with pictures: about 3 MB
 FIGURES = {  # pictures of a run folder
@@ -80,7 +79,7 @@ def write_fit_report(
     sections, unread = _with_pictures(sections, set(pictured))
     plain = context.tower.embed_classes(context.classes)
     write_fit_page(
-        run.folder / REPORT_FILE,
+        run.report,
         FitReport(
             title=run.folder.absolute().name,
             ap=measured.ap,
@@ -152,33 +151,34 @@ def _detections(packed: Packed, found: Found, placed: Letterbox, limits: np.ndar
 
 def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tuple[list[ClassSection], list[str]]:
     """The sections with their pictures, each image decoded once; and the images that could not be read again."""
-    wanted: dict[Path, list[tuple[int, str, int, Example]]] = {}
-    for k in pictured:
+    wanted: dict[Path, list[tuple[int, str, Example]]] = {}
+    for k in sorted(pictured):
         result = sections[k].outcome
-        kinds = {"hits": result.best_hits, "misses": result.best_misses, "false_alarms": result.best_false_alarms}
+        kinds = {"hit": result.best_hits, "miss": result.best_misses, "false alarm": result.best_false_alarms}
         for kind, examples in kinds.items():
-            for place, example in enumerate(examples):
-                wanted.setdefault(example.path, []).append((k, kind, place, example))
-    drawn: dict[tuple[int, str], list[tuple[int, Picture]]] = {}
+            for example in examples:
+                wanted.setdefault(example.path, []).append((k, kind, example))
+    drawn: dict[Example, Picture] = {}
     unread = []
-    words = {"hits": "hit", "misses": "miss", "false_alarms": "false alarm"}
     for path, tasks in sorted(wanted.items()):
         try:
             image = Image.fromarray(read_rgb(path))
         except DataError as error:
             unread.append(str(error))
             continue
-        for k, kind, place, example in tasks:
-            drawn.setdefault((k, kind), []).append((place, picture(image, example, sections[k].name, words[kind])))
+        drawn |= {example: picture(image, example, sections[k].name, kind) for k, kind, example in tasks}
+
+    def pictures(examples: Sequence[Example]) -> tuple[Picture, ...]:
+        return tuple(drawn[example] for example in examples if example in drawn)
+
     return [
         replace(
             section,
-            **{
-                kind: tuple(drawing for _, drawing in sorted(drawn.get((k, kind), []), key=lambda pair: pair[0]))
-                for kind in words
-            },
+            hits=pictures(section.outcome.best_hits),
+            misses=pictures(section.outcome.best_misses),
+            false_alarms=pictures(section.outcome.best_false_alarms),
         )
-        for k, section in enumerate(sections)
+        for section in sections
     ], unread
 
 

@@ -11,6 +11,7 @@ from prompt_tune.text import TextTower
 
 N_NEAREST = 3  # classes and tokens that are named
 MAX_VECTORS = 400  # context vectors that are compared with all tokens: 20 M distances at CLIP's 49,408
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what the tokenizer gives for bytes that are no whole character
 YARDSTICK_STEP = 193  # every 193rd token (256 of CLIP's) tells how far tokens are from one another
 
 
@@ -113,6 +114,8 @@ def nearest_tokens(context: PromptContext) -> TokenDistances:
 
 
 def _written(tower: TextTower, token: int) -> str:
-    """A token as it is written; those inside a word end in a hyphen, and parts of a character are not to be read."""
-    text: str = tower.tokenizer.decoder[token]  # type: ignore[attr-defined]
-    return text.removesuffix("</w>") if text.endswith("</w>") or text.startswith("<") else f"{text}-"
+    """A token as it is written; one that a word goes on after ends in a hyphen."""
+    text: str = tower.tokenizer.decode([token])
+    if REPLACEMENT in text:
+        return "(part of a character)"
+    return text.strip() if text.endswith(" ") or token in (tower.start_token, tower.end_token) else f"{text}-"

@@ -127,7 +127,7 @@ def figure(path: Path, alt: str, caption: str) -> Picture:
 
 
 def curve(outcome: ClassOutcome) -> str:
-    """The precision-recall curve of a class as points of an SVG polyline, up to its last hit; thinned where it is long."""
+    """The precision-recall curve of a class, up to its last hit as SVG points; thinned where it is long."""
     hits = np.flatnonzero(np.diff(outcome.recalls, prepend=0.0))
     corners = np.union1d(hits, hits[hits > 0] - 1)  # at each hit, and just before, where the precision is lowest
     rows = corners[:: 1 + len(corners) // CURVE_POINTS]

@@ -44,6 +44,7 @@ class RunFolder:
         self.metrics = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"
         self.reliability = folder / "reliability.png"
+        self.report = folder / "report.html"
         self.state = folder / "state.safetensors"
 
     def open(self, config: dict[str, Any], *, resume: bool) -> None:

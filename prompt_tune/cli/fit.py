@@ -72,8 +72,8 @@ def command(
 ) -> None:
     """Learn context vectors for the classes of a data set; detector and text tower stay as they are.
 
-    Writes prompts.safetensors, learned.vocab.safetensors, metrics.jsonl and curves.png to the run folder. Ctrl-C keeps
-    the best epoch so far, and --resume goes on.
+    Writes prompts.safetensors, learned.vocab.safetensors, metrics.jsonl, curves.png and report.html to the run folder.
+    Ctrl-C keeps the best epoch so far, and --resume goes on.
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.fit import fit
