@@ -1,6 +1,6 @@
 """Before a bundle is deployed: that learned vocabularies change no bit of the original detections, and what they add.
 
-NumPy, ONNX Runtime and Pillow only, so that it runs where the bundle will; average precision alone needs `[fit]`.
+NumPy, ONNX Runtime and Pillow only, so that it runs where the bundle will; average precision needs faster-coco-eval.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from prompt_tune.coco import Found, Metrics, Truth, coco_evaluation
 from prompt_tune.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.images import Letterbox, find_images, letterbox, read_rgb
@@ -23,7 +24,6 @@ from prompt_tune.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from prompt_tune.datasets import Sample
-    from prompt_tune.evaluate import Precision
 
 COMPARED_CONF = 0.001  # original detections above it are compared, and measured: ultralytics' validator's
 SAME_BOX_IOU = 0.7  # boxes this near are of one object: from here on, suppression drops the weaker of two of a class
@@ -129,7 +129,7 @@ def verify(
              report: called with (stage, done, total, note).
     Returns: the counts. Thresholds for false alarms and collisions are those of the vocabularies.
     Raises:  DataError: there is no image that can be read, or the data set is damaged or names a class that is not in
-             the original vocabulary. PromptTuneError: `data` without the packages of `[fit]`.
+             the original vocabulary. PromptTuneError: `data` without the packages that it needs.
              GraphError, VocabularyError, ProviderError: as `Detector`.
     """
     detector = Detector(bundle, device=device, learned=learned)
@@ -244,11 +244,10 @@ class _Labels:
         try:
             import faster_coco_eval  # noqa: F401  # found missing now, not after all images
 
-            import prompt_tune.evaluate  # noqa: F401
             from prompt_tune.datasets import read_split
         except ImportError as error:
             raise PromptTuneError(
-                f"`data` needs the packages of `fit`, and `{error.name}` is missing. Install them "
+                f"`data` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
                 "(pip install 'prompt-tune[fit]'), or verify without --data."
             ) from error
         names, split = read_split(data, "val")
@@ -262,16 +261,13 @@ class _Labels:
         rows = np.array([original.names.index(name) for name in names], np.int64)
         return cls({sample.path.resolve(): sample for sample in split.samples}, rows, len(original.names))
 
-    def precision(self, found: "Iterable[tuple[Sample, Detections]]") -> "Precision":
-        """Average precision of the original classes that have an object."""
-        from prompt_tune.coco import Found, Truth
-        from prompt_tune.evaluate import average_precision
-
+    def precision(self, found: "Iterable[tuple[Sample, Detections]]") -> Metrics:
+        """COCO's numbers, means over the original classes that have an object."""
         truths, founds = [], []
         for sample, detections in found:
             truths.append(Truth(sample.boxes_xyxy, self.rows[sample.classes], sample.ignore))
             founds.append(Found(detections.boxes_xyxy, detections.scores, detections.class_ids))
-        return average_precision(truths, founds, self.n_cls)
+        return coco_evaluation(truths, founds, self.n_cls).metrics(range(self.n_cls))
 
 
 def _with_precision(result: Verification, labels: _Labels, tally: _Tally) -> Verification:

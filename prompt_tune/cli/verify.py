@@ -1,4 +1,4 @@
-"""`prompt-tune verify`: what learned vocabularies change in a bundle's detections. Without --data it needs no torch."""
+"""`prompt-tune verify`: what learned vocabularies change in a bundle's detections. Needs no torch."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ UNLABELLED = (
     "--data",
     type=click.Path(path_type=Path),
     help="A data set with labels of original classes, in any format of `fit`: their average precision on its "
-    "validation images is measured before and after. Needs the packages of `fit`.",
+    "validation images is measured before and after. Needs faster-coco-eval and PyYAML, which come with [fit].",
 )
 @click.option(
     "--device",
@@ -46,9 +46,21 @@ UNLABELLED = (
     type=click.Choice(["cpu", "cuda"]),
     help="Where ONNX Runtime computes.",
 )
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all of this to an HTML file too: one page that loads nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, complete, instead of tables.")
 def command(
-    bundle: Path, images: str, learned: tuple[Path, ...], data: Path | None, device: str, as_json: bool
+    bundle: Path,
+    images: str,
+    learned: tuple[Path, ...],
+    data: Path | None,
+    device: str,
+    page: Path | None,
+    as_json: bool,
 ) -> None:
     """Check BUNDLE, a folder of `prompt-tune export`, before it is deployed.
 
@@ -60,6 +72,7 @@ def command(
     collisions (a learned and an original detection above their thresholds on the same box: IoU 0.7 or more).
     """
     from prompt_tune.cli.progress import stages
+    from prompt_tune.report import write_verification_page
     from prompt_tune.verify import verify
 
     with stages() as report:
@@ -71,6 +84,8 @@ def command(
             device=device,  # type: ignore[arg-type]  # click.Choice has checked it
             report=report,
         )
+    if page is not None:
+        write_verification_page(page, result, bundle, learned)
     for reason in result.skipped:
         click.echo(f"Skipped: {reason}", err=True)
     if as_json:
