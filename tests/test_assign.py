@@ -98,7 +98,9 @@ def test_assign_with_all_anchors_gives_the_targets_of_the_plain_assigner() -> No
 def test_assign_with_the_anchors_near_objects_gives_the_targets_of_all_anchors() -> None:
     whole = image(4, seed=5)
     points = grid()
-    near = ((points[:, None] > whole.label_boxes[:, :2] - 16) & (points[:, None] < whole.label_boxes[:, 2:] + 16)).all(2)
+    near = ((points[:, None] > whole.label_boxes[:, :2] - 16) & (points[:, None] < whole.label_boxes[:, 2:] + 16)).all(
+        2
+    )
     anchors = near.any(1).nonzero().flatten()
     assert TOPK < len(anchors) < 0.8 * len(points)
     scores = scores_of([whole])

@@ -13,7 +13,9 @@ RED, BLUE = (230, 30, 20), (20, 40, 230)
 SIZE = 256
 
 
-def drawn(*boxes: tuple[tuple[int, int, int, int], tuple[int, int, int]], ignore: bool = False) -> tuple[np.ndarray, Sample]:
+def drawn(
+    *boxes: tuple[tuple[int, int, int, int], tuple[int, int, int]], ignore: bool = False
+) -> tuple[np.ndarray, Sample]:
     """Filled rectangles on grey, 300 x 200, and their sample."""
     image = np.full((200, 300, 3), 150, np.uint8)
     for (x1, y1, x2, y2), colour in boxes:
