@@ -69,9 +69,7 @@ def command() -> None:
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 error, 2 usage, 3 a check found a regression."""
     try:
-        command.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(command.main(standalone_mode=False))  # the status of ctx.exit(), or None: done
     except click.Abort:
         click.echo("Stopped.", err=True)
         sys.exit(130)
