@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from prompt_tune.images import read_rgb
 from prompt_tune.loss import region_logits
 from prompt_tune.sample import write_sample
 from prompt_tune.text import TextTower
+from prompt_tune.trainer import Trainer
 from prompt_tune.vocabulary import guide_digest
 from prompt_tune.world import World
 
@@ -70,18 +73,16 @@ def _others(bundle: Path, folder: Path, count: int) -> list[Path]:
 
 
 def test_fit_leaves_detector_and_tower_bit_equal(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[World | TextTower] = []
-    for kind in (World, TextTower):
-        original = kind.load.__func__  # type: ignore[attr-defined]
+    trainers: list[Trainer] = []
 
-        def load(cls: type, *args: object, _original: object = original, **kwargs: object) -> object:
-            loaded.append(_original(cls, *args, **kwargs))  # type: ignore[operator]
-            return loaded[-1]
+    class Kept(Trainer):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__(*parts)
+            trainers.append(self)
 
-        monkeypatch.setattr(kind, "load", classmethod(load))
+    monkeypatch.setattr("prompt_tune.fit.Trainer", Kept)
     fit("tiny", sample / "custom" / "custom.yaml", tmp_path / "run", config=FitConfig(epochs=1))
-    world = next(part for part in loaded if isinstance(part, World))
-    tower = next(part for part in loaded if isinstance(part, TextTower))
+    world, tower = trainers[0].world, trainers[0].context.tower
     fresh_world, fresh_tower = World.load("tiny"), TextTower.load("tiny")
     after = world.model.state_dict()
     for name, tensor in fresh_world.model.state_dict().items():
@@ -198,12 +199,7 @@ def test_interrupted_write_leaves_the_old_file(bundle: Path, tmp_path: Path) -> 
 def test_vocabulary_of_another_detector_or_guide_is_refused(bundle: Path, tmp_path: Path) -> None:
     learned = Vocabulary.load(bundle / "learned.vocab.safetensors")
     for part in ("detector", "guide"):
-        foreign = Vocabulary(
-            learned.names,
-            learned.embeddings,
-            kind="learned",
-            **{"detector": learned.detector, "text_tower": learned.text_tower, "guide": learned.guide, part: "ab" * 32},
-        )
+        foreign = replace(learned, detector="ab" * 32) if part == "detector" else replace(learned, guide="ab" * 32)
         path = tmp_path / f"{part}.vocab.safetensors"
         foreign.save(path)
         with pytest.raises(VocabularyError, match=part):
