@@ -18,7 +18,7 @@ from prompt_tune.context import PromptContext
 from prompt_tune.datasets import Sample
 from prompt_tune.detections import ORIGINAL, Detections
 from prompt_tune.errors import DataError
-from prompt_tune.evaluate import average_precision, suppress
+from prompt_tune.evaluate import METRIC_CONF, SELECTION_CONF, average_precision, suppress
 from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, box_iou, judge, outcome, picture
 from prompt_tune.images import Letterbox, read_rgb
 from prompt_tune.interpretation import movements, nearest_tokens
@@ -84,6 +84,8 @@ def write_fit_report(
             title=run.folder.absolute().name,
             ap=measured.ap,
             ap50=measured.ap50,
+            lowest_score=METRIC_CONF,
+            lowest_score_by_epoch=SELECTION_CONF,
             epoch=learned.provenance["epoch"],
             epochs=config["settings"]["epochs"],
             train_images=learned.provenance["train_images"],

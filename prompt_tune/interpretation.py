@@ -116,6 +116,7 @@ def nearest_tokens(context: PromptContext) -> TokenDistances:
 def _written(tower: TextTower, token: int) -> str:
     """A token as it is written; one that a word goes on after ends in a hyphen."""
     text: str = tower.tokenizer.decode([token])
-    if REPLACEMENT in text:
-        return "(part of a character)"
-    return text.strip() if text.endswith(" ") or token in (tower.start_token, tower.end_token) else f"{text}-"
+    word = text.strip()
+    if not word or REPLACEMENT in word or not word.isprintable():
+        return "(unprintable)"
+    return word if text.endswith(" ") or token in (tower.start_token, tower.end_token) else f"{word}-"
