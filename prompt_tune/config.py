@@ -4,9 +4,18 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from prompt_tune.errors import RunError
-from prompt_tune.regions import RegionBudget
 
 TINY_IMAGE_SIZE, IMAGE_SIZE = 256, 640  # px: what `tiny`, and what YOLO-World's checkpoints were trained at
+
+
+@dataclass(frozen=True)
+class RegionBudget:
+    """Anchors kept of a training image. Together they give the AP of all anchors; without the last two kinds, false
+    alarms double."""
+
+    in_box: int = 600  # in an object's box; where there are more, each object's best by overlap, in turn
+    top: int = 50  # with the highest original scores: what looks like an object and is none of ours
+    random: int = 64  # plain background
 
 
 def setting(default: Any, reason: str) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from prompt_tune import __version__
 from prompt_tune.build import default_tower, original_vocabulary
 from prompt_tune.calibration import apply_calibration, draw_reliability, fit_calibration
-from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
+from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig, RegionBudget
 from prompt_tune.context import PromptContext
 from prompt_tune.datasets import DataSet, Sample, Split, read_dataset
 from prompt_tune.device import check_device
@@ -24,7 +24,7 @@ from prompt_tune.errors import DataError, RunError
 from prompt_tune.evaluate import detect_cached
 from prompt_tune.fit_report import write_fit_report
 from prompt_tune.metrics import match_classes
-from prompt_tune.regions import RegionBudget, RegionCache, cache_regions
+from prompt_tune.regions import RegionCache, cache_regions
 from prompt_tune.run import RunFolder
 from prompt_tune.text import TextTower
 from prompt_tune.thresholds import choose_thresholds

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prompt_tune.config import RegionBudget
 from prompt_tune.datasets import Sample
 from prompt_tune.errors import DataError, ModelError, RunError
 from prompt_tune.files import replacing
@@ -28,16 +29,6 @@ SMALLEST_BOX = 16.0  # px, the assigner widens smaller boxes to this (its second
 FORWARD_BATCH = 4  # images in one pass of the detector, always: a result's last bits may depend on the batch's size
 READ_AHEAD = 2  # batches that are decoded while the detector works
 PARTS = {"head", "boxes_xyxy", "anchor", "label_boxes", "label_classes", "label_ignore"}  # tensors of a file
-
-
-@dataclass(frozen=True)
-class RegionBudget:
-    """Anchors kept of a training image. Together they give the AP of all anchors; without the last two kinds, false
-    alarms double."""
-
-    in_box: int = 600  # in an object's box; where there are more, each object's best by overlap, in turn
-    top: int = 50  # with the highest original scores: what looks like an object and is none of ours
-    random: int = 64  # plain background
 
 
 @dataclass(frozen=True, eq=False)

@@ -167,8 +167,9 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
     import torch
 
     from prompt_tune.build import original_vocabulary
+    from prompt_tune.config import RegionBudget
     from prompt_tune.datasets import read_dataset
-    from prompt_tune.regions import FORWARD_BATCH, RegionBudget, RegionCache, cache_regions
+    from prompt_tune.regions import FORWARD_BATCH, RegionCache, cache_regions
     from prompt_tune.text import TextTower
     from prompt_tune.world import World
 

@@ -94,3 +94,26 @@ print(sorted({"numpy", "onnxruntime", "PIL", "rich"} & set(sys.modules)))
     done = run_without_heavy_modules(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["fit", "export", "demo", "pretrain", "sample", "vocab build"])
+def test_command_of_the_training_side_says_what_to_install(command: str, tmp_path: Path) -> None:
+    options = {
+        "fit": ["--model", "tiny", "--data", tmp_path, "--out", tmp_path / "run"],
+        "export": [tmp_path, "--out", tmp_path / "bundle"],
+        "demo": ["--out", tmp_path / "demo"],
+        "pretrain": ["--out", tmp_path / "tiny"],
+        "sample": ["--out", tmp_path / "set"],
+        "vocab build": ["--model", "tiny", "--names", "box", "--out", tmp_path / "box.vocab.safetensors"],
+    }
+    (tmp_path / "config.json").write_text("{}")
+    done = run_without_heavy_modules("from prompt_tune.cli import main; main()", *command.split(), *options[command])
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("command", ["demo", "fit", "export", "detect", "val", "verify", "vocab", "sample", "pretrain"])
+def test_help_needs_nothing_of_the_training_side(command: str) -> None:
+    done = run_without_heavy_modules("from prompt_tune.cli import main; main()", command, "--help")
+    assert (done.returncode, done.stderr) == (0, "") and "Usage" in done.stdout

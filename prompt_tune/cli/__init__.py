@@ -21,6 +21,8 @@ COMMANDS = {
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
     "pretrain": ("prompt_tune.cli.pretrain", "Make `tiny`, the small YOLO-World that ships with the package, again."),
 }
+# what the extra `fit` brings, by import name; an inference box has none of them
+FIT_PACKAGES = {"torch", "torchvision", "ultralytics", "open_clip", "onnx", "faster_coco_eval", "matplotlib", "yaml"}
 
 
 class LazyGroup(click.Group):
@@ -76,6 +78,12 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in FIT_PACKAGES:
+            raise
+        click.echo(f"Error: {package} is not installed, and this needs it: pip install 'prompt-tune[fit]'", err=True)
+        sys.exit(1)
     except PromptTuneError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
