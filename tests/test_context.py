@@ -149,6 +149,8 @@ def test_class_specific_context_of_a_synonym_of_two_classes_is_that_of_its_class
     np.testing.assert_array_equal(load_context(tmp_path / "p", tower).ctx.detach(), context.ctx.detach())
     got = load_context(tmp_path / "p", tower, classes[::-1])
     assert torch.equal(got.ctx, context.ctx.flip(0))
+    alone = load_context(tmp_path / "p", tower, [("vehicle",)])  # a class of its own: the first that has it
+    assert torch.equal(alone.ctx[0, 0], context.ctx[0, 1])
 
 
 def test_prompts_of_another_tower_are_refused(tower: TextTower, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""The settings of a fit."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from prompt_tune.config import HELP, FitConfig, RegionBudget
+from prompt_tune.errors import RunError
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"epochs": 0}, "`epochs` must be at least 1. Received: 0."),
+        ({"context_length": 0}, "`context_length` must be at least 1"),
+        ({"views": 0}, "`views`"),
+        ({"batch": -1}, "`batch`"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"learning_rate": 0.0}, "`learning_rate`"),
+        ({"learning_rate": float("nan")}, "`learning_rate`"),
+        ({"image_size": 100}, "`image_size` must be a multiple of 32"),
+        ({"region_budget": (0, 50, 64)}, "`region_budget` must be three counts, the first at least 1"),
+        ({"region_budget": (600, -1, 64)}, "`region_budget`"),
+        ({"region_budget": (600, 50)}, "`region_budget`"),
+    ],
+)
+def test_setting_that_means_nothing_is_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RunError, match=reason):
+        FitConfig(**settings)
+
+
+def test_unknown_setting_is_refused() -> None:
+    with pytest.raises(TypeError):
+        FitConfig(epoch=3)  # type: ignore[call-arg]
+
+
+def test_settings_as_json_come_back_equal() -> None:
+    config = FitConfig(epochs=7, initial_words="a photo", region_budget=(1, 2, 3))
+    stored = json.loads(json.dumps(config.as_json()))
+    assert FitConfig(**stored | {"region_budget": tuple(stored["region_budget"])}) == config
+
+
+def test_every_setting_has_its_help_and_the_budget_one_home() -> None:
+    assert HELP.keys() == {field.name for field in fields(FitConfig)} and all(HELP.values())
+    assert RegionBudget(*FitConfig().region_budget) == RegionBudget()
