@@ -110,8 +110,8 @@ def write_verification_page(
     vocabularies = [(file.name.removesuffix(".vocab.safetensors"), Vocabulary.load(file)) for file in files]
     first = vocabularies[0][1]
     facts = {
-        "Made from": {
-            "bundle": Path(bundle).absolute().name,
+        "Bundle": {
+            "folder": Path(bundle).absolute().name,
             "graph": GRAPH_FILE,
             "detector": first.detector,
             "text tower": first.text_tower,

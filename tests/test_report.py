@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import original_vocabulary
+from bundles import make_bundle, original_vocabulary
 from PIL import Image
 
 from prompt_tune.config import FitConfig
@@ -23,6 +25,7 @@ from prompt_tune.sample import write_sample
 from prompt_tune.verify import Collision, FalseAlarms, Setting, Verification
 from prompt_tune.vocabulary import Vocabulary
 
+ROOT = Path(__file__).parents[1]
 NASTY = '<b>&"'
 CLASSES = [(NASTY,), ("gizmo", "star thing"), ("sprocket",), ("widget",), ("flange",), ("doodad",)]
 
@@ -206,6 +209,23 @@ def test_page_of_a_verification_says_that_it_failed(bundle: Path, tmp_path: Path
     assert "Failed: 7 bits of 50 original detections changed." in page.text[""]
     for number in ("0.500", "0.250", "0.750"):
         assert number in page.text["retention"]
+
+
+def test_verify_writes_its_page_where_torch_is_not_installed(tmp_path: Path) -> None:
+    images = write_sample(tmp_path / "set", n_images=2)[0].parents[1] / "original" / "images" / "val"
+    make_bundle(tmp_path / "bundle", leaky=True)
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # None: importing it fails
+from prompt_tune.cli import main
+main()
+"""
+    command = [sys.executable, "-c", code, "torch,torchvision,ultralytics,open_clip,onnx,matplotlib", "verify"]
+    options = [tmp_path / "bundle", "--images", images, "--report", tmp_path / "page.html"]
+    done = subprocess.run([*command, *map(str, options)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    bits = re.search(r"FAILED: (\d+) bits", done.stdout)
+    assert bits and f"Failed: {bits[1]} bits" in Page(tmp_path / "page.html").text[""]
 
 
 def test_page_of_a_verification_without_any_detection_does_not_pass(bundle: Path, tmp_path: Path) -> None:
