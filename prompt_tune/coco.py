@@ -8,6 +8,7 @@ import numpy as np
 
 RECALLS = np.linspace(0, 1, 101)  # COCO's: where the precision is read
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
+METRIC_CONF = 0.001  # ultralytics' validator's: low enough that the curve's tail is in it
 CAPS = (1, 10, 100)  # COCO's: detections of a class in an image that count; precision is read at the last
 
 

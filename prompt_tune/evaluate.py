@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prompt_tune.coco import METRIC_CONF as METRIC_CONF
 from prompt_tune.coco import Found, Truth, coco_evaluation
 from prompt_tune.loss import region_logits
 from prompt_tune.regions import RegionCache
@@ -14,7 +15,6 @@ from prompt_tune.world import World
 
 MAX_DETECTIONS = 300  # a class and image, in suppression; as in the ONNX graph
 NMS_IOU = 0.7  # ultralytics' default for detection
-METRIC_CONF = 0.001  # ultralytics' validator's: low enough that the curve's tail is in it
 SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: they move AP by less than 0.001
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tune.evaluate import METRIC_CONF
+from prompt_tune.coco import METRIC_CONF
 from prompt_tune.metrics import Matched
 from prompt_tune.vocabulary import DEFAULT_THRESHOLD
 

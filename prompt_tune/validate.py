@@ -1,32 +1,32 @@
 """COCO metrics of learned and original classes on a data set: of a run through torch, or of a bundle as it is deployed.
 
 Both measure all that the runtime would find above a score of 0.001, boxes in pixels of the original images. Calibration
-does not decide what is found: the cut is made on uncalibrated scores, so that AP is the same with it and without.
+does not decide what is found: the cut is made on uncalibrated scores, so that AP is the same with it and without. A
+bundle is measured without torch.
 """
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from prompt_tune.bundle import CONFIG_FILE, GRAPH_FILE, export_bundle, load_run
-from prompt_tune.coco import Found, Metrics, coco_evaluation
+from prompt_tune.coco import METRIC_CONF, Found, Metrics, coco_evaluation
 from prompt_tune.datasets import SplitName
 from prompt_tune.detections import ORIGINAL
-from prompt_tune.device import check_device
 from prompt_tune.errors import DataError, RunError
-from prompt_tune.evaluate import METRIC_CONF, suppress
 from prompt_tune.images import letterbox, read_rgb
 from prompt_tune.labelling import Labelling
-from prompt_tune.loss import region_logits
 from prompt_tune.metrics import match_classes
 from prompt_tune.packing import calibrated
 from prompt_tune.runtime import LEARNED, Detector
 from prompt_tune.vocabulary import Vocabulary
-from prompt_tune.world import World
+
+if TYPE_CHECKING:
+    from prompt_tune.world import World
 
 Engine = Literal["torch", "onnx"]
 
@@ -136,6 +136,8 @@ def validate_run(
              RunError, ModelError, VocabularyError: the run is incomplete or does not belong together.
              ProviderError: the device is not there.
     """
+    from prompt_tune.device import check_device
+
     check_device(device)
     config, world, original, learned = load_run(Path(run), device)
     vocabularies = {ORIGINAL: original, LEARNED: learned}
@@ -163,9 +165,14 @@ def validate_bundle(
     return _measure("onnx", labels, _onnx_detector(detector, labels), report)
 
 
-def _torch_detector(world: World, image_size: int, vocabularies: Mapping[str, Vocabulary], labels: Labelling) -> Detect:
+def _torch_detector(
+    world: "World", image_size: int, vocabularies: Mapping[str, Vocabulary], labels: Labelling
+) -> Detect:
     """Detections by torch. The original vocabulary guides the neck, or a vocabulary that guides itself."""
     import torch
+
+    from prompt_tune.evaluate import suppress
+    from prompt_tune.loss import region_logits
 
     level = world.anchors(image_size, image_size)[2]
     parts = []

@@ -26,7 +26,7 @@ def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcom
     try:
         main()
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
+        status = 1 if isinstance(stop.code, str) else int(stop.code or 0)  # None: done; a text is an error
     finally:
         sys.argv = before
     return Outcome(status, *capfd.readouterr())

@@ -34,7 +34,7 @@ def split(n_right: int, n_wrong: int, right: float, wrong: float) -> Matched:
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.7, 0.6), (0.4, -1.0)])
 def test_fit_finds_the_scale_and_shift_that_the_data_was_drawn_with(scale: float, shift: float) -> None:
     fitted = fit_calibration(["a"], [drawn(scale, shift)])
-    assert (fitted.dtype, fitted.shape) == (np.float32, (1, 2))
+    assert fitted.dtype == np.float32 and fitted.shape == (1, 2)
     assert fitted[0].tolist() == pytest.approx([scale, shift], abs=0.08)
 
 

@@ -1,6 +1,8 @@
 """`prompt-tune val`: tables, JSON, curves, and bad input as one line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,12 +68,12 @@ def test_val_json_is_the_same_in_both_engines(folder: Path, capfd: pytest.Captur
 def test_val_names_what_it_leaves_out(folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     images = folder / "set" / "custom" / "images" / "test"
     names = ["forklift", "gizmo", "sprocket", "widget", "flange", "thing"]
-    (tmp_path / "data.yaml").write_text(f"test: {images}\nnames: {[*names, 'red circle']}\n")
+    (tmp_path / "data.yaml").write_text(f"test: {images}\nnames: {[*names, 'red triangle']}\n")
     done = run_command(capfd, "val", folder / "run", "--data", tmp_path / "data.yaml", "--split", "test")
     assert done.status == 0, done.err
     lines = done.out.splitlines()
     assert "In no vocabulary, so left out: thing." in lines
-    assert any(line.startswith("Without a label in `test`, so left out: ") and "red circle" in line for line in lines)
+    assert any(line.startswith("Without a label in `test`, so left out: ") and "red triangle" in line for line in lines)
 
 
 def test_val_curves_writes_a_picture(folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -111,3 +113,19 @@ def test_val_of_bad_input_is_one_line(
     assert (done.status, done.out) == (status, "")
     errors = [line for line in done.err.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1 and reason in errors[0]
+
+
+def test_val_of_bundle_needs_no_torch_but_says_what_it_needs(folder: Path) -> None:
+    """As on an inference box: packages that are not there are None in `sys.modules`."""
+
+    def run(*missing: str) -> subprocess.CompletedProcess[str]:
+        code = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\nfrom prompt_tune.cli import main\nmain()"
+        arguments = ["val", str(folder / "bundle"), "--data", str(folder / "set" / "custom"), "--json"]
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+    done = run("torch", "torchvision", "ultralytics", "open_clip", "onnx")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 6
+    done = run("torch", "faster_coco_eval")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().startswith("Error: `val` needs packages that come with `fit`, and `faster_coco_eval`")

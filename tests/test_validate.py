@@ -182,14 +182,14 @@ def test_fit_with_calibration_keeps_its_promises_in_both_engines(custom: Path, t
     assert (tmp_path / "run" / "reliability.png").stat().st_size > 10_000
     chosen = learned.provenance["thresholds"]
     assert chosen["rule"] == "lowest score with precision 0.9 at IoU 0.5"
-    results = [validate(tmp_path / "run", custom, engine=engine) for engine in ("torch", "onnx")]  # type: ignore[arg-type]
-    assert_agree(*results)
-    for row in results[1].classes:
+    by_torch, by_onnx = validate_run(tmp_path / "run", custom), validate(tmp_path / "run", custom, engine="onnx")
+    assert_agree(by_torch, by_onnx)
+    for row in by_onnx.classes:
         expected = chosen["expected"].get(row.name, {"precision": 0})["precision"]
         if expected > 0.5:
             assert row.precision == pytest.approx(expected, abs=0.02)
     plain = copy(tmp_path / "run", tmp_path / "plain", lambda vocabulary: replace(vocabulary, calibration=None))
-    np.testing.assert_allclose(numbers(validate(plain, custom)), numbers(results[0]), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(numbers(validate(plain, custom)), numbers(by_torch), rtol=0, atol=1e-6)
 
 
 def test_vocabulary_that_guides_itself_is_measured_with_its_own_guide(
@@ -213,9 +213,9 @@ def test_name_that_both_vocabularies_have_is_measured_in_both(
     def rename(vocabulary: Vocabulary) -> Vocabulary:
         return vocabulary.rename({"gizmo": shared})
 
-    results = [validate(copy(p, tmp_path / p.name, rename), both, split="test") for p in (run, bundle)]
-    assert_agree(*results)
-    rows = [row for row in results[0].classes if row.name == shared]
+    by_torch, by_onnx = (validate(copy(p, tmp_path / p.name, rename), both, split="test") for p in (run, bundle))
+    assert_agree(by_torch, by_onnx)
+    rows = [row for row in by_torch.classes if row.name == shared]
     assert [row.vocabulary for row in rows] == ["original", "learned"]
     assert rows[0].objects == rows[1].objects and rows[0].metrics != rows[1].metrics
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_tune.errors import PromptTuneError
+
 if TYPE_CHECKING:
     from prompt_tune.validate import Validation
 
@@ -74,10 +76,18 @@ def command(
     for each class also precision and recall at IoU 0.5 above its threshold, which is what `detect` shows.
     """
     from prompt_tune.cli.progress import stages
-    from prompt_tune.metrics import draw_curves
     from prompt_tune.names import read_classes
-    from prompt_tune.validate import validate
 
+    try:
+        import faster_coco_eval  # noqa: F401  # found missing now, not after all images
+
+        from prompt_tune.metrics import draw_curves
+        from prompt_tune.validate import validate
+    except ImportError as error:
+        raise PromptTuneError(
+            f"`val` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
+            "(pip install 'prompt-tune[fit]')."
+        ) from error
     with stages() as report:
         result = validate(
             place,
