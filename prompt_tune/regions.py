@@ -7,7 +7,7 @@ was stopped, and never gives a stale answer. Read an image at a time: memory doe
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,7 +90,7 @@ def cache_regions(
     views: int = 1,
     budget: RegionBudget | None = None,
     seed: int = 0,
-) -> Iterator[RegionCache]:
+) -> Generator[RegionCache, None, None]:
     """Run the detector once over images and keep what the training needs of each.
 
     A generator, so that the caller shows progress and may stop: it yields the growing cache after every batch of

@@ -1,6 +1,7 @@
 """Assignment of cached regions against ultralytics' assigner on the full grid of anchors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,13 +48,8 @@ def image(n_objects: int, seed: int, ignore: Sequence[bool] = ()) -> Regions:
 
 def kept(regions: Regions, anchors: Tensor) -> Regions:
     """The same image with only some of its anchors."""
-    return Regions(
-        regions.head[anchors],
-        regions.boxes_xyxy[anchors],
-        regions.anchor[anchors],
-        regions.label_boxes,
-        regions.label_classes,
-        regions.label_ignore,
+    return replace(
+        regions, head=regions.head[anchors], boxes_xyxy=regions.boxes_xyxy[anchors], anchor=regions.anchor[anchors]
     )
 
 
@@ -125,15 +121,11 @@ def test_assign_with_few_anchors_is_possible(n_anchors: int) -> None:
 
 
 def test_assign_ignored_box_makes_its_anchors_neither_positive_nor_negative() -> None:
-    objects = image(2, seed=8)
     box = torch.tensor([20.0, 20, 120, 130])
-    regions = Regions(
-        objects.head,
-        objects.boxes_xyxy,
-        objects.anchor,
-        torch.stack([torch.tensor([30.0, 30, 70, 70]), box]),
-        torch.tensor([1, 1]),
-        torch.tensor([False, True]),
+    regions = replace(
+        image(2, seed=8, ignore=[False, True]),
+        label_boxes=torch.stack([torch.tensor([30.0, 30, 70, 70]), box]),
+        label_classes=torch.tensor([1, 1]),
     )
     scores = scores_of([regions])
     targets, weights = assign(scores, [regions], grid(), STRIDES)
@@ -145,10 +137,6 @@ def test_assign_ignored_box_makes_its_anchors_neither_positive_nor_negative() ->
     assert bool((weights[inside & ~positive, 1] == 0).all())
     assert bool((weights[~inside] == 1).all())
     assert bool((weights[:, [0, 2, 3]] == 1).all())  # other classes are looked for there as anywhere
-    alone = Regions(*(getattr(regions, name) for name in ("head", "boxes_xyxy", "anchor")), box[None], *_one_ignored())
+    alone = replace(regions, label_boxes=box[None], label_classes=torch.tensor([1]), label_ignore=torch.tensor([True]))
     targets, weights = assign(scores, [alone], grid(), STRIDES)
     assert not targets.any() and torch.equal(weights[:, 1] == 0, inside)
-
-
-def _one_ignored() -> tuple[Tensor, Tensor]:
-    return torch.tensor([1]), torch.tensor([True])

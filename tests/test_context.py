@@ -1,7 +1,7 @@
 """Learned prompts: what is trained, what it makes, and the file that keeps it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ def tower(text_tower: Path) -> TextTower:
     return TextTower.load(f"local-dir:{text_tower}")
 
 
-def learned(tower: TextTower, classes: list[tuple[str, ...]] = CLASSES, **settings: Any) -> PromptContext:
+def learned(tower: TextTower, classes: Sequence[tuple[str, ...]] = CLASSES, **settings: Any) -> PromptContext:
     """A context whose vectors all differ, as after training."""
     context = PromptContext(tower, classes, **settings)
     with torch.no_grad():
-        context.ctx += 0.1 * torch.randn(context.ctx.shape, generator=torch.Generator().manual_seed(9))
+        context.ctx.add_(0.1 * torch.randn(context.ctx.shape, generator=torch.Generator().manual_seed(9)))
     return context
 
 
@@ -68,9 +68,9 @@ def test_context_gradient_is_that_of_finite_differences(tower: TextTower) -> Non
     values = []
     with torch.no_grad():
         for sign in (1, -1):
-            context.ctx += sign * step
+            context.ctx.add_(sign * step)
             values.append(float(context()[0, 0] @ direction))
-            context.ctx -= sign * step
+            context.ctx.sub_(sign * step)
     assert context.ctx.grad is not None
     assert (values[0] - values[1]) / 2 == pytest.approx(float((context.ctx.grad * step).sum()), rel=0.02)
 
