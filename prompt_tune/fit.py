@@ -227,4 +227,4 @@ def _write_result(
     ).save(run.learned)
     run.draw_curves()
     draw_reliability(run.reliability, matched, None if calibration is None else final)
-    write_fit_report(run, trainer.world, context, trainer.val, val_samples, detections)
+    write_fit_report(run, trainer.world, context, trainer.val, val_samples, detections[1])

@@ -18,7 +18,7 @@ from prompt_tune.context import PromptContext
 from prompt_tune.datasets import Sample
 from prompt_tune.detections import ORIGINAL, Detections
 from prompt_tune.errors import DataError
-from prompt_tune.evaluate import METRIC_CONF, SELECTION_CONF, average_precision, suppress
+from prompt_tune.evaluate import METRIC_CONF, average_precision, suppress
 from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, box_iou, judge, outcome, picture
 from prompt_tune.images import Letterbox, read_rgb
 from prompt_tune.interpretation import movements, nearest_tokens
@@ -57,19 +57,21 @@ def write_fit_report(
     context: PromptContext,
     val: RegionCache,
     samples: Sequence[Sample],
-    detections: tuple[list[Truth], list[Found]],
+    founds: Sequence[Found],
 ) -> None:
     """Write `report.html` of a run folder whose other files are there.
 
     Args: context: with the kept context vectors. val: the cached validation images with all their anchors.
           samples: the validation images of the data set; those that the cache had to skip are left out.
-          detections: of the kept prompts on `val`, from `evaluate.detect_cached`.
+          founds: the detections of the kept prompts on `val`, from `evaluate.detect_cached`.
     """
     config = json.loads(run.config.read_text())
     learned, original = Vocabulary.load(run.learned), Vocabulary.load(run.original)
     readable = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
-    seen = _look(world, learned, original, val, readable, detections[1], config["image_size"])
-    measured = average_precision(*detections, len(learned.names))
+    seen = _look(world, learned, original, val, readable, founds, config["image_size"])
+    truths = [Truth(image.labels.boxes_xyxy, image.labels.classes, image.labels.ignore) for image in seen.images]
+    final = [Found(image.found.boxes_xyxy, image.found.scores, image.found.class_ids) for image in seen.images]
+    measured = average_precision(truths, final, len(learned.names))  # in original pixels, as the runtime gives them
     sections = []
     for k, name in enumerate(learned.names):
         result = outcome(seen.images, k, learned.names, float(learned.thresholds[k]), n_best=PICTURES_EACH)
@@ -85,7 +87,6 @@ def write_fit_report(
             ap=measured.ap,
             ap50=measured.ap50,
             lowest_score=METRIC_CONF,
-            lowest_score_by_epoch=SELECTION_CONF,
             epoch=learned.provenance["epoch"],
             epochs=config["settings"]["epochs"],
             train_images=learned.provenance["train_images"],

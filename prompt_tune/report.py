@@ -62,17 +62,15 @@ class Confusion:
 class FitReport:
     """All that a fit's report shows.
 
-    ap, ap50: of the kept epoch, in 0..1, from scores above lowest_score; metrics.jsonl leaves out those below
-    lowest_score_by_epoch. pictured: how many classes have pictures, those with the lowest AP50 where
-    there are many. unread: a line for each validation image that could not be read again. facts: what the run was made
-    from, names and values by heading.
+    ap, ap50: of the kept epoch, in 0..1, from scores above lowest_score. pictured: how many classes have pictures,
+    those with the lowest AP50 where there are many. unread: a line for each validation image that could not be read
+    again. facts: what the run was made from, names and values by heading.
     """
 
     title: str
     ap: float
     ap50: float
     lowest_score: float
-    lowest_score_by_epoch: float
     epoch: int
     epochs: int
     train_images: int
