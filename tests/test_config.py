@@ -19,6 +19,8 @@ from prompt_tune.errors import RunError
         ({"batch": -1}, "`batch`"),
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"learning_rate": 0.0}, "`learning_rate`"),
+        ({"precision": 1.5}, "`precision`"),
+        ({"precision": float("nan")}, "`precision`"),
         ({"learning_rate": float("nan")}, "`learning_rate`"),
         ({"image_size": 100}, "`image_size` must be a multiple of 32"),
         ({"region_budget": (0, 50, 64)}, "`region_budget` must be three counts, the first at least 1"),

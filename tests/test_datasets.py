@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from prompt_tune.datasets import DataSet, Split, read_dataset
+from prompt_tune.datasets import DataSet, Split, SplitName, read_dataset, read_split
 from prompt_tune.errors import DataError
 
 SIZE_WH = (100, 80)
@@ -473,6 +473,33 @@ def test_read_dataset_no_data_set_there_raises(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             read_dataset(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("splits", [{"train": TRAIN, "val": VAL}, {"train": TRAIN}])
+def test_read_split_is_that_of_the_whole_data_set(tmp_path: Path, splits: dict[str, Boxes], split: SplitName) -> None:
+    source = write_yolo(tmp_path, splits)
+    names, images = read_split(source, split, seed=3)
+    whole = getattr(read_dataset(source, seed=3), split)
+    assert names == tuple(NAMES)
+    assert [sample.path for sample in images.samples] == [sample.path for sample in whole.samples]
+
+
+def test_read_split_needs_no_other_split(tmp_path: Path) -> None:
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "_annotations.coco.json").write_text(json.dumps(coco_content(VAL)))
+    save_images(tmp_path / "valid", list(VAL))
+    for source in (tmp_path, write_yolo(tmp_path / "yolo", {"val": VAL})):
+        assert [sample.path.stem for sample in read_split(source, "val")[1].samples] == ["d"]
+        with pytest.raises(DataError, match=r"has no `test` images\. It has: val\."):
+            read_split(source, "test")
+        with pytest.raises(DataError, match="has no training images"):
+            read_dataset(source)
+
+
+def test_read_split_without_a_box_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the 1 images of `test` have no box"):
+        read_split(write_yolo(tmp_path, {"test": {"c": []}}), "test")
 
 
 def test_read_dataset_validation_on_training_images_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
