@@ -27,9 +27,9 @@ def found(*rows: tuple[int, float, tuple[float, float, float, float]]) -> Found:
     return Found(boxes, scores, np.array([k for k, _, _ in rows], np.int64))
 
 
-# Class 0 has a small, a large and a medium object. The small one is found exactly; on the large one's image a box beside
-# it scores higher than the one on it, whose IoU is 0.64; the medium one is missed. Class 1 has an object, which is
-# found, and a crowd, in which the detection with the highest score lies. Class 2 has none.
+# Class 0 has a small, a large and a medium object. The small one is found exactly; on the large one's image a box
+# beside it scores higher than the one on it, whose IoU is 0.64; the medium one is missed. Class 1 has an object, which
+# is found, and a crowd, in which the detection with the highest score lies. Class 2 has none.
 SMALL, LARGE, MEDIUM = (10, 10, 30, 30), (0, 0, 100, 100), (50, 50, 100, 100)
 TRUTHS = [truth((0, SMALL), (1, LARGE)), truth((0, LARGE), (1, (200, 0, 300, 100)), ignore=(1,)), truth((0, MEDIUM))]
 FOUNDS = [
