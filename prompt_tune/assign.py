@@ -47,8 +47,8 @@ def assign(scores: Tensor, regions: Sequence[Regions], points: Tensor, strides: 
             )[2][0].to(scores.dtype)
         for k in ignore.nonzero().flatten().tolist():
             inside = ((at > boxes[k, :2]) & (at < boxes[k, 2:])).all(1)  # (r,)
-            of_class = weights[rows, classes[k]]  # a view
-            of_class[inside & (targets[rows, classes[k]] == 0)] = 0
+            label = int(image.label_classes[k])
+            weights[rows, label].masked_fill_(inside & (targets[rows, label] == 0), 0)
     return targets, weights
 
 
