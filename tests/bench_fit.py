@@ -173,6 +173,7 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
     from prompt_tune.text import TextTower
     from prompt_tune.world import World
 
+    shutil.rmtree(folder, ignore_errors=True)  # not between the rounds: it keeps the file system busy for a while
     world = World.load(model)
     vocabulary = original_vocabulary(world, TextTower.load(tower), None)
     guide = torch.tensor(vocabulary.embeddings).flatten(0, 1)  # (n_cls * n_prompts, 512)
@@ -180,13 +181,13 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
     _plain_pass(world, guide, samples[:FORWARD_BATCH], image_size)
     plain, caching = [], []
     cache, head = RegionCache([]), torch.zeros(0)
-    for _ in range(ROUNDS):
+    for k in range(ROUNDS):
         started = time.perf_counter()
         head = _plain_pass(world, guide, samples, image_size)
         plain.append(time.perf_counter() - started)
-        shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
-        for growing in cache_regions(world, guide, samples, folder, image_size=image_size, budget=RegionBudget()):
+        place = folder / str(k)
+        for growing in cache_regions(world, guide, samples, place, image_size=image_size, budget=RegionBudget()):
             cache = growing
         caching.append(time.perf_counter() - started)
     regions = cache.load(len(samples) - 1)
