@@ -15,7 +15,7 @@ from prompt_tune.world import World
 
 MAX_DETECTIONS = 300  # a class and image, in suppression; as in the ONNX graph
 NMS_IOU = 0.7  # ultralytics' default for detection
-SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: they move AP by less than 0.001
+SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: a learned class's curve ends above it
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,8 @@ def detect_cached(
 ) -> tuple[list[Truth], list[Found]]:
     """Labels and detections of cached images with all their anchors, in pixels of the network's input.
 
+    As the runtime does, boxes are cut at the edges of the photo once suppression is done.
+
     Args:    embeddings: (n_cls, n_prompts, 512) float32. cache: of `cache_regions` without a budget.
              anchors: from `World.anchors`, for the cached input size. conf: scores at or below it are dropped.
     """
@@ -89,10 +91,18 @@ def detect_cached(
     for i in range(len(cache.files)):
         regions = cache.load(i)
         scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
-        founds.append(suppress(regions.boxes_xyxy.to(world.device), scores, conf=conf))
+        found = suppress(regions.boxes_xyxy.to(world.device), scores, conf=conf)
+        founds.append(_cut(found, regions.frame_xyxy.numpy()))
         parts = (regions.label_boxes, regions.label_classes, regions.label_ignore)
         truths.append(Truth(*(part.numpy() for part in parts)))
     return truths, founds
+
+
+def _cut(found: Found, frame_xyxy: np.ndarray) -> Found:
+    """Detections with their boxes cut at a frame (4,); those wholly outside are left out."""
+    boxes_xyxy = found.boxes_xyxy.clip(np.tile(frame_xyxy[:2], 2), np.tile(frame_xyxy[2:], 2))  # (n, 4)
+    inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)
+    return Found(boxes_xyxy[inside], found.scores[inside], found.classes[inside])
 
 
 def batches(items: Sequence[object], size: int) -> Iterator[Sequence[object]]:

@@ -24,11 +24,12 @@ from prompt_tune.images import letterbox, read_rgb
 from prompt_tune.views import View, make_view
 from prompt_tune.world import World
 
-FORMAT_VERSION = 1  # of the files, and of views and preprocessing: another number makes every old file a miss
+FORMAT_VERSION = 2  # of the files, and of views and preprocessing: another number makes every old file a miss
 SMALLEST_BOX = 16.0  # px, the assigner widens smaller boxes to this (its second stride): anchors there are kept as well
 FORWARD_BATCH = 4  # images in one pass of the detector, always: a result's last bits may depend on the batch's size
 READ_AHEAD = 2  # batches that are decoded while the detector works
-PARTS = {"head", "boxes_xyxy", "anchor", "label_boxes", "label_classes", "label_ignore"}  # tensors of a file
+# tensors of a file
+PARTS = {"head", "boxes_xyxy", "anchor", "label_boxes", "label_classes", "label_ignore", "frame_xyxy"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class Regions:
     """Cached anchors of one image and view, in pixels of the network's input.
 
     head: (r, c3) float32. boxes_xyxy: (r, 4) float32. anchor: (r,) int64, rising, place in `World.anchors`. The labels:
-    label_boxes (n, 4) float32, x1 y1 x2 y2; label_classes (n,) int64; label_ignore (n,) bool.
+    label_boxes (n, 4) float32, x1 y1 x2 y2; label_classes (n,) int64; label_ignore (n,) bool. frame_xyxy: (4,) float32,
+    where the photo lies in the input; around it is grey.
     """
 
     head: Tensor
@@ -45,6 +47,7 @@ class Regions:
     label_boxes: Tensor
     label_classes: Tensor
     label_ignore: Tensor
+    frame_xyxy: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,7 @@ class RegionCache:
             label_boxes=parts["label_boxes"],
             label_classes=parts["label_classes"],
             label_ignore=parts["label_ignore"].bool(),
+            frame_xyxy=parts["frame_xyxy"],
         )
 
 
@@ -224,6 +228,7 @@ def _compute(
             "label_boxes": label_boxes,
             "label_classes": torch.from_numpy(view.classes),
             "label_ignore": torch.from_numpy(view.ignore).to(torch.uint8),
+            "frame_xyxy": torch.from_numpy(view.frame_xyxy),
         }
         try:
             with replacing(item.file) as path:

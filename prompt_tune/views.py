@@ -17,12 +17,13 @@ MIN_VISIBLE = 0.3  # share of its area that a box must keep inside the picture t
 @dataclass(frozen=True, eq=False)
 class View:
     """A network input and its labels: image (size, size, 3) uint8; boxes_xyxy (n, 4) float32 in pixels of that input;
-    classes (n,) int64; ignore (n,) bool."""
+    classes (n,) int64; ignore (n,) bool; frame_xyxy (4,) float32, where the photo lies in that input."""
 
     image: np.ndarray
     boxes_xyxy: np.ndarray
     classes: np.ndarray
     ignore: np.ndarray
+    frame_xyxy: np.ndarray
 
 
 def make_view(picture: tuple[np.ndarray, Letterbox], sample: Sample, index: int, rng: np.random.Generator) -> View:
@@ -35,7 +36,8 @@ def make_view(picture: tuple[np.ndarray, Letterbox], sample: Sample, index: int,
     image, frame = picture
     boxes = frame.to_input(sample.boxes_xyxy)  # (n, 4)
     if index == 0:
-        return View(image, boxes, sample.classes, sample.ignore)
+        photo = frame.to_input(np.array([[0, 0, *frame.size_wh]]))[0]  # (4,)
+        return View(image, boxes, sample.classes, sample.ignore, photo)
     size = image.shape[0]
     zoom = rng.uniform(*ZOOM)
     x_shift, y_shift = rng.uniform(-SHIFT, SHIFT, 2) * size + size * (1 - zoom) / 2
@@ -59,4 +61,5 @@ def make_view(picture: tuple[np.ndarray, Letterbox], sample: Sample, index: int,
         np.ascontiguousarray(clipped[there], np.float32),
         sample.classes[there],
         (sample.ignore | (visible < MIN_VISIBLE))[there],
+        np.array([0, 0, size, size], np.float32),
     )

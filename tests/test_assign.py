@@ -43,6 +43,7 @@ def image(n_objects: int, seed: int, ignore: Sequence[bool] = ()) -> Regions:
         label_boxes=labels,
         label_classes=torch.randint(0, N_CLS, (n_objects,), generator=generator),
         label_ignore=torch.tensor(ignore or [False] * n_objects, dtype=torch.bool),
+        frame_xyxy=torch.tensor([0.0, 0, SIZE, SIZE]),
     )
 
 

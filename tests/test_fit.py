@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prompt_tune.config import FitConfig
 from prompt_tune.errors import RunError
 from prompt_tune.fit import fit
 from prompt_tune.run import RunFolder
 from prompt_tune.sample import write_sample
+from prompt_tune.validate import validate_run
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
 
@@ -88,3 +90,26 @@ def test_run_folder_in_the_way_is_refused(custom: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run of `fit`"):
         fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=1))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_fit_measures_what_val_measures_where_objects_reach_the_edge(custom: Path, tmp_path: Path) -> None:
+    """Half of every image, so that the input has grey bars, and objects at its edge have boxes that leave the photo."""
+    (tmp_path / "wide").mkdir()
+    for split in ("train", "val"):
+        for path in sorted((custom.parent / "images" / split).iterdir()):
+            image = Image.open(path)
+            target = tmp_path / "wide" / "images" / split / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.crop((0, 64, 256, 192)).save(target, quality=95)
+            rows = np.loadtxt(custom.parent / "labels" / split / f"{path.stem}.txt", ndmin=2).reshape(-1, 5)
+            top, bottom = (rows[:, 2] - rows[:, 4] / 2) * 2 - 0.5, (rows[:, 2] + rows[:, 4] / 2) * 2 - 0.5
+            top, bottom = top.clip(0, 1), bottom.clip(0, 1)
+            rows[:, 2], rows[:, 4] = (top + bottom) / 2, bottom - top
+            label = tmp_path / "wide" / "labels" / split / f"{path.stem}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            np.savetxt(label, rows[rows[:, 4] > 0.1], fmt=["%d", "%.6f", "%.6f", "%.6f", "%.6f"])
+    (tmp_path / "wide" / "data.yaml").write_text(custom.read_text().replace("test: images/test\n", ""))
+    result = fit("tiny", tmp_path / "wide" / "data.yaml", tmp_path / "run", config=FitConfig(epochs=6))
+    measured = validate_run(tmp_path / "run", tmp_path / "wide" / "data.yaml").learned
+    assert measured is not None and result.ap > 0.05
+    assert result.ap == pytest.approx(measured.ap, abs=0.02)  # an epoch is measured without scores below 0.01

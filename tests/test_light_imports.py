@@ -98,7 +98,7 @@ print(sorted({"numpy", "onnxruntime", "PIL", "rich"} & set(sys.modules)))
 
 @pytest.mark.parametrize("command", ["fit", "export", "demo", "pretrain", "sample", "vocab build"])
 def test_command_of_the_training_side_says_what_to_install(command: str, tmp_path: Path) -> None:
-    options = {
+    options: dict[str, list[str | Path]] = {
         "fit": ["--model", "tiny", "--data", tmp_path, "--out", tmp_path / "run"],
         "export": [tmp_path, "--out", tmp_path / "bundle"],
         "demo": ["--out", tmp_path / "demo"],

@@ -30,7 +30,8 @@ def regions(world: World) -> list[Regions]:
     labels = [torch.tensor([[4.0, 6, 40, 44], [30, 30, 60, 62]]), torch.zeros(0, 4)]
     classes = [torch.tensor([0, 2]), torch.zeros(0, dtype=torch.int64)]
     ignore = [torch.zeros(2, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)]
-    return [Regions(head[i], boxes[i], anchor, labels[i], classes[i], ignore[i]) for i in range(2)]
+    frame = torch.tensor([0.0, 0, SIZE, SIZE])
+    return [Regions(head[i], boxes[i], anchor, labels[i], classes[i], ignore[i], frame) for i in range(2)]
 
 
 def test_region_logits_of_several_prompts_are_their_maximum(world: World, regions: list[Regions]) -> None:
@@ -70,6 +71,7 @@ def test_class_loss_of_ignored_regions_has_no_gradient(world: World, regions: li
         torch.tensor([[-1.0, -1, SIZE + 1, SIZE + 1]]),
         torch.tensor([1]),
         torch.tensor([True]),
+        regions[0].frame_xyxy,
     )
     rows = embeddings(3, 1).requires_grad_()
     loss = class_loss(world, rows, [everything], world.anchors(SIZE, SIZE))
