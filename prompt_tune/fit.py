@@ -4,6 +4,7 @@ The whole method: the original vocabulary guides the neck, so head features and 
 what is left to train is `ctx` (CoOp, arXiv 2109.01134) through the frozen text tower and the folded head.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -105,6 +106,7 @@ def fit(
             "model": _whole_path(model),
             "text_tower": tower.spec,
             "data": _whole_path(data),
+            "labels": _label_digest(dataset),
             "classes": [list(prompts) for prompts in context.classes],
             "digests": digests,
             "prompt_tune": __version__,
@@ -160,6 +162,18 @@ def _train(run: RunFolder, trainer: Trainer, report: Report, *, resume: bool) ->
 def _whole_path(place: str | Path) -> str:
     """The absolute path of a file or folder, so that a run works from anywhere; a name such as `tiny` as it is."""
     return str(Path(place).resolve()) if str(place) != TINY and Path(place).exists() else str(place)
+
+
+def _label_digest(dataset: DataSet) -> str:
+    """SHA-256 (hex) of images and labels by name: a run is not resumed on a data set that was edited meanwhile."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.val):
+        for sample in split.samples:
+            digest.update(f"{sample.path.name} {len(sample.classes)}\n".encode())
+            for part in (sample.boxes_xyxy, sample.classes, sample.ignore):
+                digest.update(part.tobytes())
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def _cache_splits(

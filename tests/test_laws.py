@@ -265,6 +265,15 @@ def test_resume_with_other_settings_is_refused(run: Path, sample: Path) -> None:
         fit("tiny", data, run, config=SHORT)
 
 
+def test_resume_on_labels_that_were_edited_is_refused(tmp_path: Path) -> None:
+    data = write_sample(tmp_path / "set", n_images=6)[0]
+    fit("tiny", data, tmp_path / "run", config=FitConfig(epochs=1))
+    labels = next(path for path in sorted((data.parent / "labels/train").iterdir()) if path.read_text())
+    labels.write_text(labels.read_text() + "0 0.5 0.5 0.25 0.25\n")
+    with pytest.raises(PromptTuneError, match="`labels`"):
+        fit("tiny", data, tmp_path / "run", config=FitConfig(epochs=1), resume=True)
+
+
 def _shipped() -> Path:
     """The folder of `tiny`."""
     import prompt_tune
