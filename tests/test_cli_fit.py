@@ -143,7 +143,8 @@ def test_fit_writes_the_run_folder_that_the_design_names(
     assert config["image_size"] == 256 and set(config["digests"]) == {"detector", "text_tower", "guide"}
     assert Image.open(out / "curves.png").size[0] > 400
     names = {"config.json", "curves.png", "learned.vocab.safetensors", "metrics.jsonl", "original.vocab.safetensors"}
-    assert names | {"prompts.safetensors", "regions", "state.safetensors"} == {path.name for path in out.iterdir()}
+    names |= {"prompts.safetensors", "regions", "reliability.png", "report.html", "state.safetensors"}
+    assert names == {path.name for path in out.iterdir()}
 
 
 def _check_error(status: int, err: str, hint: str) -> None:
