@@ -5,6 +5,7 @@ head's last 1x1 convolution, which folds with batch norm, scale, bias and class 
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class World:
         self.yaml: dict[str, Any] = dict(self.model.yaml)
         self._layers, self._head = frozen.model[:-1], frozen.model[-1]
         self._guided = {layer.i for layer in self._layers if isinstance(layer, _block("C2fAttn"))}
+        self._neck = min(self._guided)  # the first layer that text reaches
         self.strides = tuple(int(stride) for stride in self._head.stride)
         self.n_levels = len(self.strides)
         self.c3 = int(self._head.cv3[0][-1].in_channels)
@@ -118,8 +120,7 @@ class World:
                 f"The guide must be (n, {EMBED_DIM}) with at least one row. Received: {tuple(guide.shape)}."
             )
         head_maps, boxes_xyxy = self.feature_maps(images, guide)
-        head = torch.cat([head_map.flatten(2) for head_map in head_maps], dim=2)  # (b, c3, A)
-        return head.transpose(1, 2).contiguous(), boxes_xyxy
+        return join_levels(head_maps), boxes_xyxy
 
     def feature_maps(self, images: Tensor, guide: Tensor) -> tuple[list[Tensor], Tensor]:
         """`features` before the levels are joined, without checks: what the ONNX export traces.
@@ -129,10 +130,32 @@ class World:
         Source:  ultralytics' `WorldModel.predict` and `WorldDetect.forward`; here no text reaches the head, and nothing
                  is kept between calls.
         """
-        guides = guide.unsqueeze(0).expand(images.shape[0], -1, -1)  # (b, n_guide, 512)
+        return self.neck(self.backbone(images), guide)
+
+    def backbone(self, images: Tensor) -> list[Tensor | None]:
+        """The layers that no text reaches: their outputs do not depend on the guide, and can be kept.
+
+        Args:    images: as in `features`.
+        Returns: what `neck` takes: an output a layer, (b, channels, h / stride, w / stride); None for those that no
+                 later layer reads.
+        """
         x: Any = images
         outputs: list[Tensor | None] = []
-        for layer in self._layers:
+        for layer in self._layers[: self._neck]:
+            x = layer(layer_inputs(layer, x, outputs))
+            outputs.append(x if layer.i in self.model.save or layer.i == self._neck - 1 else None)
+        return outputs
+
+    def neck(self, outputs: Sequence[Tensor | None], guide: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The layers that the guide steers, and the head's branches. Differentiable in the guide.
+
+        Args:    outputs: of `backbone`. guide: (n_guide, 512) float32, unit rows.
+        Returns: as `feature_maps`.
+        """
+        outputs = list(outputs)
+        x: Any = outputs[-1]
+        guides = guide.unsqueeze(0).expand(x.shape[0], -1, -1)  # (b, n_guide, 512)
+        for layer in self._layers[self._neck :]:
             x = layer_inputs(layer, x, outputs)
             x = layer(x, guides) if layer.i in self._guided else layer(x)
             outputs.append(x if layer.i in self.model.save else None)
@@ -249,6 +272,12 @@ def detector_digest(yaml: dict[str, Any], state: dict[str, Tensor]) -> str:
             digest.update(json.dumps([name, list(tensor.shape)]).encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def join_levels(head_maps: Sequence[Tensor]) -> Tensor:
+    """Head features (b, A, c3) of all levels, in the order of `World.features`, from (b, c3, h, w) of each."""
+    head = torch.cat([head_map.flatten(2) for head_map in head_maps], dim=2)  # (b, c3, A)
+    return head.transpose(1, 2).contiguous()
 
 
 def layer_inputs(layer: Any, x: Any, outputs: list[Tensor | None]) -> Any:

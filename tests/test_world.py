@@ -324,3 +324,21 @@ def test_import_of_ultralytics_leaves_no_trace(checkpoint: Path, tmp_path: Path)
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
+
+
+def test_backbone_and_neck_give_what_feature_maps_gives(world: World) -> None:
+    images, guide = random_images(2, 3, 64, 96), unit_rows(5, seed=3)
+    with torch.no_grad():
+        kept = world.backbone(images)
+        for rows in (guide, unit_rows(2, seed=4)):  # one pass of the backbone serves every guide
+            maps, boxes = world.neck(kept, rows)
+            right_maps, right_boxes = world.feature_maps(images, rows)
+            assert all(torch.equal(a, b) for a, b in zip(maps, right_maps, strict=True))
+            assert torch.equal(boxes, right_boxes)
+
+
+def test_neck_hands_a_gradient_to_the_guide(world: World) -> None:
+    guide = unit_rows(3, seed=5).requires_grad_()
+    maps, _ = world.neck(world.backbone(random_images(1, 3, 64, 64)), guide)
+    sum(level.square().sum() for level in maps).backward()
+    assert guide.grad is not None and bool(guide.grad.abs().sum() > 0)
