@@ -12,9 +12,9 @@ import numpy as np
 
 from prompt_tune import __version__
 from prompt_tune.bundle import ORIGINAL_FILE
-from prompt_tune.context import embed_with_prompts
 from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.names import read_classes
+from prompt_tune.prompts_file import embed_with_prompts
 from prompt_tune.text import DEFAULT_TOWER, LOCAL_PREFIX, TextTower
 from prompt_tune.vocabulary import Kind, Vocabulary, guide_digest, short
 from prompt_tune.world import TINY, World

@@ -1,29 +1,26 @@
-"""Learned prompts (CoOp, arXiv 2109.01134): context vectors before the class names, in the text tower's token space."""
+"""Learned prompts (CoOp, arXiv 2109.01134): context vectors beside the class names, in the text tower's token space."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prompt_tune.errors import ModelError, VocabularyError
-from prompt_tune.files import replacing
+from prompt_tune.errors import VocabularyError
 from prompt_tune.names import check_names
 from prompt_tune.text import TextTower
 
-FORMAT_VERSION = 1
-METADATA_KEY = "prompt-tune"  # one key: safetensors writes several in random order
-TOKEN_POSITION = "end"  # of the class name: behind the context
-FIELDS = {"version", "classes", "class_specific", "token_position", "initial_words", "text_tower"}
+TokenPosition = Literal["end", "middle", "front"]  # of the class name: behind, within, or before the context
+SPREAD = 0.5  # of the tower's own token vectors' width: how far several prompts start from the same words
 
 
 class PromptContext(nn.Module):
     """Context vectors for a list of classes; the only thing that is trained.
 
     ctx: (n_ctx, ctx_dim) shared by all classes, or (n_cls, n_prompts, n_ctx, ctx_dim) class-specific; float32.
+    classes: n_cls tuples (name, synonym, ...). texts: the prompts of each class: its names, as often as there are
+    prompts for each. n_prompts: of the class that has most.
     """
 
     def __init__(
@@ -33,55 +30,85 @@ class PromptContext(nn.Module):
         *,
         n_ctx: int = 4,
         class_specific: bool = True,
+        token_position: TokenPosition = "end",
+        prompts_per_class: int = 1,
         initial_words: str = "",
         seed: int = 0,
     ) -> None:
         """Draw or spell the initial vectors.
 
         Args:    tower: the frozen tower; it is not registered as a part of this module.
-                 classes: n_cls tuples (name, synonym, ...). n_ctx: vectors in front of a name, at least 1.
-                 class_specific: own vectors for each class and synonym.
+                 classes: n_cls tuples (name, synonym, ...). n_ctx: vectors beside a name, at least 1.
+                 class_specific: own vectors for each class and prompt.
+                 token_position: where the class name stands: behind the context, in its middle, or in front of it.
+                 prompts_per_class: prompts that are learned for each name and synonym; more than one only where
+                 they are class-specific. Each starts elsewhere, or they would stay the same.
                  initial_words: words whose token vectors are the start, n_ctx tokens of them; empty draws the start
                  from a normal distribution as wide as the tower's own token vectors.
-                 seed: of that draw.
-        Raises:  VocabularyError: a name is empty or repeated, name and context overrun the window, or the initial words
-                 have another number of tokens than `n_ctx`.
+                 seed: of all draws.
+        Raises:  VocabularyError: a name is empty or repeated, name and context overrun the window, the initial words
+                 have another number of tokens than `n_ctx`, or a setting is none of the above.
         """
         super().__init__()
         check_names([names[0] for names in classes])
+        if token_position not in get_args(TokenPosition):
+            raise VocabularyError(
+                f"The class token's position must be one of {', '.join(get_args(TokenPosition))}. "
+                f"Received: {token_position!r}."
+            )
+        if prompts_per_class < 1 or (prompts_per_class > 1 and not class_specific):
+            raise VocabularyError(
+                "Prompts per class must be at least 1, and exactly 1 where the context is shared. "
+                f"Received: {prompts_per_class}. Learn several with class-specific context."
+            )
         self._tower = [tower]  # in a list, so that the frozen weights are no parameters of this module
         self.classes = [tuple(names) for names in classes]
+        self.texts = [names * prompts_per_class for names in self.classes]
         self.class_specific, self.initial_words = class_specific, initial_words
-        self.n_prompts = max(map(len, self.classes))
+        self.token_position, self.prompts_per_class = token_position, prompts_per_class
+        self.n_prompts = max(map(len, self.texts))
         self._lay_out(n_ctx)
-        if initial_words:
-            tokens = tower.tokenize(initial_words)
-            if len(tokens) != n_ctx:
-                raise VocabularyError(
-                    f"The initial words '{initial_words}' have {len(tokens)} tokens; the context length is {n_ctx}. "
-                    f"Give --context-length {len(tokens)} or other words."
-                )
-            start = tower.token_vectors(tokens).clone()  # (n_ctx, ctx_dim)
-        else:
-            generator = torch.Generator().manual_seed(seed)
-            width = float(tower.token_embedding.weight.std())
-            start = torch.randn(n_ctx, tower.ctx_dim, generator=generator).to(tower.device) * width
-        if class_specific:
-            start = start.expand(len(self.classes), self.n_prompts, -1, -1).clone()
-        self.ctx = nn.Parameter(start)
+        self.ctx = nn.Parameter(self._start(n_ctx, seed))
 
     @property
     def tower(self) -> TextTower:
         """The frozen text tower."""
         return self._tower[0]
 
+    @property
+    def n_ctx(self) -> int:
+        """Context vectors beside a name."""
+        return int(self.ctx.shape[-2])
+
+    def _start(self, n_ctx: int, seed: int) -> Tensor:
+        """The initial context vectors, of the shape of `ctx`: one draw for all classes, another for each further
+        prompt."""
+        tower, generator = self.tower, torch.Generator().manual_seed(seed)
+        width = float(tower.token_embedding.weight.std())
+        draws = torch.randn(self.prompts_per_class, n_ctx, tower.ctx_dim, generator=generator).to(tower.device) * width
+        if self.initial_words:
+            tokens = tower.tokenize(self.initial_words)
+            if len(tokens) != n_ctx:
+                raise VocabularyError(
+                    f"The initial words '{self.initial_words}' have {len(tokens)} tokens; the context length is "
+                    f"{n_ctx}. Give --context-length {len(tokens)} or other words."
+                )
+            draws = tower.token_vectors(tokens) + SPREAD * torch.cat([torch.zeros_like(draws[:1]), draws[1:]])
+        if not self.class_specific:
+            return draws[0].clone()
+        start = torch.empty(len(self.classes), self.n_prompts, n_ctx, tower.ctx_dim, device=tower.device)
+        for i, names in enumerate(self.classes):
+            for j in range(self.n_prompts):
+                start[i, j] = draws[j // len(names) % self.prompts_per_class]
+        return start
+
     def _lay_out(self, n_ctx: int) -> None:
-        """Tokenise the names: the frozen vectors in front of and behind the context, and where each prompt ends."""
+        """Tokenise the names: the frozen vectors around the context, and where each part of a prompt stands."""
         tower = self.tower
         if n_ctx < 1:
             raise VocabularyError(f"The context length must be at least 1. Received: {n_ctx}.")
-        # one row a class and synonym that is there; `_row` says which of them a padded place repeats
-        texts = [(i, j, text) for i, names in enumerate(self.classes) for j, text in enumerate(names)]
+        # one row a class and prompt that is there; `_row` says which of them a padded place repeats
+        texts = [(i, j, text) for i, prompts in enumerate(self.texts) for j, text in enumerate(prompts)]
         tokens = []
         for _, _, text in texts:
             name = tower.tokenize(text)
@@ -98,24 +125,34 @@ class PromptContext(nn.Module):
         )  # (n_rows, longest, ctx_dim)
         self._prefix = tower.token_vectors([tower.start_token]).expand(len(tokens), 1, -1)  # (n_rows, 1, ctx_dim)
         self._end = torch.tensor([n_ctx + len(row) for row in tokens])  # (n_rows,)
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.token_position]  # context in front of the name
+        order = []
+        for row in tokens:  # places in [start | ctx | name, end, padding]
+            of_name = range(1 + n_ctx, n_ctx + len(row))
+            rest = range(n_ctx + len(row), 1 + n_ctx + longest)
+            order.append([0, *range(1, 1 + before), *of_name, *range(1 + before, 1 + n_ctx), *rest])
+        self._order = torch.tensor(order, device=tower.device)  # (n_rows, 1 + n_ctx + longest)
         place = {(i, j): row for row, (i, j, _) in enumerate(texts)}
         self._owner = torch.tensor([[i, j] for i, j, _ in texts])  # (n_rows, 2)
         self._row = torch.tensor(
-            [[place[i, j % len(names)] for j in range(self.n_prompts)] for i, names in enumerate(self.classes)]
+            [[place[i, j % len(prompts)] for j in range(self.n_prompts)] for i, prompts in enumerate(self.texts)]
         )  # (n_cls, n_prompts)
 
     def forward(self) -> Tensor:
-        """Class embeddings of the learned prompts: [start | ctx | name | end] through the tower.
+        """Class embeddings of the learned prompts: [start | ctx | name | end] through the tower, or as
+        `token_position` says.
 
-        Returns: (n_cls, n_prompts, 512) float32, unit L2 norm, classes and synonyms in the order given; a class with
-                 fewer synonyms repeats its own. Differentiable in `ctx` alone.
-        Source:  CoOp (arXiv 2109.01134), section 3.1; class token at the end.
+        Returns: (n_cls, n_prompts, 512) float32, unit L2 norm, classes and prompts in the order of `texts`; a class
+                 with fewer prompts repeats its own. Differentiable in `ctx` alone.
+        Source:  CoOp (arXiv 2109.01134), section 3.1.
         """
         if self.class_specific:
             ctx = self.ctx[self._owner[:, 0], self._owner[:, 1]]  # (n_rows, n_ctx, ctx_dim)
         else:
             ctx = self.ctx.expand(len(self._suffix), -1, -1)  # (n_rows, n_ctx, ctx_dim)
         vectors = torch.cat([self._prefix, ctx, self._suffix], dim=1)  # (n_rows, 1 + n_ctx + longest, ctx_dim)
+        if self.token_position != "end":
+            vectors = vectors[torch.arange(len(vectors), device=vectors.device)[:, None], self._order]
         embeddings: Tensor = self.tower.encode(vectors, self._end)[self._row.flatten()]  # (n_cls * n_prompts, 512)
         return embeddings.unflatten(0, tuple(self._row.shape))  # (n_cls, n_prompts, 512)
 
@@ -125,115 +162,39 @@ class PromptContext(nn.Module):
         rows = self().cpu().numpy()
         return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
-    def save(self, path: Path) -> None:
-        """Write `prompts.safetensors`: the context vectors, and all that is needed to embed further names with them."""
-        from safetensors.numpy import save_file
+    @torch.no_grad()
+    def adopt(self, other: "PromptContext") -> list[bool]:
+        """Start from what another context learned: the shared vectors, or those of the classes that both have.
 
-        fields = {
-            "version": FORMAT_VERSION,
-            "classes": self.classes,
-            "class_specific": self.class_specific,
-            "token_position": TOKEN_POSITION,
-            "initial_words": self.initial_words,
-            "text_tower": self.tower.digest,
-        }
-        with replacing(path) as temporary:
-            save_file(
-                {"ctx": np.ascontiguousarray(self.ctx.detach().cpu().numpy())},
-                temporary,
-                metadata={METADATA_KEY: json.dumps(fields, sort_keys=True)},
-            )
+        Args:    other: of the same tower.
+        Returns: for each class, whether it has a context from `other`; a synonym that is new there keeps its start.
+        Raises:  VocabularyError: the two differ in how their prompts are built.
+        """
+        for what in ("n_ctx", "class_specific", "token_position", "prompts_per_class"):
+            if getattr(self, what) != getattr(other, what):
+                raise VocabularyError(
+                    f"The context to go on from has `{what}` {getattr(other, what)!r}, and this one has "
+                    f"{getattr(self, what)!r}. Go on with the same."
+                )
+        if not self.class_specific:
+            self.ctx.copy_(other.ctx)
+            return [names in other.classes for names in self.classes]
+        known = {names[0]: i for i, names in enumerate(other.classes)}
+        for i, prompts in enumerate(self.texts):
+            for j in range(self.n_prompts if self.classes[i][0] in known else 0):
+                place = other.find(self.classes[i][0], prompts[j % len(prompts)], j // len(self.classes[i]))
+                if place is not None:
+                    self.ctx[i, j] = other.ctx[place]
+        return [names[0] in known for names in self.classes]
 
+    def find(self, name: str, text: str, copy: int = 0) -> tuple[int, int] | None:
+        """Class and prompt of a text: in the class of that name, else in the first class that has the text.
 
-def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]] | None = None) -> PromptContext:
-    """The context of a run, for its own classes or for others.
-
-    Args:    path: prompts.safetensors of a run. tower: the tower it was learned with.
-             classes: None for the run's own. Others may be any where the context is shared; class-specific context
-             belongs to the names that it was learned for.
-    Returns: the context vectors in front of these classes.
-    Raises:  VocabularyError: the file is missing, damaged or of another version, or a class has no context in it.
-             ModelError: the tower is not the one it was learned with.
-    """
-    fields, ctx = _read(path, tower)
-    trained = [tuple(names) for names in fields["classes"]]
-    chosen = trained if classes is None else [tuple(names) for names in classes]
-    context = PromptContext(tower, chosen, n_ctx=ctx.shape[-2], class_specific=fields["class_specific"])
-    context.initial_words = fields["initial_words"]
-    with torch.no_grad():
-        if fields["class_specific"] and chosen != trained:
-            for i, names in enumerate(chosen):
-                for j, text in enumerate(names):
-                    context.ctx[i, j] = ctx[_place(trained, names[0], text, path)]
-        else:
-            context.ctx.copy_(ctx)
-    return context
-
-
-def embed_with_prompts(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """Embeddings of classes behind the learned context of a run.
-
-    Args, Raises: as `load_context`.
-    Returns: (n_cls, n_prompts, 512) float32, unit L2 norm.
-    """
-    return load_context(path, tower, classes).embeddings()
-
-
-def _place(trained: Sequence[tuple[str, ...]], name: str, text: str, path: Path) -> tuple[int, int]:
-    """Class and prompt of the context that was learned for a text: in the class of that name, else in the first class
-    that has the text."""
-    found = [(i, names.index(text)) for i, names in enumerate(trained) if text in names]
-    if not found:
-        learned = ", ".join(repr(text) for names in trained for text in names)
-        raise VocabularyError(
-            f"{path} has class-specific context for {learned}, and none for {text!r}. Name only these, or learn shared "
-            "context with `fit --shared-context`."
-        )
-    return next((place for place in found if trained[place[0]][0] == name), found[0])
-
-
-def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
-    """Metadata and context vectors of a prompts file, checked, also against the tower."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            fields = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            ctx = file.get_tensor("ctx") if list(file.keys()) == ["ctx"] else None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise VocabularyError(
-            f"{path} cannot be read as a prompts file: {error}. Give prompts.safetensors of a run."
-        ) from error
-    if ctx is None or not isinstance(fields, dict) or not _is_valid(fields):
-        raise VocabularyError(
-            f"{path} is not a prompts file of version {FORMAT_VERSION} (one tensor `ctx`, metadata {sorted(FIELDS)}). "
-            "Give prompts.safetensors of a run made with this version."
-        )
-    if fields["text_tower"] != tower.digest:
-        raise ModelError(
-            f"{path} was learned with the text tower {fields['text_tower'][:12]}, and '{tower.spec}' is "
-            f"{tower.digest[:12]}. Give the tower of the run."
-        )
-    n_prompts = max(map(len, fields["classes"]))
-    lead = (len(fields["classes"]), n_prompts) if fields["class_specific"] else ()
-    right = ctx.ndim == len(lead) + 2 and tuple(ctx.shape[:-2]) == lead and ctx.shape[-1] == tower.ctx_dim
-    if not right or ctx.dtype != torch.float32 or not bool(ctx.isfinite().all()):
-        raise VocabularyError(
-            f"{path}: `ctx` must be finite float32 {(*lead, 'n_ctx', tower.ctx_dim)}. Received: {ctx.dtype} "
-            f"{tuple(ctx.shape)}. Give the file as `fit` wrote it."
-        )
-    return fields, ctx
-
-
-def _is_valid(fields: dict[str, Any]) -> bool:
-    """Whether a prompts file's metadata is of this version and of the right types."""
-    if set(fields) != FIELDS or fields["version"] != FORMAT_VERSION or fields["token_position"] != TOKEN_POSITION:
-        return False
-    classes = fields["classes"]
-    return (
-        isinstance(classes, list)
-        and bool(classes)
-        and all(isinstance(names, list) and names and all(isinstance(n, str) for n in names) for names in classes)
-        and isinstance(fields["class_specific"], bool)
-        and all(isinstance(fields[key], str) for key in ("initial_words", "text_tower"))
-    )
+        Args:    copy: which of the prompts that were learned for the same text; counted around.
+        Returns: indices into the first two dimensions of class-specific `ctx`, or None where no class has the text.
+        """
+        found = [i for i, names in enumerate(self.classes) if text in names]
+        if not found:
+            return None
+        i = next((i for i in found if self.classes[i][0] == name), found[0])
+        return i, copy % self.prompts_per_class * len(self.classes[i]) + self.classes[i].index(text)

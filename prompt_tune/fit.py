@@ -25,6 +25,7 @@ from prompt_tune.errors import DataError, RunError
 from prompt_tune.evaluate import detect_cached
 from prompt_tune.fit_report import write_fit_report
 from prompt_tune.metrics import match_classes
+from prompt_tune.prompts_file import save_context
 from prompt_tune.regions import RegionCache, cache_regions
 from prompt_tune.run import RunFolder
 from prompt_tune.text import TextTower
@@ -211,7 +212,7 @@ def _write_result(
     context = trainer.context
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
-    context.save(run.prompts)
+    save_context(context, run.prompts)
     names, embeddings = tuple(prompts[0] for prompts in context.classes), context.embeddings()
     detections = detect_cached(trainer.world, embeddings, trainer.val, trainer.anchors)
     matched = match_classes(*detections, len(names))

@@ -89,7 +89,7 @@ def nearest_tokens(context: PromptContext) -> TokenDistances:
     if context.class_specific:
         places = [
             (text, i, j, position)
-            for i, texts in enumerate(context.classes)
+            for i, texts in enumerate(context.texts)
             for j, text in enumerate(texts)
             for position in range(context.ctx.shape[-2])
         ]

@@ -152,10 +152,11 @@ def test_build_with_prompts_puts_the_context_in_front_of_the_names(
 ) -> None:
     from prompt_tune.build import build_vocabulary
     from prompt_tune.context import PromptContext
+    from prompt_tune.prompts_file import save_context
 
     prompts = tmp_path / "prompts.safetensors"
     context = PromptContext(tower, CLASSES, n_ctx=2, class_specific=False, seed=1)
-    context.save(prompts)
+    save_context(context, prompts)
     original = Vocabulary.load(with_original / ORIGINAL_FILE)
     original.save(tmp_path / ORIGINAL_FILE)
     built = build_vocabulary(with_original, CLASSES, kind="learned", prompts=prompts)

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from prompt_tune.context import METADATA_KEY, PromptContext, embed_with_prompts, load_context
+from prompt_tune.context import PromptContext, TokenPosition
 from prompt_tune.errors import ModelError, VocabularyError
+from prompt_tune.prompts_file import METADATA_KEY, embed_with_prompts, load_context, save_context
 from prompt_tune.text import TextTower
 
 CLASSES = [("lorry", "truck"), ("traffic light",)]
@@ -102,30 +103,95 @@ def test_context_that_cannot_be_is_refused(tower: TextTower, settings: dict[str,
         PromptContext(tower, CLASSES, **settings)
 
 
+@pytest.mark.parametrize(
+    ("position", "sentence"),
+    [("end", "one two three {}"), ("middle", "one {} two three"), ("front", "{} one two three")],
+)
+def test_context_stands_where_the_position_says(tower: TextTower, position: TokenPosition, sentence: str) -> None:
+    words = {"n_ctx": 3, "initial_words": "one two three"}
+    context = PromptContext(tower, CLASSES, token_position=position, class_specific=False, **words)  # type: ignore[arg-type]
+    wanted = tower.embed([sentence.format(name) for name in ("lorry", "truck", "traffic light")])
+    np.testing.assert_allclose(context.embeddings(), wanted[[[0, 1], [2, 2]]], atol=1e-5)
+
+
+def test_several_prompts_per_class_start_apart_and_a_class_repeats_its_own(tower: TextTower) -> None:
+    context = PromptContext(tower, CLASSES, prompts_per_class=2, n_ctx=2)
+    assert context.ctx.shape == (2, 4, 2, 64) and context.texts[0] == ("lorry", "truck", "lorry", "truck")
+    rows = context.embeddings()
+    assert len(np.unique(rows[0].round(4), axis=0)) == 4 and len(np.unique(rows[1].round(4), axis=0)) == 2
+    np.testing.assert_array_equal(rows[1, :2], rows[1, 2:])
+    alone = PromptContext(tower, CLASSES, n_ctx=2)
+    assert torch.equal(context.ctx[:, 0], alone.ctx[:, 0])  # the first prompt is what one alone would be
+    spelt = PromptContext(tower, CLASSES, prompts_per_class=2, n_ctx=4, initial_words="a photo of a")
+    assert torch.equal(spelt.ctx[0, 0, 0], tower.token_vectors(tower.tokenize("a"))[0])
+    assert not torch.equal(spelt.ctx[0, 2], spelt.ctx[0, 0])
+
+
+def test_adopt_copies_what_both_have_and_leaves_the_rest_at_its_start(tower: TextTower) -> None:
+    old = learned(tower, seed=3)
+    new = PromptContext(tower, [("bus",), ("traffic light",), ("lorry", "rig", "truck")])
+    start = new.ctx.detach().clone()
+    assert new.adopt(old) == [False, True, True]
+    assert torch.equal(new.ctx[0], start[0]) and torch.equal(new.ctx[2, 1], start[2, 1])
+    assert torch.equal(new.ctx[1, 0], old.ctx[1, 0])
+    assert torch.equal(new.ctx[2, 0], old.ctx[0, 0]) and torch.equal(new.ctx[2, 2], old.ctx[0, 1])
+
+
+def test_adopt_of_shared_context_is_the_shared_context(tower: TextTower) -> None:
+    old = learned(tower, class_specific=False)
+    new = PromptContext(tower, [("lorry", "truck"), ("bus",)], class_specific=False)
+    assert new.adopt(old) == [True, False] and torch.equal(new.ctx, old.ctx)
+
+
+def test_adopt_of_another_kind_of_context_is_refused(tower: TextTower) -> None:
+    with pytest.raises(VocabularyError, match="has `n_ctx` 3, and this one has 4"):
+        PromptContext(tower, CLASSES).adopt(PromptContext(tower, CLASSES, n_ctx=3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"token_position": "left"}, "one of end, middle, front. Received: 'left'"),
+        ({"prompts_per_class": 0}, "at least 1"),
+        ({"prompts_per_class": 2, "class_specific": False}, "exactly 1 where the context is shared. Received: 2"),
+    ],
+)
+def test_context_of_settings_that_are_none_is_refused(tower: TextTower, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(VocabularyError, match=reason):
+        PromptContext(tower, CLASSES, **settings)
+
+
 @pytest.mark.parametrize("classes", [[("car",), ("car",)], [("",)]])
 def test_context_of_bad_names_is_refused(tower: TextTower, classes: list[tuple[str, ...]]) -> None:
     with pytest.raises(VocabularyError):
         PromptContext(tower, classes)
 
 
-@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"class_specific": False},
+        {"token_position": "middle"},
+        {"prompts_per_class": 3, "initial_words": "a photo of a"},
+    ],
+)
 def test_saved_context_comes_back_and_has_the_same_bytes(
-    tower: TextTower, tmp_path: Path, class_specific: bool
+    tower: TextTower, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    context = learned(tower, class_specific=class_specific)
+    context = learned(tower, **settings)
     for name in ("one", "two"):
-        context.save(tmp_path / name)
+        save_context(context, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     back = load_context(tmp_path / "one", tower)
     assert torch.equal(back.ctx, context.ctx) and back.classes == CLASSES
     np.testing.assert_array_equal(back.embeddings(), context.embeddings())
-    back.save(tmp_path / "three")
+    save_context(back, tmp_path / "three")
     assert (tmp_path / "three").read_bytes() == (tmp_path / "one").read_bytes()
 
 
 def test_shared_context_goes_before_any_name(tower: TextTower, tmp_path: Path) -> None:
     context = learned(tower, class_specific=False)
-    context.save(tmp_path / "p")
+    save_context(context, tmp_path / "p")
     got = embed_with_prompts(tmp_path / "p", tower, [("bus", "coach"), ("lorry",)])
     np.testing.assert_allclose(got[1, 0], context.embeddings()[0, 0], atol=1e-6)
     assert np.abs(got[0, 0] - got[0, 1]).max() > 1e-3
@@ -133,7 +199,7 @@ def test_shared_context_goes_before_any_name(tower: TextTower, tmp_path: Path) -
 
 def test_class_specific_context_goes_before_its_own_names_alone(tower: TextTower, tmp_path: Path) -> None:
     context = learned(tower)
-    context.save(tmp_path / "p")
+    save_context(context, tmp_path / "p")
     got = embed_with_prompts(tmp_path / "p", tower, [("traffic light",), ("truck",)])
     np.testing.assert_allclose(got, context.embeddings()[[1, 0], [0, 1]][:, None], atol=1e-6)
     with pytest.raises(VocabularyError, match="for 'lorry', 'truck', 'traffic light', and none for 'bus'"):
@@ -145,7 +211,7 @@ def test_class_specific_context_of_a_synonym_of_two_classes_is_that_of_its_class
 ) -> None:
     classes = [("lorry", "vehicle"), ("car", "vehicle")]
     context = learned(tower, classes)
-    context.save(tmp_path / "p")
+    save_context(context, tmp_path / "p")
     np.testing.assert_array_equal(load_context(tmp_path / "p", tower).ctx.detach(), context.ctx.detach())
     got = load_context(tmp_path / "p", tower, classes[::-1])
     assert torch.equal(got.ctx, context.ctx.flip(0))
@@ -153,8 +219,16 @@ def test_class_specific_context_of_a_synonym_of_two_classes_is_that_of_its_class
     assert torch.equal(alone.ctx[0, 0], context.ctx[0, 1])
 
 
+def test_several_prompts_of_a_class_are_found_again(tower: TextTower, tmp_path: Path) -> None:
+    context = learned(tower, prompts_per_class=2)
+    save_context(context, tmp_path / "p")
+    got = load_context(tmp_path / "p", tower, [("traffic light",), ("truck",)])
+    assert got.ctx.shape[:2] == (2, 2)
+    assert torch.equal(got.ctx[0], context.ctx[1, :2]) and torch.equal(got.ctx[1], context.ctx[0, 1::2])
+
+
 def test_prompts_of_another_tower_are_refused(tower: TextTower, tmp_path: Path) -> None:
-    learned(tower).save(tmp_path / "p")
+    save_context(learned(tower), tmp_path / "p")
     with pytest.raises(ModelError, match="Give the tower of the run"):
         load_context(tmp_path / "p", TextTower.load("tiny"))
 
@@ -174,14 +248,16 @@ def rewrite(path: Path, ctx: np.ndarray | None = None, **changes: Any) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:-4]),
         lambda path: path.write_text("{}"),
         lambda path: save_file({"ctx": np.zeros((2, 2, 4, 64), np.float32)}, path),
-        lambda path: rewrite(path, version=2),
+        lambda path: rewrite(path, version=1),
         lambda path: rewrite(path, further=1),
-        lambda path: rewrite(path, token_position="middle"),
+        lambda path: rewrite(path, token_position="left"),
         lambda path: rewrite(path, initial_words=None),
         lambda path: rewrite(path, classes=[]),
         lambda path: rewrite(path, classes=5),
         lambda path: rewrite(path, classes=[["lorry", 7], ["car"]]),
         lambda path: rewrite(path, class_specific="yes"),
+        lambda path: rewrite(path, prompts_per_class=0),
+        lambda path: rewrite(path, prompts_per_class=2),
         lambda path: rewrite(path, class_specific=False),
         lambda path: rewrite(path, ctx=np.zeros(64, np.float32)),
         lambda path: rewrite(path, ctx=np.zeros((2, 2, 4, 32), np.float32)),
@@ -194,7 +270,7 @@ def test_damaged_prompts_file_is_refused_in_one_line(
     tower: TextTower, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     path = tmp_path / "prompts.safetensors"
-    learned(tower).save(path)
+    save_context(learned(tower), path)
     load_context(path, tower)
     damage(path)
     with pytest.raises(VocabularyError) as refusal:
