@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from prompt_tune.vocabulary import Vocabulary
-    from prompt_tune.vocabulary_diff import VocabularyDiff
 
 FILE = click.Path(path_type=Path)
 OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file to write (*.vocab.safetensors).")
@@ -89,12 +86,13 @@ def show(file: Path) -> None:
     """Print what a vocabulary file holds: its classes, and what it was made for."""
     from rich.console import Console
 
+    from prompt_tune.cli.vocab_tables import classes_table, origin_table
     from prompt_tune.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(file)
     console = Console(highlight=False)
-    console.print(_classes(vocabulary))
-    console.print(_origin(vocabulary))
+    console.print(classes_table(vocabulary))
+    console.print(origin_table(vocabulary))
 
 
 @command.command()
@@ -149,6 +147,7 @@ def diff_files(before: Path, after: Path, as_json: bool) -> None:
 
     from rich.console import Console
 
+    from prompt_tune.cli.vocab_tables import differences_table
     from prompt_tune.vocabulary import Vocabulary
     from prompt_tune.vocabulary_diff import diff
 
@@ -160,86 +159,51 @@ def diff_files(before: Path, after: Path, as_json: bool) -> None:
     elif found.is_empty:
         click.echo("No class and no field differs: the files differ in the order or repetition of prompts alone.")
     else:
-        Console(highlight=False).print(_differences(found))
+        Console(highlight=False).print(differences_table(found))
+
+
+@command.command()
+@click.argument("source", metavar="IN", type=FILE)
+@click.argument("out", metavar="OUT", type=FILE)
+@click.option(
+    "--classes", type=FILE, show_default="beside the .npy, as .json", help="The class texts that go with a .npy (JSON)."
+)
+@click.option(
+    "--original",
+    type=FILE,
+    help="The original vocabulary that a new vocabulary file is for: that of your bundle or run, or that folder.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["plain", "learned", "original"]),
+    default="plain",
+    show_default=True,
+    help="What the embeddings are: names through the text tower as they are, tuned ones, or a guide.",
+)
+@click.option("--normalise", is_flag=True, help="Make rows unit that are nearly so, as those made in float16 are.")
+def convert(
+    source: Path,
+    out: Path,
+    classes: Path | None,
+    original: Path | None,
+    kind: Literal["plain", "learned", "original"],
+    normalise: bool,
+) -> None:
+    """Convert vocabulary files to and from other projects' formats; suffixes say which.
+
+    \b
+    .npy   AILab-CVC/YOLO-World: embeddings, and class texts as JSON in a second file
+    .npz   ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection
+
+    Embeddings stay as they are, bit for bit. Those formats have one embedding a class.
+    """
+    from prompt_tune.convert import convert as convert_file
+
+    written = convert_file(source, out, classes=classes, original=original, kind=kind, normalise=normalise)
+    click.echo(f"Wrote {' and '.join(map(str, written))}.")
 
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
     count = len(vocabulary.names)
     click.echo(f"Wrote {out}: {count} class{'es' if count > 1 else ''}, kind {vocabulary.kind}.")
-
-
-def _classes(vocabulary: "Vocabulary") -> "Table":
-    """A row for each class."""
-    import numpy as np
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column("id", justify="right")
-    table.add_column("class", overflow="fold")
-    table.add_column("prompts", justify="right")
-    table.add_column("threshold", justify="right")
-    if vocabulary.calibration is not None:
-        table.add_column("scale, shift", justify="right")
-    for i, name in enumerate(vocabulary.names):
-        n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # those repeated to pad are one
-        cells: list[str | Text] = [str(i), Text(name), str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
-        if vocabulary.calibration is not None:
-            cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
-        table.add_row(*cells)
-    return table
-
-
-def _origin(vocabulary: "Vocabulary") -> "Table":
-    """A line for each thing that is so of the whole file; digests by their first digits."""
-    import json
-
-    from rich.table import Table
-    from rich.text import Text
-
-    from prompt_tune.vocabulary import short
-
-    table = Table.grid(padding=(0, 2))
-    for what, value in (
-        ("classes", str(len(vocabulary.names))),
-        ("kind", vocabulary.kind),
-        ("guide mode", vocabulary.guide_mode),
-        ("digest", short(vocabulary.digest)),
-        ("detector", short(vocabulary.detector)),
-        ("text tower", short(vocabulary.text_tower)),
-        ("guide", short(vocabulary.guide)),
-        ("provenance", json.dumps(vocabulary.provenance, sort_keys=True)),
-    ):
-        table.add_row(what, Text(value, overflow="fold"))
-    return table
-
-
-def _differences(found: "VocabularyDiff") -> "Table":
-    """A row for each thing that changed; digests by their first digits."""
-    import json
-
-    from rich.table import Table
-    from rich.text import Text
-
-    from prompt_tune.vocabulary import short
-
-    def shown(value: object, name: str = "") -> str:
-        if value is None:
-            return "none"
-        if name in ("detector", "text_tower", "guide"):
-            return short(str(value))
-        return value if isinstance(value, str) else json.dumps(value, sort_keys=True).strip("[]")
-
-    rows = [("added", name, "", "") for name in found.added]
-    rows += [("removed", name, "", "") for name in found.removed]
-    rows += [("moved", moved.name, "", f"cosine {moved.cosine:.6f}") for moved in found.moved]
-    for what, changes in (("threshold", found.rethresholded), ("scale, shift", found.recalibrated)):
-        rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
-    if found.reordered:
-        rows.append(("order", "", "", "other class ids"))
-    rows += [(c.name, "", shown(c.before, c.name), shown(c.after, c.name)) for c in found.metadata]
-    table = Table("what", "class", "before", "after")
-    for row in rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    return table

@@ -1,0 +1,73 @@
+"""The tables that `prompt-tune vocab` prints."""
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from prompt_tune.vocabulary import short
+
+if TYPE_CHECKING:
+    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary_diff import VocabularyDiff
+
+
+def classes_table(vocabulary: "Vocabulary") -> Table:
+    """A row for each class."""
+    table = Table()
+    table.add_column("id", justify="right")
+    table.add_column("class", overflow="fold")
+    table.add_column("prompts", justify="right")
+    table.add_column("threshold", justify="right")
+    if vocabulary.calibration is not None:
+        table.add_column("scale, shift", justify="right")
+    for i, name in enumerate(vocabulary.names):
+        n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # those repeated to pad are one
+        cells: list[str | Text] = [str(i), Text(name), str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
+        if vocabulary.calibration is not None:
+            cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
+        table.add_row(*cells)
+    return table
+
+
+def origin_table(vocabulary: "Vocabulary") -> Table:
+    """A line for each thing that is so of the whole file; digests by their first digits."""
+    table = Table.grid(padding=(0, 2))
+    for what, value in (
+        ("classes", str(len(vocabulary.names))),
+        ("kind", vocabulary.kind),
+        ("guide mode", vocabulary.guide_mode),
+        ("digest", short(vocabulary.digest)),
+        ("detector", short(vocabulary.detector)),
+        ("text tower", short(vocabulary.text_tower)),
+        ("guide", short(vocabulary.guide)),
+        ("provenance", json.dumps(vocabulary.provenance, sort_keys=True)),
+    ):
+        table.add_row(what, Text(value, overflow="fold"))
+    return table
+
+
+def differences_table(found: "VocabularyDiff") -> Table:
+    """A row for each thing that changed; digests by their first digits."""
+
+    def shown(value: object, name: str = "") -> str:
+        if value is None:
+            return "none"
+        if name in ("detector", "text_tower", "guide"):
+            return short(str(value))
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True).strip("[]")
+
+    rows = [("added", name, "", "") for name in found.added]
+    rows += [("removed", name, "", "") for name in found.removed]
+    rows += [("moved", moved.name, "", f"cosine {moved.cosine:.6f}") for moved in found.moved]
+    for what, changes in (("threshold", found.rethresholded), ("scale, shift", found.recalibrated)):
+        rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
+    if found.reordered:
+        rows.append(("order", "", "", "other class ids"))
+    rows += [(c.name, "", shown(c.before, c.name), shown(c.after, c.name)) for c in found.metadata]
+    table = Table("what", "class", "before", "after")
+    for row in rows:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    return table
