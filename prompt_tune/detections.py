@@ -1,12 +1,16 @@
-"""What the runtime found in one image, and the same in COCO's JSON. Light: NumPy only."""
+"""What the runtime found in one image, the same in COCO's JSON, and for `supervision`. Light: NumPy only."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prompt_tune.errors import VocabularyError
+from prompt_tune.errors import PromptTuneError, VocabularyError
+
+if TYPE_CHECKING:
+    import supervision
 
 ORIGINAL = "original"  # the label of the vocabulary that the detector is deployed with
 PIXEL_DECIMALS = 3  # in JSON: a thousandth of a pixel, far below what a float32 box is good for
@@ -82,6 +86,39 @@ class Detections:
                 }
             )
         return entries
+
+    def to_supervision(self, classes: Sequence[ClassKey]) -> "supervision.Detections":
+        """The detections as Roboflow's `supervision` takes them: its annotators, trackers, zones and filters.
+
+        Args:    classes: (vocabulary label, class name) of all, such as `Detector.classes`.
+        Returns: `xyxy` in original pixels, `confidence`, `class_id` and, in `data`, `class_name` and `vocabulary`. The
+                 `class_id` is the row in `classes`, not in the class's vocabulary: there, row 0 of two vocabularies
+                 would have one colour, and one track or suppression in common. That of an original class does not
+                 depend on what else is loaded; the others change when vocabularies are loaded or unloaded.
+        Raises:  PromptTuneError: supervision is not installed. VocabularyError: a class is not one of `classes`.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise PromptTuneError(
+                "supervision is not installed, and this needs it: pip install 'prompt-tune[supervision]'"
+            ) from error
+        row_of = {key: row for row, key in enumerate(classes)}
+        keys = list(zip(self.vocabularies, self.class_names, strict=True))
+        if unknown := [key for key in keys if key not in row_of]:
+            raise VocabularyError(
+                f"{':'.join(unknown[0])!r} is not one of the {len(row_of)} `classes`. Give those of the detector that "
+                "found it, as they were then."
+            )
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy,
+            confidence=self.scores,
+            class_id=np.array([row_of[key] for key in keys], dtype=np.int64),  # (n,)
+            data={
+                "class_name": np.array(self.class_names, dtype=str),  # (n,)
+                "vocabulary": np.array(self.vocabularies, dtype=str),  # (n,)
+            },
+        )
 
 
 def concatenate(parts: Iterable[Detections], size_wh: tuple[int, int]) -> Detections:

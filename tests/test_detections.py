@@ -1,10 +1,12 @@
 """The result of one image: selection, classes that are chosen, and COCO's JSON."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from prompt_tune.detections import ClassKey, Detections, choose_classes, coco_categories, concatenate
-from prompt_tune.errors import VocabularyError
+from prompt_tune.errors import PromptTuneError, VocabularyError
 
 CLASSES: tuple[ClassKey, ...] = (("original", "car"), ("original", "truck"), ("learned", "truck"), ("shelf", "crate"))
 
@@ -94,3 +96,52 @@ def test_unknown_class_is_refused_with_near_names(wanted: str, text: str) -> Non
         with pytest.raises(VocabularyError) as refusal:
             choose_classes(CLASSES, **options)
         assert str(refusal.value) == text
+
+
+def test_to_supervision_keeps_vocabularies_apart() -> None:
+    found = three()
+    given = found.to_supervision(CLASSES)
+    np.testing.assert_array_equal(given.xyxy, found.boxes_xyxy)
+    np.testing.assert_array_equal(given.confidence, found.scores)
+    assert given.class_id is not None and given.class_id.tolist() == [1, 0, 2]  # row 0 of both vocabularies: 0 and 2
+    assert list(given.data["class_name"]) == ["truck", "car", "truck"]
+    assert list(given.data["vocabulary"]) == ["original", "original", "learned"]
+
+
+def test_to_supervision_can_be_filtered_suppressed_and_drawn() -> None:
+    import supervision
+
+    found = three()
+    found.boxes_xyxy[2] = found.boxes_xyxy[1]  # row 0 of two vocabularies on one place
+    given = found.to_supervision(CLASSES)
+    assert len(given.with_nms(threshold=0.5)) == 3
+    learned = given[np.array(given.data["vocabulary"]) == "learned"]
+    assert isinstance(learned, supervision.Detections) and list(learned.data["class_name"]) == ["truck"]
+    picture = supervision.BoxAnnotator().annotate(np.zeros((50, 100, 3), np.uint8), given)
+    assert picture.any()
+
+
+def test_to_supervision_of_nothing_is_empty_and_merges_with_others() -> None:
+    import supervision
+
+    empty = three().of("nobody").to_supervision([])
+    assert (len(empty), empty.xyxy.shape) == (0, (0, 4)) and len(empty.data["class_name"]) == 0
+    merged = supervision.Detections.merge([empty, three().to_supervision(CLASSES)])
+    assert len(merged) == 3
+
+
+def test_to_supervision_of_a_class_that_is_not_listed_is_refused() -> None:
+    with pytest.raises(VocabularyError) as refusal:
+        three().to_supervision(CLASSES[:2])
+    assert str(refusal.value) == (
+        "'learned:truck' is not one of the 2 `classes`. Give those of the detector that found it, as they were then."
+    )
+
+
+def test_to_supervision_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(PromptTuneError) as refusal:
+        three().to_supervision(CLASSES)
+    assert str(refusal.value) == (
+        "supervision is not installed, and this needs it: pip install 'prompt-tune[supervision]'"
+    )
