@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prompt_tune.budget import choose_anchors
 from prompt_tune.config import RegionBudget
 from prompt_tune.datasets import Sample
 from prompt_tune.errors import DataError, ModelError, RunError
@@ -25,11 +26,12 @@ from prompt_tune.views import View, make_view
 from prompt_tune.world import World
 
 FORMAT_VERSION = 2  # of the files, and of views and preprocessing: another number makes every old file a miss
-SMALLEST_BOX = 16.0  # px, the assigner widens smaller boxes to this (its second stride): anchors there are kept as well
 FORWARD_BATCH = 4  # images in one pass of the detector, always: a result's last bits may depend on the batch's size
 READ_AHEAD = 2  # batches that are decoded while the detector works
-# tensors of a file
-PARTS = {"head", "boxes_xyxy", "anchor", "label_boxes", "label_classes", "label_ignore", "frame_xyxy"}
+# tensors of a file: the labels, and either regions or what the neck takes, an output a layer
+LABEL_PARTS = {"label_boxes", "label_classes", "label_ignore", "frame_xyxy"}
+REGION_PARTS = {"head", "boxes_xyxy", "anchor"}
+BACKBONE = "backbone."
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,31 +64,50 @@ class RegionCache:
 
         Raises:  RunError: the file is gone or damaged.
         """
+        parts = self._read(image, view)
+        return _regions(parts, parts["head"].float(), parts["boxes_xyxy"], parts["anchor"].long())
+
+    def load_backbone(self, image: int, view: int = 0) -> tuple[dict[int, Tensor], Regions]:
+        """What `World.neck` takes of an image in a view, float32, (1, channels, h, w) a layer, and the image's labels
+        in regions that have no anchor yet: of a cache that was made without a guide.
+
+        Raises:  RunError: the file is gone or damaged.
+        """
+        parts = self._read(image, view)
+        layers = {int(name[len(BACKBONE) :]): part.float()[None] for name, part in parts.items() if BACKBONE in name}
+        return layers, _regions(parts, torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+
+    def _read(self, image: int, view: int) -> dict[str, Tensor]:
+        """The tensors of a file."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         file = self.files[image][view]
         try:
-            parts = load_file(file)
+            return load_file(file)
         except (SafetensorError, OSError) as error:
             raise RunError(
                 f"The cached regions {file} are damaged or gone ({error}). Run again: they are computed anew."
             ) from error
-        return Regions(
-            head=parts["head"].float(),
-            boxes_xyxy=parts["boxes_xyxy"],
-            anchor=parts["anchor"].long(),
-            label_boxes=parts["label_boxes"],
-            label_classes=parts["label_classes"],
-            label_ignore=parts["label_ignore"].bool(),
-            frame_xyxy=parts["frame_xyxy"],
-        )
+
+
+def _regions(parts: dict[str, Tensor], head: Tensor, boxes_xyxy: Tensor, anchor: Tensor) -> Regions:
+    """Regions with the labels of a file."""
+    return Regions(
+        head=head,
+        boxes_xyxy=boxes_xyxy,
+        anchor=anchor,
+        label_boxes=parts["label_boxes"],
+        label_classes=parts["label_classes"],
+        label_ignore=parts["label_ignore"].bool(),
+        frame_xyxy=parts["frame_xyxy"],
+    )
 
 
 @torch.no_grad()
 def cache_regions(
     world: World,
-    guide: Tensor,
+    guide: Tensor | None,
     samples: Sequence[Sample],
     folder: Path,
     *,
@@ -100,7 +121,8 @@ def cache_regions(
     A generator, so that the caller shows progress and may stop: it yields the growing cache after every batch of
     images, the last time complete.
 
-    Args:    world: the frozen detector. guide: (n_guide, 512) float32, what steers the neck. samples: the images.
+    Args:    world: the frozen detector. guide: (n_guide, 512) float32, what steers the neck; None keeps what the
+             backbone gives, for a guide that is still being learned. samples: the images.
              folder: of the files; those that are there and whole are not computed again. image_size: side of the
              square network input in pixels. views: 1 is the image as it is; each further one is an augmented copy.
              budget: None keeps all anchors. seed: of views and random anchors.
@@ -113,7 +135,7 @@ def cache_regions(
     except OSError as error:
         raise RunError(f"The cache folder {folder} cannot be made: {error.strerror}. Give another --cache.") from error
     key = _run_key(world, guide, image_size, budget, seed)
-    cache, weights = RegionCache(), world.fold(guide)
+    cache, weights = RegionCache(), None if guide is None else world.fold(guide)
     jobs = deque(samples[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
     ahead: deque[Future[tuple[list[list[_Item]], list[str]]]] = deque()
     with ThreadPoolExecutor(1) as reader:  # decodes the next images while the detector works on these
@@ -141,12 +163,12 @@ class _Item:
     seed: int
 
 
-def _run_key(world: World, guide: Tensor, image_size: int, budget: RegionBudget | None, seed: int) -> bytes:
+def _run_key(world: World, guide: Tensor | None, image_size: int, budget: RegionBudget | None, seed: int) -> bytes:
     """What all files of a run depend on, as bytes."""
     fields = {
         "version": FORMAT_VERSION,
         "detector": world.digest,
-        "guide": hashlib.sha256(guide.cpu().contiguous().numpy().tobytes()).hexdigest(),
+        "guide": None if guide is None else hashlib.sha256(guide.cpu().contiguous().numpy().tobytes()).hexdigest(),
         "image_size": image_size,
         "budget": asdict(budget) if budget else None,
         "seed": seed,
@@ -188,13 +210,21 @@ def _is_whole(file: Path) -> bool:
 
     try:
         with safe_open(file, framework="numpy") as parts:  # reads the header and checks that the rest has its length
-            return set(parts.keys()) == PARTS
+            found = set(parts.keys()) - LABEL_PARTS
+            whole = set(parts.keys()) >= LABEL_PARTS
+            return whole and (
+                found == REGION_PARTS or (bool(found) and all(name.startswith(BACKBONE) for name in found))
+            )
     except (SafetensorError, OSError):
         return False
 
 
 def _compute(
-    world: World, guide: Tensor, weights: tuple[Tensor, Tensor], items: list[_Item], budget: RegionBudget | None
+    world: World,
+    guide: Tensor | None,
+    weights: tuple[Tensor, Tensor] | None,
+    items: list[_Item],
+    budget: RegionBudget | None,
 ) -> None:
     """One pass of the detector over a few views, and their files."""
     from safetensors import SafetensorError
@@ -205,27 +235,23 @@ def _compute(
     for place, view in zip(batch, views, strict=False):
         place[:] = view.image
     images = torch.from_numpy(batch).to(world.device).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
-    head, boxes = world.features(images, guide)
-    points, _, level = world.anchors(*images.shape[2:])
-    for i, (item, view) in enumerate(zip(items, views, strict=True)):
-        label_boxes = torch.from_numpy(view.boxes_xyxy)
-        features, boxes_xyxy = head[i].half().cpu(), boxes[i].cpu()
-        if not bool(features.isfinite().all() & boxes_xyxy.isfinite().all()):
+    if guide is None or weights is None:
+        outputs = {f"{BACKBONE}{i}": output for i, output in world.backbone(images).items()}
+        rows = [{name: output[i] for name, output in outputs.items()} for i in range(len(items))]
+    else:
+        rows = _region_parts(world, images, guide, weights, items, budget)
+    for item, view, row in zip(items, views, rows, strict=True):
+        parts = {
+            name: part if name == "boxes_xyxy" or not part.is_floating_point() else part.half()
+            for name, part in row.items()
+        }
+        if not all(bool(part.isfinite().all()) for part in parts.values()):
             raise ModelError(
                 f"The detector '{world.source_name}' gives numbers that are not finite, or too large for float16. "
                 "Its weights are damaged: give another file."
             )
-        keep = torch.arange(len(features))
-        if budget is not None:
-            scores = world.logits(head[i : i + 1], level, *weights).amax(2)[0].cpu()  # (A,)
-            objects = label_boxes[torch.from_numpy(~view.ignore)]
-            generator = torch.Generator().manual_seed(item.seed)
-            keep = _choose(points.cpu(), boxes_xyxy, scores, objects, budget, generator)
-        parts = {
-            "head": features[keep],
-            "boxes_xyxy": boxes_xyxy[keep],
-            "anchor": keep.int(),
-            "label_boxes": label_boxes,
+        parts = {name: part.cpu().contiguous() for name, part in parts.items()} | {
+            "label_boxes": torch.from_numpy(view.boxes_xyxy),
             "label_classes": torch.from_numpy(view.classes),
             "label_ignore": torch.from_numpy(view.ignore).to(torch.uint8),
             "frame_xyxy": torch.from_numpy(view.frame_xyxy),
@@ -240,27 +266,25 @@ def _compute(
         item.view = None
 
 
-def _choose(
-    points: Tensor, boxes: Tensor, scores: Tensor, objects: Tensor, budget: RegionBudget, generator: torch.Generator
-) -> Tensor:
-    """(r,) int64, rising: the anchors of a training image that are kept.
-
-    Args: points (A, 2), boxes (A, 4), scores (A,) the highest original logit of each, objects (n, 4) the labels that
-          are not ignored; all in pixels of the network's input.
-    """
-    from torchvision.ops import box_iou
-
-    kept = torch.zeros(len(points), dtype=torch.bool)
-    if len(objects):
-        centre, half = (objects[:, :2] + objects[:, 2:]) / 2, (objects[:, 2:] - objects[:, :2]) / 2
-        half = half.clamp(min=SMALLEST_BOX / 2)
-        inside = ((points[:, None] - centre).abs() <= half).all(2)  # (A, n)
-        overlap = box_iou(boxes, objects).masked_fill(~inside, -1)  # (A, n)
-        place = overlap.argsort(dim=0, descending=True, stable=True).argsort(dim=0)  # (A, n), 0 is an object's best
-        place = place.masked_fill(~inside, len(points)).amin(1)  # (A,)
-        in_turn = place.argsort(stable=True)[: int(inside.any(1).sum())]
-        kept[in_turn[: budget.in_box]] = True
-    kept[scores.topk(min(budget.top, len(scores))).indices] = True
-    others = (~kept).nonzero().flatten()
-    kept[others[torch.randperm(len(others), generator=generator)[: budget.random]]] = True
-    return kept.nonzero().flatten()
+def _region_parts(
+    world: World,
+    images: Tensor,
+    guide: Tensor,
+    weights: tuple[Tensor, Tensor],
+    items: list[_Item],
+    budget: RegionBudget | None,
+) -> list[dict[str, Tensor]]:
+    """Head features and boxes of the anchors that are kept, an image of the batch at a time."""
+    head, boxes = world.features(images, guide)
+    points, _, level = world.anchors(*images.shape[2:])
+    rows = []
+    for i, item in enumerate(items):
+        keep = torch.arange(len(points))
+        if budget is not None and item.view is not None:
+            scores = world.logits(head[i : i + 1], level, *weights).amax(2)[0].cpu()  # (A,)
+            objects = torch.from_numpy(item.view.boxes_xyxy)[torch.from_numpy(~item.view.ignore)]
+            generator = torch.Generator().manual_seed(item.seed)
+            keep = choose_anchors(points.cpu(), boxes[i].cpu(), scores, objects, budget, generator)
+        at = keep.to(head.device)
+        rows.append({"head": head[i][at], "boxes_xyxy": boxes[i][at], "anchor": keep.int()})
+    return rows

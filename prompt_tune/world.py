@@ -5,7 +5,7 @@ head's last 1x1 convolution, which folds with batch norm, scale, bias and class 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,27 +132,26 @@ class World:
         """
         return self.neck(self.backbone(images), guide)
 
-    def backbone(self, images: Tensor) -> list[Tensor | None]:
+    def backbone(self, images: Tensor) -> dict[int, Tensor]:
         """The layers that no text reaches: their outputs do not depend on the guide, and can be kept.
 
         Args:    images: as in `features`.
-        Returns: what `neck` takes: an output a layer, (b, channels, h / stride, w / stride); None for those that no
-                 later layer reads.
+        Returns: what `neck` takes: the outputs that it reads, by layer, (b, channels, h / stride, w / stride) each.
         """
         x: Any = images
         outputs: list[Tensor | None] = []
         for layer in self._layers[: self._neck]:
             x = layer(layer_inputs(layer, x, outputs))
             outputs.append(x if layer.i in self.model.save or layer.i == self._neck - 1 else None)
-        return outputs
+        return {i: output for i, output in enumerate(outputs) if output is not None}
 
-    def neck(self, outputs: Sequence[Tensor | None], guide: Tensor) -> tuple[list[Tensor], Tensor]:
+    def neck(self, kept: Mapping[int, Tensor], guide: Tensor) -> tuple[list[Tensor], Tensor]:
         """The layers that the guide steers, and the head's branches. Differentiable in the guide.
 
-        Args:    outputs: of `backbone`. guide: (n_guide, 512) float32, unit rows.
+        Args:    kept: of `backbone`. guide: (n_guide, 512) float32, unit rows.
         Returns: as `feature_maps`.
         """
-        outputs = list(outputs)
+        outputs = [kept.get(i) for i in range(self._neck)]
         x: Any = outputs[-1]
         guides = guide.unsqueeze(0).expand(x.shape[0], -1, -1)  # (b, n_guide, 512)
         for layer in self._layers[self._neck :]:
