@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from prompt_tune.world import World
 MAX_DETECTIONS = 300  # a class and image, in suppression; as in the ONNX graph
 NMS_IOU = 0.7  # ultralytics' default for detection
 SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: a learned class's curve ends above it
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,7 @@ def _cut(found: Found, frame_xyxy: np.ndarray) -> Found:
     return Found(boxes_xyxy[inside], found.scores[inside], found.classes[inside])
 
 
-def batches(items: Sequence[object], size: int) -> Iterator[Sequence[object]]:
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """The items, `size` at a time."""
     for first in range(0, len(items), size):
         yield items[first : first + size]

@@ -49,7 +49,7 @@ def measure(world: World, scenes: Sequence[Scene], names: Sequence[str], embeddi
     weight, bias = world.fold(rows)
     founds: list[Found] = []
     for part in batches(scenes, BATCH):
-        images = torch.from_numpy(np.stack([s.image for s in part])).permute(0, 3, 1, 2).float() / 255  # type: ignore[attr-defined]
+        images = torch.from_numpy(np.stack([s.image for s in part])).permute(0, 3, 1, 2).float() / 255
         head, boxes = world.features(images.to(world.device), rows)
         _, _, level = world.anchors(*images.shape[2:])
         scores = world.logits(head, level, weight, bias).sigmoid()
