@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
+from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.places import read_yaml
 from prompt_tune.datasets.samples import Kind, Labels, Sample, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
 
-__all__ = ["DataSet", "Sample", "Split", "SplitName", "read_dataset", "read_split"]
+__all__ = ["DataSet", "Sample", "Split", "SplitName", "find_labels", "read_dataset", "read_split"]
 
 SplitName = Literal["train", "val", "test"]
 
@@ -114,8 +115,11 @@ def read_split(
     return chosen, images
 
 
-def _read_labels(place: Path) -> Labels:
-    """The labels at a place, whichever format they are in."""
+def find_labels(place: Path) -> Labels | None:
+    """The labels at a place, whichever format they are in, as they are read; None for a folder that is no data set.
+
+    Raises:  DataError: there is no such place, it is another kind of file, or what is there breaks a rule.
+    """
     if place.is_file() and place.suffix.lower() in _YAML_SUFFIXES:
         return _read_description(place)
     if place.is_file():
@@ -132,11 +136,23 @@ def _read_labels(place: Path) -> Labels:
     if descriptions:
         shown = ", ".join(path.name for path in descriptions)
         raise DataError(f"`{place}` has {len(descriptions)} YAML files ({shown}). Give one of them.")
-    raise DataError(f"`{place}` is no data set that we know. {_WANTED}")
+    return None
+
+
+def _read_labels(place: Path) -> Labels:
+    labels = find_labels(place)
+    if labels is None:
+        raise DataError(f"`{place}` is no data set that we know. {_WANTED}")
+    return labels
 
 
 def _read_description(file: Path) -> Labels:
     content = read_yaml(file)
+    if GROUNDING_KEY in content:
+        raise DataError(
+            f"`{file}` describes a grounding set, which has no classes to learn. Give this file to `--replay`, or "
+            "another data set here."
+        )
     is_coco = any(isinstance(content.get(split), dict) for split in ("train", "val", "test"))
     return read_coco_yaml(file, content) if is_coco else read_yolo(file, content)
 

@@ -1,0 +1,210 @@
+"""Grounding sets in MDETR's JSON (arXiv 2104.12763), as GQA and Flickr30k come: captions whose phrases have boxes.
+
+COCO's `images` and `annotations`, where an image has a `caption` and an annotation has `tokens_positive`, the spans
+`[start, end)` of the caption, in characters, that its box shows. An image of several captions stands there several
+times. The folder of the images is said in a YAML, with places seen from its own folder or from `path`:
+
+    images: gqa/images
+    grounding: final_mixed_train_no_coco.json
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prompt_tune.datasets.places import read_text, resolve, root_of
+from prompt_tune.datasets.samples import LabelledImage, Row
+from prompt_tune.errors import DataError
+
+GROUNDING_KEY = "grounding"  # what tells such a YAML from that of another data set
+_YAML_KEYS = {"path", "images", GROUNDING_KEY}
+_IMAGE_FOLDER = "images"  # beside a JSON file that comes without a YAML
+# what is kept of the file while it is parsed: the rest (polygons, for one) is most of its gigabytes
+_KEPT = {"images", "annotations", "id", "file_name", "width", "height", "caption"}
+_KEPT_OF_BOX = {"id", "image_id", "bbox", "tokens_positive"}
+
+_Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One row of `images`: its text, the size that its boxes were made for, and its annotations, not checked yet."""
+
+    where: str
+    text: str
+    size_wh: tuple[int, int]
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """An image and all captions that the file has of it."""
+
+    path: Path
+    captions: list[Caption] = field(default_factory=list)
+
+
+def read_grounding_yaml(description: Path, content: dict[str, Any]) -> list[CaptionedImage]:
+    """The images of the set that a YAML with `images` and `grounding` describes.
+
+    Raises:  DataError: a key, a place or an entry breaks a rule.
+    """
+    unknown = sorted(set(map(str, content)) - _YAML_KEYS)
+    if unknown:
+        raise DataError(
+            f"`{description}`: the description of a grounding set has {', '.join(sorted(_YAML_KEYS))}. "
+            f"Received: {', '.join(unknown)}."
+        )
+    root = root_of(description, content)
+    places = {}
+    for key in ("images", GROUNDING_KEY):
+        if not isinstance(content.get(key), str):
+            raise DataError(
+                f"`{description}` must have `images: FOLDER` and `{GROUNDING_KEY}: FILE.json`. "
+                f"Received for `{key}`: {content.get(key)!r}."
+            )
+        places[key] = resolve(root, content[key], description)
+    return read_grounding(places[GROUNDING_KEY], places["images"])
+
+
+def read_grounding(file: Path, folder: Path | None = None) -> list[CaptionedImage]:
+    """The images of a grounding set, sorted by path; none is opened.
+
+    Args:    file: the JSON file; all of it is read.
+             folder: of the images; without it `images` beside the file, or else the file's own folder.
+    Raises:  DataError: the file is not such a set, or none of its images is in the folders where it may have them.
+    """
+    content = _read_json(file)
+    captions: dict[int | str, Caption] = {}
+    by_name: dict[str, list[Caption]] = {}
+    for position, entry in enumerate(content["images"]):
+        key, name, text = entry.get("id"), entry.get("file_name"), entry.get("caption")
+        width, height = entry.get("width"), entry.get("height")
+        where = f"`{file}`, image {key if isinstance(key, int | str) else f'number {position + 1}'}"
+        if not isinstance(key, int | str) or key in captions or not isinstance(name, str) or not isinstance(text, str):
+            raise DataError(
+                f"{where}: an image of a grounding set has an `id` of its own, a `file_name` and a `caption`. (COCO "
+                "detection files have no captions: name them in a YAML, `train: {images: FOLDER, annotations: FILE}`.)"
+            )
+        if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+            raise DataError(f"{where}: `width` and `height` must be pixels above 0. Received: {width!r}, {height!r}.")
+        captions[key] = Caption(where, text, (width, height))
+        by_name.setdefault(name, []).append(captions[key])
+    for position, entry in enumerate(content["annotations"]):
+        key = entry.get("image_id")
+        caption = captions.get(key) if isinstance(key, int | str) else None
+        if caption is None:
+            raise DataError(
+                f"`{file}`, annotation {entry.get('id', f'number {position + 1}')}: there is no image {key!r}. "
+                "Remove it, or add the image."
+            )
+        caption.annotations.append(entry)
+    folder = _find_folder(file, by_name) if folder is None else folder
+    return [CaptionedImage(folder / name, by_name[name]) for name in sorted(by_name)]
+
+
+def ignored_regions(image: CaptionedImage, patterns: Sequence[re.Pattern[str]]) -> LabelledImage:
+    """What must not be a negative of the classes, as ignored boxes; the regions outside them are negatives.
+
+    A box is kept for a class when its phrase (the spans, joined by spaces) names the class, or when a span overlaps a
+    place where the caption names it. Where a caption names a class and no box has that place, the whole image is one
+    ignored box of the class, since nobody knows where the object is. Boxes are clipped to the image, as MDETR does; one
+    without an area counts as none.
+
+    Args:    patterns: of each class, in class-id order; what it finds in a text names the class.
+    Raises:  DataError: an annotation of the image has no box, or spans that are not in its caption.
+    """
+    kept: dict[tuple[int, _Box], str] = {}  # each once: captions of one image share boxes
+    for caption in image.captions:
+        width, height = caption.size_wh
+        boxes = [box for entry in caption.annotations if (box := _read_box(entry, caption)).has_area]
+        for class_id, pattern in enumerate(patterns):
+            places = [match.span() for match in pattern.finditer(caption.text)]
+            for box in boxes:
+                if pattern.search(box.phrase) or any(box.is_of(place) for place in places):
+                    kept.setdefault((class_id, box.xyxy), box.where)
+            if not all(any(box.is_of(place) for box in boxes) for place in places):
+                kept.setdefault((class_id, (0.0, 0.0, float(width), float(height))), caption.where)
+    rows = [
+        Row(f"{where} ({image.path.name})", class_id, xyxy, ignore=True) for (class_id, xyxy), where in kept.items()
+    ]
+    return LabelledImage(image.path, rows, declared_wh=image.captions[0].size_wh if rows else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _PhraseBox:
+    where: str
+    xyxy: _Box  # pixels of the image, clipped to it
+    spans: list[list[int]]
+    phrase: str
+
+    @property
+    def has_area(self) -> bool:
+        return self.xyxy[2] > self.xyxy[0] and self.xyxy[3] > self.xyxy[1]
+
+    def is_of(self, place: tuple[int, int]) -> bool:
+        """Whether one of its spans overlaps a place in the caption."""
+        return any(start < place[1] and place[0] < end for start, end in self.spans)
+
+
+def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The `images` and `annotations` of the file, reduced to the keys that are read."""
+    try:
+        content = json.loads(read_text(file), object_hook=_reduce)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"`{file}` is not valid JSON: {error}. Get it again.") from error
+    for key in ("images", "annotations"):
+        found = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise DataError(f"`{file}` is no grounding set in MDETR's JSON: it must have a list `{key}` of objects.")
+    if not content["images"]:
+        raise DataError(f"`{file}` has no images: its list `images` is empty. Get it again.")
+    return dict(content)
+
+
+def _reduce(entry: dict[str, Any]) -> dict[str, Any]:
+    kept = _KEPT_OF_BOX if "image_id" in entry else _KEPT
+    return {key: value for key, value in entry.items() if key in kept}
+
+
+def _find_folder(file: Path, names: Collection[str]) -> Path:
+    """The folder that has at least one of the images: people often have only a part of such a set."""
+    for folder in (file.parent / _IMAGE_FOLDER, file.parent):
+        if any((folder / name).is_file() for name in names):
+            return folder
+    raise DataError(
+        f"`{file}`: none of its {len(names)} images is in `{file.parent / _IMAGE_FOLDER}` or in `{file.parent}` (the "
+        f"first: `{next(iter(names))}`). Give a YAML file of two lines instead: `images: FOLDER` and "
+        f"`{GROUNDING_KEY}: {file.name}`."
+    )
+
+
+def _read_box(entry: dict[str, Any], caption: Caption) -> _PhraseBox:
+    """An annotation, checked against its caption."""
+    where = f"{caption.where}, annotation {entry.get('id', 'without id')}"
+    box, spans = entry.get("bbox"), entry.get("tokens_positive")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        raise DataError(f"{where}: `bbox` must be [x, y, width, height]. Received: {box!r}.")
+    if not isinstance(spans, list) or not all(
+        isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span) for span in spans
+    ):
+        raise DataError(f"{where}: `tokens_positive` must be [[start, end], ...]. Received: {spans!r}.")
+    for start, end in spans:
+        if not 0 <= start <= end <= len(caption.text):
+            raise DataError(
+                f"{where}: the span [{start}, {end}] is not in its caption of {len(caption.text)} characters. Correct "
+                "or remove it, or check that captions and annotations are of one file."
+            )
+    (width, height), (x, y, w, h) = caption.size_wh, map(float, box)
+    x1, x2 = (min(max(value, 0.0), float(width)) for value in (x, x + w))
+    y1, y2 = (min(max(value, 0.0), float(height)) for value in (y, y + h))
+    phrase = " ".join(caption.text[start:end] for start, end in spans)
+    return _PhraseBox(where, (x1, y1, x2, y2), spans, phrase)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
