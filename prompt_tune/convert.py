@@ -118,13 +118,7 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
     Returns: the files that were written: for a `.npy` also that of the class texts.
     Raises:  VocabularyError: a class has several prompts, or a file cannot be written.
     """
-    for name, prompts in zip(vocabulary.names, vocabulary.embeddings, strict=True):
-        if not (prompts == prompts[0]).all():  # those repeated to pad are one
-            raise VocabularyError(
-                f"{out.name} has room for one embedding a class, and {name!r} has several prompts. Build or learn the "
-                "vocabulary without synonyms, or leave such classes out (vocab remove)."
-            )
-    rows = np.ascontiguousarray(vocabulary.embeddings[:, 0])  # (n_cls, 512)
+    rows = single_prompts(vocabulary, out)
     written = [out]
     try:
         if out.suffix == NPZ:
@@ -141,6 +135,21 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
     lost = "thresholds" if vocabulary.calibration is None else "thresholds and calibration"
     logger.info("%s has no place for %s and digests; whoever reads it lets all its classes guide the neck.", out, lost)
     return written
+
+
+def single_prompts(vocabulary: Vocabulary, place: Path) -> FloatArray:
+    """(n_cls, 512) float32, the embeddings for a format with room for one a class.
+
+    Args:    place: the file to write; it stands in the error.
+    Raises:  VocabularyError: a class has several prompts, and a mean of them would score otherwise.
+    """
+    for name, prompts in zip(vocabulary.names, vocabulary.embeddings, strict=True):
+        if not (prompts == prompts[0]).all():  # those repeated to pad are one
+            raise VocabularyError(
+                f"{place.name} has room for one embedding a class, and {name!r} has several prompts. Learn or build "
+                "the vocabulary with one prompt a class and without synonyms, or leave such classes out (vocab remove)."
+            )
+    return np.ascontiguousarray(vocabulary.embeddings[:, 0])  # (n_cls, 512)
 
 
 def _beside(source: Path) -> Path:

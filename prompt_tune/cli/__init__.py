@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": ("prompt_tune.cli.demo", "Teach `tiny` six classes, export, detect, and print what came of it."),
     "fit": ("prompt_tune.cli.fit", "Learn context vectors for your classes from labelled images."),
     "export": ("prompt_tune.cli.export", "Write a bundle: ONNX graph, original and learned vocabulary."),
+    "bake": ("prompt_tune.cli.bake", "Write an ultralytics checkpoint with original and learned classes set."),
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images with ONNX Runtime."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, a class at a time."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),

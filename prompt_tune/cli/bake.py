@@ -1,0 +1,52 @@
+"""`prompt-tune bake`: from a run folder to an ultralytics checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from prompt_tune.bake import Shift
+
+SKIPPED_SHOWN = 5  # images that cannot be read, by name
+
+
+@click.command(name="bake")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint to write (*.pt).")
+@click.option(
+    "--images",
+    help="An image, a folder of images, or a glob pattern in quotes, to measure how far original detections move.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device for measuring: cpu, cuda, cuda:1.")
+def command(run: Path, out: Path, images: str | None, device: str) -> None:
+    """Write an ultralytics checkpoint from RUN, a folder of `prompt-tune fit`, with original and learned classes set.
+
+    For people who stay with ultralytics: YOLOWorld("custom.pt") predicts, tracks and exports with it. There all classes
+    guide the neck together, so original boxes and scores move, which in a bundle they cannot.
+    """
+    from prompt_tune.bake import bake
+
+    baked = bake(run, out, images=images, device=device)
+    n_learned = len(baked.names) - baked.n_original
+    click.echo(f"Wrote {out}: {baked.n_original} original and {n_learned} learned classes.")
+    click.echo("All of them guide the neck there, so original boxes and scores move; in a bundle they cannot.")
+    if baked.shift is None:
+        click.echo("By how much: give --images FOLDER.")
+    else:
+        _print(baked.shift)
+
+
+def _print(shift: "Shift") -> None:
+    for line in shift.skipped[:SKIPPED_SHOWN]:
+        click.echo(f"Skipped: {line}", err=True)
+    if len(shift.skipped) > SKIPPED_SHOWN:
+        click.echo(f"Skipped: {len(shift.skipped)} images in all.", err=True)
+    if not shift.before:
+        click.echo(f"No original class is detected in {shift.images} images; {shift.gained} detections gained.")
+        return
+    lost, gained = (f"{count} ({count / shift.before:.1%})" for count in (shift.lost, shift.gained))
+    click.echo(
+        f"{shift.images} images, {shift.before} original detections: {lost} lost, {gained} gained; the scores of the "
+        f"others move by {shift.mean:.4f} on average, {shift.largest:.4f} at most."
+    )
