@@ -1,12 +1,15 @@
-"""The runtime's side of the contract with the ONNX graph (DESIGN, section 7): names, and the graph's own metadata."""
+"""The contract with the ONNX graph (DESIGN, section 7), for who writes it and who runs it: names, and its metadata."""
 
 import json
 from pathlib import Path
-from typing import Any
-
-import onnxruntime
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prompt_tune.errors import GraphError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Precision = Literal["float32", "float16"]  # of convolutions and attention; boxes, scores, suppression are float32
 
 METADATA_KEY = "prompt-tune"
 GRAPH_VERSION = 1
@@ -14,8 +17,8 @@ INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf
 OUTPUTS = ("original_detections", "learned_detections")
 
 
-def read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, Any]:
-    """The graph's own metadata, once it is known to be ours.
+def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[str, Any]:
+    """The graph's own metadata, once it is known to be ours; `precision` is float32 where an older graph has none.
 
     Raises: GraphError: no such metadata, another version, or other inputs and outputs.
     """
@@ -25,9 +28,10 @@ def read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str
     if text is None or names != (INPUTS, OUTPUTS):
         raise GraphError(f"`{path}` is an ONNX graph, but not one of prompt-tune's. {cure}")
     try:
-        metadata = json.loads(text)
+        metadata = {"precision": "float32"} | json.loads(text)
         known = {"detector": str, "image_size": int, "strides": list}
         whole = all(isinstance(metadata[key], kind) for key, kind in known.items())
+        whole = whole and metadata["precision"] in get_args(Precision)
         version = metadata["version"]
     except (ValueError, KeyError, TypeError):
         whole, version = False, GRAPH_VERSION

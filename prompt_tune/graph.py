@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
+from prompt_tune.contract import GRAPH_VERSION, INPUTS, METADATA_KEY, OUTPUTS
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing
 from prompt_tune.world import World
@@ -22,13 +23,9 @@ from prompt_tune.world import World
 if TYPE_CHECKING:
     import onnx
 
-GRAPH_VERSION = 1
-METADATA_KEY = "prompt-tune"
 OPSET = 17
 MAX_PER_CLASS = 300  # detections a class and image, ultralytics' `max_det`
 DETECTION_COLUMNS = 7  # image index, x1, y1, x2, y2, score, class
-INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
-OUTPUTS = ("original_detections", "learned_detections")
 DYNAMIC_AXES = {
     "images": {0: "batch", 2: "height", 3: "width"},
     "original": {0: "n_original", 1: "n_prompts"},

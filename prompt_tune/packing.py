@@ -35,12 +35,11 @@ class Packed:
         parts = list(vocabularies.values())
         n_prompts = max((part.n_prompts for part in parts), default=1)
         calibrated = any(part.calibration is not None for part in parts)
-        nothing = np.zeros((0, n_prompts, EMBED_DIM), np.float32)
+        padded = [part.padded(n_prompts) for part in parts] or [np.zeros((0, n_prompts, EMBED_DIM), np.float32)]
         return cls(
             classes=tuple((label, name) for label, part in vocabularies.items() for name in part.names),
-            embeddings=np.concatenate(
-                [nothing, *(part.padded(n_prompts) for part in parts)]
-            ),  # (n_cls, n_prompts, 512)
+            # (n_cls, n_prompts, 512); a vocabulary alone is not copied
+            embeddings=padded[0] if len(padded) == 1 else np.concatenate(padded),
             class_ids=np.concatenate(
                 [np.zeros(0, np.int64), *(np.arange(len(part.names)) for part in parts)]
             ),  # (n_cls,)

@@ -6,19 +6,24 @@ NumPy, ONNX Runtime and Pillow only: an inference box has no torch.
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
-from prompt_tune.contract import INPUTS, OUTPUTS, read_metadata
 from prompt_tune.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
+from prompt_tune.graph_session import GraphSession
 from prompt_tune.images import Letterbox, letterbox, read_rgb
 from prompt_tune.packing import Packed
-from prompt_tune.providers import Device, open_session
+from prompt_tune.providers import Device
 from prompt_tune.vocabulary import Vocabulary, short
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
 
 IOU = 0.7  # ultralytics' default for suppression
 LEARNED = "learned"  # label of a learned vocabulary that comes without a file name
@@ -47,7 +52,8 @@ class Detector:
         """Load a bundle of `prompt-tune export`.
 
         Args:    bundle: the folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
-                 device: "cpu" or "cuda"; cuda that is not really there is an error.
+                 device: "cpu", "cuda", "tensorrt" (experimental), or "auto": CUDA where it works, else the CPU. What
+                     was asked for and is not really there is an error; `Detector.device` tells what runs.
                  learned: more learned or plain vocabularies for the same detector, as files or objects.
                  use_bundled: load the bundle's own learned vocabulary too.
                  image_size: side in pixels of the square that images are letterboxed to, a multiple of 32; None takes
@@ -63,9 +69,9 @@ class Detector:
                 raise GraphError(
                     f"`{bundle}` is not a whole bundle: it has no {name}. Make one: prompt-tune export RUN --out BUNDLE"
                 )
-        self._session = open_session(self.bundle / GRAPH_FILE, device=device, threads=threads)
-        metadata = read_metadata(self._session, self.bundle / GRAPH_FILE)
-        self.device: Device = device
+        self._session = GraphSession(self.bundle / GRAPH_FILE, device=device, threads=threads)
+        metadata = self._session.metadata
+        self.device: Device = self._session.device
         self.digest: str = metadata["detector"]
         self.image_size = metadata["image_size"] if image_size is None else image_size
         stride = max(metadata["strides"])
@@ -79,7 +85,8 @@ class Detector:
             )
         self._check_made_for_this(self._original, ORIGINAL_FILE)
         self._lock = threading.Lock()
-        self._state = _State.of(self._original, {})
+        self._nothing = self._loaded({})
+        self._state = _State({}, self._loaded({ORIGINAL: self._original}), self._nothing, {})
         for vocabulary in ([self.bundle / LEARNED_FILE] if use_bundled else []) + list(learned):
             self.load(vocabulary)
 
@@ -114,7 +121,7 @@ class Detector:
                     f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Rename the file, give "
                     "another `name`, or leave the other one out."
                 )
-            self._state = _State.of(self._original, {**loaded, label: vocabulary})
+            self._state = self._state_of({**loaded, label: vocabulary})
         return label
 
     def unload(self, name: str) -> None:
@@ -128,7 +135,7 @@ class Detector:
                 raise VocabularyError(
                     f"No learned vocabulary `{name}` is loaded. Loaded: {', '.join(loaded) or 'none'}."
                 )
-            self._state = _State.of(self._original, {label: part for label, part in loaded.items() if label != name})
+            self._state = self._state_of({label: part for label, part in loaded.items() if label != name})
 
     def detect(
         self,
@@ -161,9 +168,9 @@ class Detector:
         state = self._state
         chosen = choose_classes(state.classes, show=show, hide=hide)
         wanted = [_Wanted.of(state.original, original_conf, chosen)]
-        own = (
-            part for part in state.own if not chosen.isdisjoint(part.classes)
-        )  # a pass each: only where it is wanted
+        own = (  # a pass each: only where it is wanted
+            part for part in state.own.values() if not chosen.isdisjoint(part.packed.classes)
+        )
         wanted += [_Wanted.of(part, learned_conf, chosen) for part in (state.together, *own)]
         images = [images] if isinstance(images, (np.ndarray, str, Path)) else images
         found = []
@@ -183,7 +190,14 @@ class Detector:
                  input, score, class; learned classes count through the vocabularies of guide mode `original`.
         """
         state = self._state
-        return self._run(images, state.original, state.together, iou, original_conf, learned_conf)
+        return self._session.run(
+            self._session.upload(np.ascontiguousarray(images, np.float32)),
+            state.original.embeddings,
+            state.together.embeddings,
+            iou=iou,
+            original_conf=original_conf,
+            learned_conf=learned_conf,
+        )
 
     def _letterboxed(self, image: Image) -> tuple[np.ndarray, Letterbox]:
         """uint8 (h, w, 3) of the network's input, and where the image lies in it."""
@@ -195,39 +209,45 @@ class Detector:
         """Detections of letterboxed images: a pass for the original guide, one for each vocabulary that is its own."""
         images = np.stack([image for image, _ in pixels]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
         images = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
+        uploaded = self._session.upload(images)  # once for all passes
         original, together, *own = wanted
-        tables = list(self._run(images, original.packed, together.packed, iou, original.conf, together.conf))
-        for part in own:
-            tables.append(self._run(images, part.packed, _NOTHING, iou, part.conf, 1.0)[0])
+        passes = [(original, together.loaded, together.conf), *((part, self._nothing, 1.0) for part in own)]
+        tables: list[np.ndarray] = []
+        for guide, learned, learned_conf in passes:
+            rows, learned_rows = self._session.run(
+                uploaded,
+                guide.loaded.embeddings,
+                learned.embeddings,
+                iou=iou,
+                original_conf=guide.conf,
+                learned_conf=learned_conf,
+            )
+            tables += [rows, learned_rows] if guide is original else [rows]
         found = []
         for index, (_, placed) in enumerate(pixels):
             parts = [
-                part.packed.detections(table[table[:, 0] == index], placed, part.shown, part.limits)
+                part.loaded.packed.detections(table[table[:, 0] == index], placed, part.shown, part.limits)
                 for part, table in zip(wanted, tables, strict=True)
             ]
             found.append(concatenate(parts, placed.size_wh))
         return found
 
-    def _run(
-        self,
-        images: np.ndarray,
-        original: Packed,
-        learned: Packed,
-        iou: float,
-        original_conf: float,
-        learned_conf: float,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One call of the graph: two float32 (n, 7)."""
-        numbers = (np.array([value], np.float32) for value in (iou, original_conf, learned_conf))
-        feed = dict(zip(INPUTS, (images, original.embeddings, learned.embeddings, *numbers), strict=True))
-        try:
-            original_rows, learned_rows = self._session.run(list(OUTPUTS), feed)
-        except Exception as error:  # the classes of ONNX Runtime's errors share no base but Exception
-            reason = str(error).strip().split("\n")[0]
-            raise GraphError(
-                f"ONNX Runtime failed on images {images.shape} ({reason:.200}). Try a smaller batch or image size."
-            ) from error
-        return original_rows, learned_rows
+    def _loaded(self, vocabularies: Mapping[str, Vocabulary]) -> "_Loaded":
+        """Packs vocabularies and brings their embeddings to where the graph computes."""
+        packed = Packed.of(vocabularies)
+        return _Loaded(packed, self._session.upload(packed.embeddings))
+
+    def _state_of(self, learned: dict[str, Vocabulary]) -> "_State":
+        """What follows the present state; packs and uploads only what is new in it."""
+        before = self._state
+        together = {label: part for label, part in learned.items() if part.guide_mode == "original"}
+        own = {label: part for label, part in learned.items() if part.guide_mode == "own"}
+        return _State(
+            learned,
+            before.original,
+            self._loaded(together) if together else self._nothing,
+            {label: before.own.get(label) or self._loaded({label: part}) for label, part in own.items()},
+        )
 
     def _check_made_for_this(self, vocabulary: Vocabulary, place: str) -> None:
         """Refuses a vocabulary that was made for another detector, text tower or guide."""
@@ -245,43 +265,44 @@ class Detector:
 
 
 @dataclass(frozen=True, eq=False)
+class _Loaded:
+    """Vocabularies that go into the graph as one, and their embeddings on its device: uploaded once, not an image."""
+
+    packed: Packed
+    embeddings: "OrtValue"
+
+
+@dataclass(frozen=True, eq=False)
 class _State:
     """What is loaded, as one immutable value: threads swap it whole."""
 
     learned: Mapping[str, Vocabulary]
-    classes: tuple[ClassKey, ...]
-    original: Packed
-    together: Packed  # all of guide mode `original`: they go in as one
-    own: tuple[Packed, ...]  # each needs a pass of its own
+    original: _Loaded
+    together: _Loaded  # all of guide mode `original`: they go in as one
+    own: Mapping[str, _Loaded]  # by label; each needs a pass of its own
 
-    @classmethod
-    def of(cls, original: Vocabulary, learned: dict[str, Vocabulary]) -> "_State":
-        """Packs the vocabularies for the graph."""
-        first = Packed.of({ORIGINAL: original})
-        together = Packed.of({label: part for label, part in learned.items() if part.guide_mode == "original"})
-        own = tuple(Packed.of({label: part}) for label, part in learned.items() if part.guide_mode == "own")
-        classes = tuple(key for part in (first, together, *own) for key in part.classes)
-        return cls(MappingProxyType(learned), classes, first, together, own)
+    @cached_property
+    def classes(self) -> tuple[ClassKey, ...]:
+        """Of all, in the order of detections."""
+        return tuple(key for part in (self.original, self.together, *self.own.values()) for key in part.packed.classes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
     """What a call of `detect` wants of some vocabularies; see `Packed`."""
 
-    packed: Packed
+    loaded: _Loaded
     shown: np.ndarray
     limits: np.ndarray
     conf: float
 
     @classmethod
-    def of(cls, packed: Packed, conf: float | None, chosen: frozenset[ClassKey]) -> "_Wanted":
+    def of(cls, loaded: _Loaded, conf: float | None, chosen: frozenset[ClassKey]) -> "_Wanted":
         """From the caller's threshold and the classes that are shown."""
+        packed = loaded.packed
         shown = np.array([key in chosen for key in packed.classes], dtype=bool)
         limits = packed.limits(conf)
-        return cls(packed, shown, limits, packed.graph_conf(shown, limits))
-
-
-_NOTHING = Packed.of({})
+        return cls(loaded, shown, limits, packed.graph_conf(shown, limits))
 
 
 def _free_label(taken: Mapping[str, Vocabulary]) -> str:

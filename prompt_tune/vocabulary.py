@@ -188,6 +188,8 @@ class Vocabulary:
         """
         if n_prompts < self.n_prompts:
             raise VocabularyError(f"`n_prompts` must be at least {self.n_prompts}. Received: {n_prompts}.")
+        if n_prompts == self.n_prompts:
+            return self.embeddings
         return self.embeddings[:, np.arange(n_prompts) % self.n_prompts]  # (n_cls, n_prompts, 512)
 
     def _set(self, name: str, value: object) -> None:
@@ -293,15 +295,17 @@ def _checked_embeddings(value: npt.ArrayLike, names: Sequence[str]) -> FloatArra
     if shape[0] * shape[1] > MAX_ROWS:
         raise VocabularyError(f"A vocabulary has at most {MAX_ROWS} prompts in all. Received: {shape[0]} x {shape[1]}.")
     embeddings = _array(embeddings, "embeddings")  # copied once it is known to be within the limit
-    for name, rows in zip(names, embeddings, strict=True):
-        norms = np.linalg.norm(rows.astype(np.float64), axis=-1)  # (n_prompts,)
-        if not np.isfinite(norms).all():
+    # float64 sums, without a float64 copy of what may be 2 GiB
+    norms = np.sqrt(np.einsum("cpd,cpd->cp", embeddings, embeddings, dtype=np.float64))  # (n_cls, n_prompts)
+    if not (unit := np.abs(norms - 1) <= UNIT_TOLERANCE).all():  # never where a number is not finite
+        first = int(np.argmin(unit.all(axis=1)))
+        name, bad = names[first], norms[first]
+        if not np.isfinite(bad).all():
             raise VocabularyError(f"`embeddings` must be finite; those of {name!r} are not. Build them again.")
-        if (np.abs(norms - 1) > UNIT_TOLERANCE).any():
-            raise VocabularyError(
-                f"`embeddings` must have unit L2 norm (within {UNIT_TOLERANCE}); those of {name!r} have "
-                f"{_extent(norms)}. Divide each row by its norm."
-            )
+        raise VocabularyError(
+            f"`embeddings` must have unit L2 norm (within {UNIT_TOLERANCE}); those of {name!r} have "
+            f"{_extent(bad)}. Divide each row by its norm."
+        )
     return embeddings
 
 

@@ -11,6 +11,7 @@ from vocabularies import unit_rows
 import prompt_tune
 from prompt_tune import graph
 from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.contract import GRAPH_VERSION
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
 
@@ -35,7 +36,7 @@ def make_bundle(folder: Path, *, leaky: bool = False) -> Path:
     module = (LeakyGraph if leaky else graph.DetectorGraph)(world)
     graph._trace(module, folder / GRAPH_FILE, graph.OPSET)
     metadata = {
-        "version": graph.GRAPH_VERSION,
+        "version": GRAPH_VERSION,
         "detector": world.digest,
         "embed_dim": world.embed_dim,
         "image_size": SIZE,

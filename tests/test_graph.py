@@ -11,17 +11,9 @@ import onnxruntime
 import pytest
 import torch
 
+from prompt_tune.contract import INPUTS, OUTPUTS
 from prompt_tune.errors import GraphError
-from prompt_tune.graph import (
-    CHECKED_SHAPES,
-    INPUTS,
-    MAX_PER_CLASS,
-    OUTPUTS,
-    TRACED_SHAPE,
-    check_graph,
-    export_graph,
-    suppress,
-)
+from prompt_tune.graph import CHECKED_SHAPES, MAX_PER_CLASS, TRACED_SHAPE, check_graph, export_graph, suppress
 from prompt_tune.world import World
 
 Array = npt.NDArray[np.float32]
