@@ -1,11 +1,15 @@
 """The settings of a fit, in one place: the command line reads its defaults and its help from here."""
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from prompt_tune.errors import RunError
+from prompt_tune.vocabulary import GuideMode
 
 TINY_IMAGE_SIZE, IMAGE_SIZE = 256, 640  # px: what `tiny`, and what YOLO-World's checkpoints were trained at
+
+
+TokenPosition = Literal["end", "middle", "front"]  # of the class name: behind, within, or before the context
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,17 @@ class FitConfig:
 
     context_length: int = setting(4, "Context vectors in front of each name; 1 to 8 do alike when class-specific.")
     class_specific: bool = setting(True, "Own context for every class, or one that all classes share.")
+    token_position: TokenPosition = setting("end", "Where the class name stands: behind, within or before the context.")
+    prompts_per_class: int = setting(
+        1, "Prompts learned side by side for each name and synonym; the best one counts. Class-specific context only."
+    )
     initial_words: str = setting("", "Words that the context starts from, as many tokens as it is long; empty: random.")
+    teacher_weight: float = setting(
+        0.0, "Weight of the distance to what hand-written prompts give: more keeps the meaning of a known name."
+    )
+    guide: GuideMode = setting(
+        "original", "What steers the neck: the original vocabulary, or in a pass of their own the learned classes."
+    )
     epochs: int = setting(30, "Passes over the cached training images.")
     learning_rate: float = setting(0.02, "Peak of AdamW's learning rate: one epoch of warm-up, then a cosine.")
     batch: int = setting(16, "Training images in an update.")
@@ -45,16 +59,37 @@ class FitConfig:
     calibrate: bool = setting(
         False, "Fit a scale and shift of each class's logit, so that a score says how often a detection is right."
     )
+    freeze_old: bool = setting(
+        False, "With --from: classes that were learned before keep their context; only new ones are trained."
+    )
     seed: int = setting(0, "Seed of held-out images, initial context, order, views and random anchors.")
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        lowest = {"context_length": 1, "epochs": 1, "batch": 1, "views": 1, "image_size": 0, "seed": 0}
+        lowest = {
+            "context_length": 1,
+            "prompts_per_class": 1,
+            "epochs": 1,
+            "batch": 1,
+            "views": 1,
+            "image_size": 0,
+            "seed": 0,
+        }
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise RunError(f"`{name}` must be at least {least}. Received: {getattr(self, name)}.")
         if not 0 < self.learning_rate < 10:
             raise RunError(f"`learning_rate` must be above 0 and below 10. Received: {self.learning_rate}.")
+        for name, allowed in (("token_position", get_args(TokenPosition)), ("guide", get_args(GuideMode))):
+            if getattr(self, name) not in allowed:
+                raise RunError(f"`{name}` must be one of {', '.join(allowed)}. Received: {getattr(self, name)!r}.")
+        if self.prompts_per_class > 1 and not self.class_specific:
+            raise RunError(
+                "Several prompts a class need class-specific context, since shared context is one for all. Received: "
+                f"`prompts_per_class` {self.prompts_per_class}. Leave --prompts-per-class or --shared-context out."
+            )
+        if not 0 <= self.teacher_weight < float("inf"):
+            raise RunError(f"`teacher_weight` must be a number from 0 on. Received: {self.teacher_weight}.")
         if not 0 <= self.precision <= 1:
             raise RunError(f"`precision` must be from 0 to 1. Received: {self.precision}.")
         if self.image_size % 32:

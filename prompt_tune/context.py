@@ -1,17 +1,17 @@
 """Learned prompts (CoOp, arXiv 2109.01134): context vectors beside the class names, in the text tower's token space."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prompt_tune.config import TokenPosition
 from prompt_tune.errors import VocabularyError
 from prompt_tune.names import check_names
 from prompt_tune.text import TextTower
 
-TokenPosition = Literal["end", "middle", "front"]  # of the class name: behind, within, or before the context
 SPREAD = 0.5  # of the tower's own token vectors' width: how far several prompts start from the same words
 
 

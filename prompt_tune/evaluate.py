@@ -1,6 +1,6 @@
 """COCO metrics of detections, and detections from scores: what `fit`, the pretraining and `demo` measure with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from prompt_tune.coco import METRIC_CONF as METRIC_CONF
 from prompt_tune.coco import Found, Truth, coco_evaluation
 from prompt_tune.loss import region_logits
-from prompt_tune.regions import RegionCache
+from prompt_tune.regions import Regions
 from prompt_tune.world import World
 
 MAX_DETECTIONS = 300  # a class and image, in suppression; as in the ONNX graph
@@ -65,34 +65,26 @@ def average_precision(truths: Sequence[Truth], founds: Sequence[Found], n_cls: i
     return Precision(metrics.ap, metrics.ap50, evaluation.curves.mean(1))
 
 
-def measure(
-    world: World, embeddings: np.ndarray, cache: RegionCache, anchors: tuple[Tensor, Tensor, Tensor]
-) -> Precision:
-    """AP of classes on cached images; see `detect_cached`."""
-    return average_precision(*detect_cached(world, embeddings, cache, anchors, conf=SELECTION_CONF), len(embeddings))
-
-
 @torch.no_grad()
-def detect_cached(
+def detect_regions(
     world: World,
     embeddings: np.ndarray,
-    cache: RegionCache,
+    images: Iterable[Regions],
     anchors: tuple[Tensor, Tensor, Tensor],
     *,
     conf: float = METRIC_CONF,
 ) -> tuple[list[Truth], list[Found]]:
-    """Labels and detections of cached images with all their anchors, in pixels of the network's input.
+    """Labels and detections of images from all their regions, in pixels of the network's input.
 
     As the runtime does, boxes are cut at the edges of the photo once suppression is done.
 
-    Args:    embeddings: (n_cls, n_prompts, 512) float32. cache: of `cache_regions` without a budget.
-             anchors: from `World.anchors`, for the cached input size. conf: scores at or below it are dropped.
+    Args:    embeddings: (n_cls, n_prompts, 512) float32. images: each with all its anchors.
+             anchors: from `World.anchors`, for the input size. conf: scores at or below it are dropped.
     """
     rows = torch.from_numpy(embeddings).to(world.device)
     level = anchors[2]
     truths, founds = [], []
-    for i in range(len(cache.files)):
-        regions = cache.load(i)
+    for regions in images:
         scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
         found = suppress(regions.boxes_xyxy.to(world.device), scores, conf=conf)
         founds.append(_cut(found, regions.frame_xyxy.numpy()))

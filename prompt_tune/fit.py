@@ -7,36 +7,36 @@ what is left to train is `ctx` (CoOp, arXiv 2109.01134) through the frozen text 
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from prompt_tune import __version__
 from prompt_tune.build import default_tower, original_vocabulary
+from prompt_tune.caching import Caching, Report
 from prompt_tune.calibration import apply_calibration, draw_reliability, fit_calibration
-from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig, RegionBudget
+from prompt_tune.coco import Found
+from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
 from prompt_tune.context import PromptContext
-from prompt_tune.datasets import DataSet, Sample, Split, read_dataset
+from prompt_tune.continuation import Earlier
+from prompt_tune.datasets import Split, read_dataset
 from prompt_tune.device import check_device
-from prompt_tune.errors import DataError, RunError
-from prompt_tune.evaluate import detect_cached
+from prompt_tune.errors import RunError
 from prompt_tune.fit_report import write_fit_report
 from prompt_tune.metrics import match_classes
 from prompt_tune.prompts_file import save_context
-from prompt_tune.regions import RegionCache, cache_regions
-from prompt_tune.run import RunFolder
+from prompt_tune.replay import ReplaySource, choose_replay
+from prompt_tune.run import CACHE_FOLDER, RunFolder
+from prompt_tune.teacher import template_embeddings
 from prompt_tune.text import TextTower
 from prompt_tune.thresholds import choose_thresholds
 from prompt_tune.trainer import Trainer
-from prompt_tune.vocabulary import Vocabulary
+from prompt_tune.vocabulary import Vocabulary, guide_digest
 from prompt_tune.world import TINY, World
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[str, int, int, str], None]  # stage, done, total, note: what a progress bar shows
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def fit(
     original: str | Path | None = None,
     text_tower: str | None = None,
     classes: Sequence[tuple[str, ...]] | None = None,
+    replay: Sequence[ReplaySource] = (),
+    from_run: str | Path | None = None,
     cache: str | Path | None = None,
     resume: bool = False,
     device: str = "cpu",
@@ -74,8 +76,10 @@ def fit(
     Args:    model: what `World.load` takes. data: what `read_dataset` takes. out: the run folder to write.
              config: the settings. original: what guides the neck; see `build.original_vocabulary`.
              text_tower: what `TextTower.load` takes; None is the model's own. classes: (name, synonym, ...) for each
-             class of the data set, in its order; None takes the data set's names. cache: folder of the region cache,
-             None is `out`/regions. resume: go on with what is in `out`. device: a torch device.
+             class of the data set, in its order; None takes the data set's names. replay: images without the new
+             objects, mixed in. from_run: an earlier run to go on from: its context is the start, its original
+             vocabulary the guide, and its classes that are not in the data set are carried over. cache: folder of the
+             region cache, None is `out`/regions. resume: go on with what is in `out`. device: a torch device.
              report: called as the work goes on. KeyboardInterrupt, by it or by the user, ends the training; what was
              learned until then is kept.
     Returns: the best epoch, by AP on the validation images.
@@ -86,20 +90,29 @@ def fit(
     check_device(device)
     world = World.load(model, device=device)
     tower = TextTower.load(text_tower or default_tower(model), device=device)
+    earlier = None if from_run is None else Earlier.load(Path(from_run), tower)
+    if earlier is not None:
+        config, original = earlier.settings(config), original or earlier.run.original
     vocabulary = original_vocabulary(world, tower, original)
+    if earlier is not None:
+        earlier.check(world.digest, vocabulary.digest)
     names = None if classes is None else [prompts[0] for prompts in classes]
     dataset = read_dataset(data, seed=config.seed, names=names)
+    classes = classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
     if not config.image_size:
         config = replace(config, image_size=TINY_IMAGE_SIZE if str(model) == TINY else IMAGE_SIZE)
+    background = choose_replay(replay, classes, len(dataset.train.samples), config.seed) if replay else Split(())
     context = PromptContext(
         tower,
-        classes or [(name,) for name in dataset.names],
+        classes,
         n_ctx=config.context_length,
         class_specific=config.class_specific,
+        token_position=config.token_position,
+        prompts_per_class=config.prompts_per_class,
         initial_words=config.initial_words,
         seed=config.seed,
     )
-    digests = {"detector": world.digest, "text_tower": tower.digest, "guide": vocabulary.digest}
+    frozen = _adopt(context, earlier, config)
     run = RunFolder(Path(out))
     run.open(
         {
@@ -107,9 +120,11 @@ def fit(
             "model": _whole_path(model),
             "text_tower": tower.spec,
             "data": _whole_path(data),
-            "labels": _label_digest(dataset),
+            "replay": [[_whole_path(source.place), source.ratio] for source in replay],
+            "from": earlier and hashlib.sha256(earlier.run.prompts.read_bytes()).hexdigest(),
+            "labels": _label_digest(dataset.train, dataset.val, background),
             "classes": [list(prompts) for prompts in context.classes],
-            "digests": digests,
+            "digests": {"detector": world.digest, "text_tower": tower.digest, "guide": vocabulary.digest},
             "prompt_tune": __version__,
             "image_size": config.image_size,
             "settings": config.as_json(),
@@ -117,17 +132,21 @@ def fit(
         resume=resume,
     )
     vocabulary.save(run.original)
-    guide = torch.tensor(vocabulary.embeddings, device=world.device).flatten(0, 1)  # (n_cls * n_prompts, 512)
-    seconds = {"cache": time.perf_counter()}
-    folder = Path(cache) if cache else run.folder / "regions"
-    train, val = _cache_splits(world, guide, dataset, folder, config, report)
-    seconds["cache"] = time.perf_counter() - seconds["cache"]
+    caching = Caching(world, vocabulary, Path(cache) if cache else run.folder / CACHE_FOLDER, config, report)
+    started = time.perf_counter()
+    task = caching.task(dataset, background)
+    seconds = {"cache": time.perf_counter() - started}
 
     started = time.perf_counter()
-    trainer = Trainer(world, context, train, val, config)
+    teacher = None
+    if config.teacher_weight:
+        teacher = torch.from_numpy(template_embeddings(tower, context.texts)).to(world.device)
+    trainer = Trainer(task, context, config, teacher=teacher, frozen=frozen)
     _train(run, trainer, report, resume=resume)
     seconds["train"] = time.perf_counter() - started
-    _write_result(run, trainer, vocabulary, dataset.val.samples, config)
+    images = {"train_images": len(task.train.files) - len(background.samples), "replay_images": len(background.samples)}
+    founds = _write_result(run, trainer, vocabulary, images, earlier)
+    write_fit_report(run, world, context, caching.seen(task, dataset.val), dataset.val.samples, founds)
     return FitResult(
         run.folder,
         trainer.best_epoch,
@@ -136,6 +155,33 @@ def fit(
         finished=trainer.epoch == config.epochs,
         seconds=seconds,
     )
+
+
+def _alone(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Classes without synonyms."""
+    return [(name,) for name in names]
+
+
+def _adopt(context: PromptContext, earlier: Earlier | None, config: FitConfig) -> list[bool]:
+    """Start from an earlier context. Returns, for each class, whether it stays as it is.
+
+    Raises:  RunError: nothing would be left to learn, or there is nothing to freeze.
+    """
+    if earlier is None:
+        if config.freeze_old:
+            raise RunError("`freeze_old` keeps the context of an earlier run, and none is given. Name it with --from.")
+        return []
+    known = context.adopt(earlier.context)
+    if not config.freeze_old:
+        return []
+    if not context.class_specific:
+        raise RunError(f"The context of {earlier.run.folder} is shared by all classes: part of it cannot be frozen.")
+    if all(known):
+        raise RunError(
+            f"All classes of the data set are in {earlier.run.folder}: with `freeze_old` nothing is left to learn. "
+            "Leave --freeze-old out to go on with them."
+        )
+    return known
 
 
 def _train(run: RunFolder, trainer: Trainer, report: Report, *, resume: bool) -> None:
@@ -165,10 +211,10 @@ def _whole_path(place: str | Path) -> str:
     return str(Path(place).resolve()) if str(place) != TINY and Path(place).exists() else str(place)
 
 
-def _label_digest(dataset: DataSet) -> str:
+def _label_digest(*splits: Split) -> str:
     """SHA-256 (hex) of images and labels by name: a run is not resumed on a data set that was edited meanwhile."""
     digest = hashlib.sha256()
-    for split in (dataset.train, dataset.val):
+    for split in splits:
         for sample in split.samples:
             digest.update(f"{sample.path.name} {len(sample.classes)}\n".encode())
             for part in (sample.boxes_xyxy, sample.classes, sample.ignore):
@@ -177,57 +223,32 @@ def _label_digest(dataset: DataSet) -> str:
     return digest.hexdigest()
 
 
-def _cache_splits(
-    world: World, guide: Tensor, dataset: DataSet, folder: Path, config: FitConfig, report: Report
-) -> tuple[RegionCache, RegionCache]:
-    """Cached training images (budgeted, in their views) and validation images (all anchors)."""
-
-    def run(split: Split, stage: str, views: int, budget: RegionBudget | None) -> RegionCache:
-        for cache in cache_regions(
-            world,
-            guide,
-            split.samples,
-            folder,
-            image_size=config.image_size,
-            views=views,
-            budget=budget,
-            seed=config.seed,
-        ):
-            report(stage, len(cache.files) + len(cache.skipped), len(split.samples), "")
-        if cache.skipped:
-            logger.warning("%d damaged images skipped:\n  %s", len(cache.skipped), "\n  ".join(cache.skipped))
-        return cache
-
-    train = run(dataset.train, "cache train", config.views, RegionBudget(*config.region_budget))
-    val = run(dataset.val, "cache val", 1, None)
-    if not any(len(train.load(i).label_classes) for i in range(len(train.files))):
-        raise DataError(f"No readable training image of `{dataset.source}` has a box. Replace the damaged images.")
-    return train, val
-
-
 def _write_result(
-    run: RunFolder, trainer: Trainer, original: Vocabulary, val_samples: Sequence[Sample], config: FitConfig
-) -> None:
-    """Prompts and learned vocabulary of the best epoch, with thresholds and calibration; then the pages."""
-    context = trainer.context
+    run: RunFolder, trainer: Trainer, original: Vocabulary, images: dict[str, int], earlier: Earlier | None
+) -> list[Found]:
+    """Prompts and learned vocabulary of the best epoch, with thresholds and calibration, and their pictures.
+
+    Returns: what the trained classes find in the validation images.
+    """
+    context, config = trainer.context, trainer.config
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
-    save_context(context, run.prompts)
     names, embeddings = tuple(prompts[0] for prompts in context.classes), context.embeddings()
-    detections = detect_cached(trainer.world, embeddings, trainer.val, trainer.anchors)
-    matched = match_classes(*detections, len(names))
+    truths, founds = trainer.task.detect(embeddings)
+    matched = match_classes(truths, founds, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
     final = matched if calibration is None else apply_calibration(matched, calibration)
     thresholds = choose_thresholds(names, final, precision=config.precision)
-    Vocabulary(
+    learned = Vocabulary(
         names=names,
         embeddings=embeddings,
         thresholds=thresholds.values,
         calibration=calibration,
         kind="learned",
-        detector=trainer.world.digest,
+        guide_mode=config.guide,
+        detector=trainer.task.world.digest,
         text_tower=context.tower.digest,
-        guide=original.digest,
+        guide=original.digest if config.guide == "original" else guide_digest(embeddings),
         provenance={
             "prompt_tune": __version__,
             "torch": torch.__version__.split("+")[0],
@@ -235,11 +256,16 @@ def _write_result(
             "epoch": trainer.best_epoch,
             "val_ap": round(trainer.best.ap, 6),
             "val_ap50": round(trainer.best.ap50, 6),
-            "train_images": len(trainer.train.files),
-            "val_images": len(trainer.val.files),
+            **images,
+            "val_images": len(trainer.task.val.files),
             "thresholds": thresholds.as_json(names),
         },
-    ).save(run.learned)
+    )
+    whole = context
+    if earlier is not None:
+        whole, learned = earlier.join(context, learned)
+    save_context(whole, run.prompts)
+    learned.save(run.learned)
     run.draw_curves()
     draw_reliability(run.reliability, matched, None if calibration is None else final)
-    write_fit_report(run, trainer.world, context, trainer.val, val_samples, detections[1])
+    return founds

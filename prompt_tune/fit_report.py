@@ -61,12 +61,14 @@ def write_fit_report(
 ) -> None:
     """Write `report.html` of a run folder whose other files are there.
 
-    Args: context: with the kept context vectors. val: the cached validation images with all their anchors.
+    Args: context: with the kept context vectors. val: the validation images under the original guide, all anchors.
           samples: the validation images of the data set; those that the cache had to skip are left out.
-          founds: the detections of the kept prompts on `val`, from `evaluate.detect_cached`.
+          founds: the detections of the kept prompts on them, from `Task.detect`.
     """
     config = json.loads(run.config.read_text())
     learned, original = Vocabulary.load(run.learned), Vocabulary.load(run.original)
+    if len(learned.names) > len(context.classes):  # carried over from an earlier run: these were not trained
+        learned = learned.select([names[0] for names in context.classes])
     readable = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
     seen = _look(world, learned, original, val, readable, founds, config["image_size"])
     truths = [Truth(image.labels.boxes_xyxy, image.labels.classes, image.labels.ignore) for image in seen.images]
@@ -79,7 +81,7 @@ def write_fit_report(
         sections.append(ClassSection(name, context.classes[k], ap50, threshold, result, curve(result)))
     pictured = sorted(range(len(sections)), key=lambda k: np.nan_to_num(sections[k].ap50, nan=2.0))[:PICTURED_CLASSES]
     sections, unread = _with_pictures(sections, set(pictured))
-    plain = context.tower.embed_classes(context.classes)
+    plain = context.tower.embed_classes(context.texts)
     write_fit_page(
         run.report,
         FitReport(

@@ -40,3 +40,13 @@ def class_loss(
     targets, weights = assign(logits.detach().sigmoid(), regions, points, world.strides)
     losses = F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
     return losses / targets.sum().clamp(min=1)
+
+
+def teacher_distance(embeddings: Tensor, teacher: Tensor) -> Tensor:
+    """How far learned embeddings are from those that hand-written prompts give.
+
+    Args:    embeddings, teacher: (n_cls, n_prompts, 512) float32, unit rows.
+    Returns: scalar in 0..4: the squared Euclidean distance, a mean over classes and prompts.
+    Source:  KgCoOp (arXiv 2303.13283), equation 4.
+    """
+    return (embeddings - teacher).square().sum(-1).mean()

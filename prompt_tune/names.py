@@ -71,6 +71,12 @@ def read_classes(source: str | Path) -> list[tuple[str, ...]]:
     return parse_inline(source)
 
 
+def read_templates() -> list[str]:
+    """The hand-written sentences of prompts/templates.txt, each with `{}` for the class name."""
+    file = resources.files("prompt_tune.prompts") / "templates.txt"
+    return [line for _, line in _lines(file.read_text("utf-8"))]
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse class names that a vocabulary cannot hold.
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tune.context import PromptContext, TokenPosition
+from prompt_tune.config import TokenPosition
+from prompt_tune.context import PromptContext
 from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.files import replacing
 from prompt_tune.text import TextTower

@@ -77,6 +77,13 @@ class RegionCache:
         layers = {int(name[len(BACKBONE) :]): part.float()[None] for name, part in parts.items() if BACKBONE in name}
         return layers, _regions(parts, torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
 
+    def has_object(self, image: int) -> bool:
+        """Whether a box of an image counts: it is not to be ignored.
+
+        Raises:  RunError: the file is gone or damaged.
+        """
+        return bool((self._read(image, 0)["label_ignore"] == 0).any())
+
     def _read(self, image: int, view: int) -> dict[str, Tensor]:
         """The tensors of a file."""
         from safetensors import SafetensorError

@@ -1,29 +1,43 @@
-"""The training loop: AdamW on the context vectors, an epoch at a time, over cached regions."""
+"""The training loop: AdamW on the context vectors, an epoch at a time, over cached images."""
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from prompt_tune.config import FitConfig
 from prompt_tune.context import PromptContext
-from prompt_tune.evaluate import Precision, measure
-from prompt_tune.loss import class_loss
-from prompt_tune.regions import RegionCache
+from prompt_tune.evaluate import SELECTION_CONF, Precision, average_precision
+from prompt_tune.loss import teacher_distance
 from prompt_tune.run import TrainState
-from prompt_tune.world import World
+from prompt_tune.tasks import Task
 
 
 class Trainer:
     """AdamW on `ctx`, an epoch at a time; everything that a resumed run needs is in `state`."""
 
     def __init__(
-        self, world: World, context: PromptContext, train: RegionCache, val: RegionCache, config: FitConfig
+        self,
+        task: Task,
+        context: PromptContext,
+        config: FitConfig,
+        *,
+        teacher: Tensor | None = None,
+        frozen: Sequence[bool] = (),
     ) -> None:
-        self.world, self.context, self.train, self.val, self.config = world, context, train, val, config
-        self.anchors = world.anchors(config.image_size, config.image_size)
+        """Nothing is trained yet.
+
+        Args: teacher: (n_cls, n_prompts, 512) float32, unit rows, that the embeddings are kept near to, with
+              `config.teacher_weight`. frozen: for each class, whether its context stays as it is; empty: none does.
+        """
+        self.task, self.context, self.config, self.teacher = task, context, config, teacher
+        if any(frozen):
+            moving = ~torch.tensor(frozen, device=context.ctx.device)
+            context.ctx.register_hook(lambda gradient: gradient * moving[:, None, None, None])
         self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, weight_decay=0.0)
         self.epoch, self.best_epoch = 0, 0
         self.best = Precision(-1.0, -1.0, np.zeros(0))
@@ -33,22 +47,24 @@ class Trainer:
         """Train on every cached image once, in one of its views, and measure. Returns the line for metrics.jsonl."""
         started = time.perf_counter()
         rng = np.random.default_rng([self.config.seed, 21, self.epoch])
-        order = rng.permutation(len(self.train.files))
+        order = rng.permutation(len(self.task.train.files))
         view = rng.integers(self.config.views, size=len(order))
         n_steps = math.ceil(len(order) / self.config.batch)
         total = 0.0
         for step in range(n_steps):
             chosen = order[step * self.config.batch : (step + 1) * self.config.batch]
-            regions = [self.train.load(i, view[i]) for i in chosen]
             rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = class_loss(self.world, self.context(), regions, self.anchors)
+            embeddings = self.context()
+            loss = self.task.loss(embeddings, chosen.tolist(), view[chosen].tolist())
+            if self.teacher is not None:
+                loss = loss + self.config.teacher_weight * teacher_distance(embeddings, self.teacher)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             total += loss.item() * len(chosen)
-        measured = measure(self.world, self.context.embeddings(), self.val, self.anchors)
+        measured = self._measure()
         self.epoch += 1
         if measured.ap > self.best.ap:
             self.best, self.best_epoch, self.best_ctx = measured, self.epoch, self.context.ctx.detach().clone()
@@ -60,6 +76,11 @@ class Trainer:
             "learning_rate": rate,
             "seconds": round(time.perf_counter() - started, 3),
         }
+
+    def _measure(self) -> Precision:
+        """AP of the embeddings as they are now, on the validation images."""
+        embeddings = self.context.embeddings()
+        return average_precision(*self.task.detect(embeddings, conf=SELECTION_CONF), len(embeddings))
 
     def _learning_rate(self, step: int, n_steps: int) -> float:
         """One epoch of linear warm-up, then a cosine to zero."""

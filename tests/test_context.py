@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from prompt_tune.context import PromptContext, TokenPosition
+from prompt_tune.config import TokenPosition
+from prompt_tune.context import PromptContext
 from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.prompts_file import METADATA_KEY, embed_with_prompts, load_context, save_context
 from prompt_tune.text import TextTower

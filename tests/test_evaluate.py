@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from prompt_tune import graph
 from prompt_tune.coco import Found, Truth
 from prompt_tune.datasets import Sample
-from prompt_tune.evaluate import average_precision, batches, detect_cached, suppress
+from prompt_tune.evaluate import average_precision, batches, detect_regions, suppress
 from prompt_tune.regions import cache_regions
 from prompt_tune.world import World
 
@@ -120,7 +120,7 @@ def test_detect_cached_gives_what_the_detector_finds_with_the_best_prompt_of_a_c
     sample = Sample(tmp_path / "a.png", boxes, np.array([1]), np.array([False]), (64, 64))
     *_, cache = cache_regions(world, guide, [sample], tmp_path / "cache", image_size=64)
     anchors = world.anchors(64, 64)
-    (labels,), (got,) = detect_cached(world, learned.numpy(), cache, anchors, conf=0.02)
+    (labels,), (got,) = detect_regions(world, learned.numpy(), [cache.load(0)], anchors, conf=0.02)
 
     head, corners = world.features(pixels.permute(2, 0, 1)[None].float() / 255, guide)
     logits = world.logits(head, anchors[2], *world.fold(learned.flatten(0, 1)))[0]

@@ -76,13 +76,13 @@ def test_fit_leaves_detector_and_tower_bit_equal(sample: Path, tmp_path: Path, m
     trainers: list[Trainer] = []
 
     class Kept(Trainer):
-        def __init__(self, *parts: Any) -> None:
-            super().__init__(*parts)
+        def __init__(self, *parts: Any, **options: Any) -> None:
+            super().__init__(*parts, **options)
             trainers.append(self)
 
     monkeypatch.setattr("prompt_tune.fit.Trainer", Kept)
     fit("tiny", sample / "custom" / "custom.yaml", tmp_path / "run", config=FitConfig(epochs=1))
-    world, tower = trainers[0].world, trainers[0].context.tower
+    world, tower = trainers[0].task.world, trainers[0].context.tower
     fresh_world, fresh_tower = World.load("tiny"), TextTower.load("tiny")
     after = world.model.state_dict()
     for name, tensor in fresh_world.model.state_dict().items():
