@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_tune.cli.options import DEVICE_HELP
 from prompt_tune.errors import PromptTuneError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ LABELS = {
     "--device",
     default="cpu",
     show_default=True,
-    help="Where it computes: cpu or cuda, for torch any of its devices.",
+    help=f"Where it computes. ONNX Runtime: {DEVICE_HELP} torch: any of its devices.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, complete, instead of tables.")
 @click.option(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_tune.cli.options import device_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -39,13 +41,7 @@ UNLABELLED = (
     help="A data set with labels of original classes, in any format of `fit`: their average precision on its "
     "validation images is measured before and after. Needs faster-coco-eval and PyYAML, which come with [fit].",
 )
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where ONNX Runtime computes.",
-)
+@device_option
 @click.option(
     "--report",
     "page",
