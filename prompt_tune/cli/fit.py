@@ -1,10 +1,12 @@
 """`prompt-tune fit`: learn context vectors for the classes of a data set."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from prompt_tune.config import HELP, FitConfig
+from prompt_tune.config import HELP, FitConfig, TokenPosition
+from prompt_tune.vocabulary import GuideMode
 
 _DEFAULT = FitConfig()
 
@@ -34,6 +36,22 @@ _DEFAULT = FitConfig()
     default=None,
     help="Names for the data set's classes, in its order ('lorry; truck, car'), or a file of them.",
 )
+@click.option(
+    "--replay",
+    multiple=True,
+    metavar="DATA[=RATIO]",
+    help="Images that have none of the new objects, to learn what the classes are not: a data set, a folder of images, "
+    "or a grounding set (JSON as of MDETR). RATIO images for each labelled one; default 1. Can be given several times.",
+)
+@click.option(
+    "--from",
+    "from_run",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Go on from an earlier run, with more images or more classes: its context is the start, and its classes that "
+    "are not in the data set stay as they are.",
+)
+@click.option("--freeze-old/--free-old", default=_DEFAULT.freeze_old, show_default=True, help=HELP["freeze_old"])
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option(
     "--cache",
@@ -45,7 +63,21 @@ _DEFAULT = FitConfig()
 @click.option(
     "--class-specific/--shared-context", default=_DEFAULT.class_specific, show_default=True, help=HELP["class_specific"]
 )
+@click.option(
+    "--token-position",
+    type=click.Choice(get_args(TokenPosition)),
+    default=_DEFAULT.token_position,
+    show_default=True,
+    help=HELP["token_position"],
+)
+@click.option(
+    "--prompts-per-class", default=_DEFAULT.prompts_per_class, show_default=True, help=HELP["prompts_per_class"]
+)
 @click.option("--initial-words", default=_DEFAULT.initial_words, show_default=True, help=HELP["initial_words"])
+@click.option("--teacher-weight", default=_DEFAULT.teacher_weight, show_default=True, help=HELP["teacher_weight"])
+@click.option(
+    "--guide", type=click.Choice(get_args(GuideMode)), default=_DEFAULT.guide, show_default=True, help=HELP["guide"]
+)
 @click.option("--epochs", default=_DEFAULT.epochs, show_default=True, help=HELP["epochs"])
 @click.option("--learning-rate", default=_DEFAULT.learning_rate, show_default=True, help=HELP["learning_rate"])
 @click.option("--batch", default=_DEFAULT.batch, show_default=True, help=HELP["batch"])
@@ -65,6 +97,8 @@ def command(
     original: str | None,
     text_tower: str | None,
     names: str | None,
+    replay: tuple[str, ...],
+    from_run: Path | None,
     resume: bool,
     cache: Path | None,
     device: str,
@@ -73,11 +107,12 @@ def command(
     """Learn context vectors for the classes of a data set; detector and text tower stay as they are.
 
     Writes prompts.safetensors, learned.vocab.safetensors, metrics.jsonl, curves.png and report.html to the run folder.
-    Ctrl-C keeps the best epoch so far, and --resume goes on.
+    The defaults are what the tables in the README say. Ctrl-C keeps the best epoch so far, and --resume goes on.
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.fit import fit
     from prompt_tune.names import read_classes
+    from prompt_tune.replay import parse_replay
 
     with stages() as report:
         result = fit(
@@ -88,6 +123,8 @@ def command(
             original=original,
             text_tower=text_tower,
             classes=None if names is None else read_classes(names),
+            replay=[parse_replay(text) for text in replay],
+            from_run=from_run,
             cache=cache,
             resume=resume,
             device=device,
