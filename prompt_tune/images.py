@@ -2,6 +2,7 @@
 
 import glob
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,21 +138,32 @@ def find_images(source: str | Path) -> list[Path]:
 
     Raises:  DataError: there is no such place, or no image in it.
     """
+    return find_files(source, IMAGE_SUFFIXES, "image")
+
+
+def find_files(source: str | Path, suffixes: Sequence[str], what: str) -> list[Path]:
+    """The files with one of these suffixes that a folder or a glob pattern names, sorted; or the file that it is.
+
+    Args:    source: a file, a folder (the folders in it are left out), or a glob pattern.
+             suffixes: in lower case, with the dot.
+             what: what they are, for errors.
+    Raises:  DataError: there is no such place, or no such file in it.
+    """
     place = Path(source).expanduser()
     if place.is_file():
         return [place]
     if place.is_dir():
         found = list(place.iterdir())
-        cure = f"Give a folder that holds images, or a pattern such as '{place}/**/*.jpg'."
+        cure = f"Give a folder that holds some, or a pattern such as '{place}/**/*.jpg'."
     elif glob.has_magic(str(source)):
         found = [Path(name) for name in glob.glob(str(place), recursive=True)]
         cure = "Check the pattern."
     else:
-        raise DataError(f"`{source}`: no such file or folder. Give an image, a folder of images, or a glob pattern.")
-    images = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not images:
-        raise DataError(f"`{source}` has no image ({' '.join(IMAGE_SUFFIXES)}). {cure}")
-    return images
+        raise DataError(f"`{source}`: no such file or folder. Give an {what}, a folder of them, or a glob pattern.")
+    files = sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
+    if not files:
+        raise DataError(f"`{source}` has no {what} ({' '.join(suffixes)}). {cure}")
+    return files
 
 
 def _orientation(image: Image.Image) -> int:

@@ -186,7 +186,7 @@ def test_out_that_cannot_be_written_is_one_line(bundle: Path, photos: Path, tmp_
     (tmp_path / "file").write_text("mine")
     done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "file" / "out", "--threads", 1)
     assert done.status == 1
-    assert done.err.splitlines()[-1].startswith(f"Error: Cannot write `{tmp_path / 'file' / 'out' / 'a.png'}`")
+    assert done.err.splitlines()[-1].startswith(f"Error: Cannot write `{tmp_path / 'file' / 'out' / 'detections.json'}`")
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -11,7 +11,18 @@ from small_bundle import photo, small_bundle
 
 from prompt_tune.world import World
 
-HEAVY = ("torch", "torchvision", "ultralytics", "open_clip", "onnx", "matplotlib", "cv2", "yaml", "faster_coco_eval")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "ultralytics",
+    "open_clip",
+    "onnx",
+    "matplotlib",
+    "cv2",
+    "yaml",
+    "av",
+    "faster_coco_eval",
+)
 BLOCKED = f"""
 import importlib.abc
 import sys
@@ -44,6 +55,10 @@ def test_heavy_modules_are_really_blocked(module: str) -> None:
         "prompt_tune.runtime",
         "prompt_tune.vocabulary",
         "prompt_tune.annotations",
+        "prompt_tune.sources",
+        "prompt_tune.video",
+        "prompt_tune.sinks",
+        "prompt_tune.label_sinks",
         "prompt_tune.draw",
         "prompt_tune.images",
         "prompt_tune.names",

@@ -1,0 +1,198 @@
+"""Videos, cameras and network streams as RGB frames, read with PyAV (FFmpeg), the extra `video`."""
+
+import sys
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+
+from prompt_tune.errors import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+MICROSECONDS = 1_000_000  # a second, in which FFmpeg states how long a file is
+_STREAM_OPTIONS = {"rtsp_transport": "tcp"}  # UDP loses packets in silence, and the picture smears
+_CURE = "Check it with a player."
+
+
+class Video:
+    """An open video. Damaged parts are counted and left out; the rest of it goes on.
+
+    live: it has no length: a camera or a stream. total: how many frames will come, a close estimate; None where nothing
+    tells. broken: why it ended before its time. shown: what to call it.
+    """
+
+    def __init__(self, container: "InputContainer", shown: str, *, every: int, timeout: float | None = None) -> None:
+        self.shown = shown
+        self.live = timeout is not None and container.duration is None
+        self.broken: str | None = None
+        self._container, self._every, self._timeout = container, every, timeout
+        self._decoded, self._damaged, self._first_damage = 0, 0, ""
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"  # decodes on several cores
+        count = stream.frames
+        if not count and container.duration and stream.average_rate:
+            count = round(container.duration / MICROSECONDS * float(stream.average_rate))
+        self.total = -(-count // every) if count and not self.live else None
+
+    @property
+    def damage(self) -> str | None:
+        """One line about the parts that could not be decoded, or None."""
+        if not self._damaged:
+            return None
+        return f"`{self.shown}`: damaged in {self._damaged} places, which are left out; the first {self._first_damage}."
+
+    def frames(self) -> Generator[tuple[int, np.ndarray, float | None], None, None]:
+        """Every `every`-th frame; closes the video in the end.
+
+        Returns: number of the frame, from 0; uint8 (h, w, 3) RGB, upright; seconds since the first frame: of a live one
+            by this machine's clock, since many cameras' clocks are wrong.
+        """
+        start: float | None = None
+        with self._container:
+            for frame in self._frames():
+                index = self._decoded
+                self._decoded += 1
+                if index % self._every == 0:
+                    now = time.monotonic() if self.live else frame.time
+                    start = now if start is None else start
+                    yield index, _upright(frame), None if now is None or start is None else now - start
+        if not self._decoded and not self.broken:
+            self.broken = f"`{self.shown}` has no frame that can be decoded. {_CURE}"
+
+    def _frames(self) -> Iterator["VideoFrame"]:
+        from av.error import FFmpegError
+
+        started = time.monotonic()
+        try:
+            for packet in self._container.demux(self._container.streams.video[0]):
+                try:
+                    decoded = packet.decode()
+                except FFmpegError as error:
+                    self._count_damage(_reason(error))
+                    continue
+                for frame in decoded:
+                    if frame.is_corrupt:
+                        self._count_damage("a picture with errors")
+                    else:
+                        yield frame
+                started = time.monotonic()
+        except FFmpegError as error:
+            reason = _silence(self._timeout, started) or _reason(error)
+            self.broken = f"`{self.shown}` broke off after {self._decoded} frames: {reason}. {_CURE}"
+
+    def _count_damage(self, reason: str) -> None:
+        self._first_damage = self._first_damage or f"after {self._decoded} frames ({reason})"
+        self._damaged += 1
+
+
+def open_file(path: Path, *, every: int = 1) -> Video:
+    """A video file. Raises: DataError: it cannot be opened, has no pictures, or PyAV is missing."""
+    return Video(_open(str(path), str(path)), str(path), every=every)
+
+
+def count_frames(path: Path, *, every: int = 1) -> int | None:
+    """Frames of a video file by its header, None where it does not say; 0 for a file that cannot be opened."""
+    try:
+        with _open(str(path), str(path)) as container:
+            return Video(container, str(path), every=every).total
+    except DataError:
+        return 0
+
+
+def open_address(address: str, *, timeout: float, every: int = 1) -> Video:
+    """A network stream, or a video on a server.
+
+    Args:    address: rtsp://, http://, or another that FFmpeg reads. User, password and query are never shown.
+             timeout: seconds after which an address that sends nothing is an error.
+    Raises:  DataError: as of `open_file`.
+    """
+    parts = urlsplit(address)
+    shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    options = dict(_STREAM_OPTIONS) if parts.scheme.startswith("rtsp") else {}
+    return Video(_open(address, shown, timeout, options), shown, every=every, timeout=timeout)
+
+
+def open_camera(number: int, *, timeout: float, every: int = 1) -> Video:
+    """A camera of this machine, through the system's own interface (V4L2, AVFoundation, DirectShow).
+
+    Raises: DataError: there is no such camera, it cannot be opened, or PyAV is missing.
+    """
+    shown = f"camera {number}"
+    options: dict[str, str] = {}
+    if sys.platform.startswith("linux"):
+        there = sorted(int(path.name[5:]) for path in Path("/dev").glob("video*") if path.name[5:].isdecimal())
+        names = [f"/dev/video{index}" for index in there]
+        address, known, interface = f"/dev/video{number}", number in there, "v4l2"
+    elif sys.platform == "darwin":  # without a rate it asks for 29.97, which many cameras refuse
+        address, known, options, interface, names = str(number), True, {"framerate": "30"}, "avfoundation", []
+    else:
+        av = require_av(f"`{shown}` is a camera")
+        names = [device.name for device in av.enumerate_input_devices("dshow") if "video" in device.media_types]
+        known, interface = number < len(names), "dshow"
+        address = f"video={names[number]}" if known else ""
+    if not known:
+        raise DataError(f"`{shown}`: no such camera. Cameras here: {', '.join(names) or 'none'}.")
+    return Video(_open(address, shown, timeout, options, interface), shown, every=every, timeout=timeout)
+
+
+def require_av(what: str, otherwise: str = "") -> ModuleType:
+    """PyAV.
+
+    Args:   what: what needs it, the beginning of the error.
+            otherwise: a cure without it.
+    Raises: DataError: it is not installed.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        cure = f"pip install 'prompt-tune[video]'. {otherwise}".rstrip()
+        raise DataError(f"{what}, and av, which reads it, is not installed: {cure}") from error
+    return av
+
+
+def _open(
+    address: str,
+    shown: str,
+    timeout: float | None = None,
+    options: dict[str, str] | None = None,
+    interface: str | None = None,
+) -> "InputContainer":
+    """An open container that has pictures."""
+    av = require_av(f"`{shown}` is a video, a camera or a stream")
+    from av.error import FFmpegError
+
+    started = time.monotonic()
+    try:
+        container: InputContainer = av.open(address, format=interface, options=options or {}, timeout=timeout)
+    except (FFmpegError, ValueError) as error:
+        reason = _silence(timeout, started) or _reason(error)
+        raise DataError(f"`{shown}` cannot be opened as a video: {reason}. {_CURE}") from error
+    if not container.streams.video:
+        container.close()
+        raise DataError(f"`{shown}` has no pictures in it. Give a video.")
+    return container
+
+
+def _upright(frame: "VideoFrame") -> np.ndarray:
+    """uint8 (h, w, 3) RGB, turned as the video says: telephones store pictures sideways."""
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _silence(timeout: float | None, started: float) -> str | None:
+    """What FFmpeg reports under many names when the time is up."""
+    is_up = timeout is not None and time.monotonic() - started >= timeout
+    return f"nothing came for {timeout:g} seconds" if is_up else None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split()).rstrip(".")
