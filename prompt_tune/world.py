@@ -1,5 +1,5 @@
-"""YOLO-World v2 (arXiv 2401.17270), frozen and split in two places: at the guide that steers the neck, and at the
-head's last 1x1 convolution, which folds with batch norm, scale, bias and class embedding into one matrix a level.
+"""YOLO-World (arXiv 2401.17270), frozen and split in two places: at the guide that steers the neck, and at the head's
+last 1x1 convolution, which folds with norm, scale, bias and class embedding into one matrix a level (`head`).
 """
 
 import hashlib
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from prompt_tune import yolo
 from prompt_tune.errors import ModelError
+from prompt_tune.head import FoldedHead
+from prompt_tune.pooling import attend_to_image
 
 EMBED_DIM = 512  # CLIP ViT-B/32's text embedding, what YOLO-World's head and neck are built for
 TINY = "tiny"
@@ -25,18 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class World:
-    """A frozen YOLO-World v2 detector.
+    """A frozen YOLO-World detector, v1 or v2.
 
     Attributes:
         model: ultralytics' `WorldModel` in eval mode, float32, no parameter requires a gradient.
         yaml: the model's YAML as a dict.
         digest: SHA-256 over the canonical YAML and the sorted float32 state dict (`detector_digest`).
         strides: pixels of the network's input an anchor stands for, a level, e.g. (8, 16, 32).
-        c3: channels of the head features.
+        c3: channels of the head features: what the last 1x1 convolution takes, in v1 one more (`FoldedHead`).
         names: the checkpoint's own class names, or None where it holds placeholders.
         class_embeddings: (n, 512) float32, unit rows, of `names`; None where the checkpoint holds noise.
-        fold_constants: what `fold` multiplies embeddings with, (n_levels, 512, c3 + 1), and adds to the bias,
-            (n_levels, 1).
+        head: the folded head.
         source_name: what `load` was given.
         device: where the parameters are.
     """
@@ -44,12 +45,12 @@ class World:
     embed_dim = EMBED_DIM
 
     def __init__(self, model: nn.Module, *, source_name: str = "model", device: str = "cpu") -> None:
-        """Freezes `model`, a YOLO-World v2.
+        """Freezes `model`, a YOLO-World.
 
         Args:    model: a `WorldModel`; it is changed in place: float32, eval mode, no gradients.
                  source_name: stands in error texts.
                  device: torch device.
-        Raises:  ModelError: the model is not a YOLO-World v2 with an unfused head.
+        Raises:  ModelError: the model is not a YOLO-World with an unfused head.
         """
         _check_model(model, source_name)
         frozen: Any = model.float().eval().requires_grad_(False).to(device)
@@ -59,12 +60,13 @@ class World:
         self.yaml: dict[str, Any] = dict(self.model.yaml)
         self._layers, self._head = frozen.model[:-1], frozen.model[-1]
         self._guided = {layer.i for layer in self._layers if isinstance(layer, _block("C2fAttn"))}
+        self._pooling = {layer.i for layer in self._layers if isinstance(layer, _block("ImagePoolingAttn"))}
         self._neck = min(self._guided)  # the first layer that text reaches
         self.strides = tuple(int(stride) for stride in self._head.stride)
         self.n_levels = len(self.strides)
-        self.c3 = int(self._head.cv3[0][-1].in_channels)
+        self.head = FoldedHead(self._head)
+        self.c3 = int(self._head.cv3[0][-1].in_channels) + (self.head.factor is not None)
         self.digest = detector_digest(self.yaml, self.model.state_dict())
-        self.fold_constants = self._fold_constants()
         self.names, self.class_embeddings = self._own_classes()
 
     @classmethod
@@ -76,7 +78,7 @@ class World:
                      (detector.yaml, detector.safetensors).
                  device: torch device.
         Returns: the frozen detector.
-        Raises:  ModelError: there is no such file, or it is not a YOLO-World v2.
+        Raises:  ModelError: there is no such file, or it is not a YOLO-World.
         """
         name = str(source)
         if name == TINY:
@@ -87,14 +89,12 @@ class World:
         path = Path(source)
         if path.is_dir():
             return cls(_load_folder(path), source_name=name, device=device)
-        if name in yolo.OFFICIAL_V1:
-            raise ModelError(f"'{name}' is a YOLO-World v1, which is not supported yet; give {yolo.OFFICIAL_V2[0]}.")
-        if not path.exists() and name in yolo.OFFICIAL_V2:
+        if not path.exists() and name in yolo.OFFICIAL:
             path = yolo.download(name)
         if not path.exists():
             raise ModelError(
                 f"There is no detector '{name}'; give 'tiny', the path of a .pt file, or one of "
-                f"{', '.join(yolo.OFFICIAL_V2)}."
+                f"{', '.join(yolo.OFFICIAL)}."
             )
         if path.suffix.lower() != ".pt":
             raise ModelError(f"'{name}' is not a checkpoint: a detector is a .pt file of ultralytics, or 'tiny'.")
@@ -156,10 +156,13 @@ class World:
         guides = guide.unsqueeze(0).expand(x.shape[0], -1, -1)  # (b, n_guide, 512)
         for layer in self._layers[self._neck :]:
             x = layer_inputs(layer, x, outputs)
-            x = layer(x, guides) if layer.i in self._guided else layer(x)
+            if layer.i in self._pooling:
+                guides = attend_to_image(layer, x, guides)  # (b, n_guide, 512), an image its own
+            else:
+                x = layer(x, guides) if layer.i in self._guided else layer(x)
             outputs.append(x if layer.i in self.model.save else None)
         levels = layer_inputs(self._head, x, outputs)
-        head_maps = [self._head.cv3[i][:-1](level) for i, level in enumerate(levels)]
+        head_maps = [self.head.features(i, self._head.cv3[i][:-1](level)) for i, level in enumerate(levels)]
         box_maps = [self._head.cv2[i](level) for i, level in enumerate(levels)]
         return head_maps, self._decode(box_maps)
 
@@ -176,16 +179,13 @@ class World:
         return points * strides[:, None], strides, level
 
     def fold(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Last 1x1 convolution, batch norm, scale, bias and class embedding as one affine map of the head features.
+        """Last 1x1 convolution, norm, scale, bias and class embedding as one affine map of the head features.
 
         Args:    embeddings: (n, 512) float32 on this detector's device; normalised here as the head does.
         Returns: weight (n_levels, n, c3) and bias (n_levels, n): logits of level l are head @ weight[l].T + bias[l].
                  Differentiable in `embeddings`.
         """
-        unit = F.normalize(embeddings, dim=-1)
-        matrix, shift = self.fold_constants
-        product = unit @ matrix  # (n_levels, n, c3 + 1)
-        return product[..., :-1], product[..., -1] + shift
+        return self.head.fold(embeddings)
 
     def logits(self, head: Tensor, level: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Class logits of head features. One call a vocabulary: then the rows of one cannot touch the bits of another.
@@ -222,24 +222,6 @@ class World:
         left_top, right_bottom = distances[..., :2], distances[..., 2:]
         boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=-1)  # (b, A, 4)
         return boxes_xyxy * strides[:, None]
-
-    def _fold_constants(self) -> tuple[Tensor, Tensor]:
-        """(n_levels, 512, c3 + 1), the last column for the bias, and (n_levels, 1): computed in float64, once.
-
-        One matrix for weight and bias: ONNX Runtime computes a product with a single column in another way, in which a
-        row's last bits depend on how many rows there are.
-        """
-        matrices, shifts = [], []
-        for branch, contrast in zip(self._head.cv3, self._head.cv4, strict=True):
-            conv, norm = branch[-1], contrast.norm
-            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-            offset = gain * (conv.bias.double() - norm.running_mean.double()) + norm.bias.double()
-            columns = torch.cat(
-                (gain[:, None] * conv.weight.double().flatten(1), offset[:, None]), dim=1
-            )  # (512, c3 + 1)
-            matrices.append(contrast.logit_scale.double().exp() * columns)
-            shifts.append(contrast.bias.double())
-        return torch.stack(matrices).float(), torch.stack(shifts).float()
 
     def _own_classes(self) -> tuple[tuple[str, ...] | None, Tensor | None]:
         """Names and unit text features that came with the checkpoint."""
@@ -314,19 +296,15 @@ def _block(name: str) -> Any:
 
 
 def _check_model(model: nn.Module, source_name: str) -> None:
-    """Refuses whatever is not a YOLO-World v2 that can be split at guide and head."""
-    cure = f"give a YOLO-World v2, such as {yolo.OFFICIAL_V2[0]}."
+    """Refuses whatever is not a YOLO-World that can be split at guide and head."""
+    cure = f"give a YOLO-World, such as {yolo.OFFICIAL[0]}."
     kind = type(model).__name__
     if not isinstance(model, yolo.quiet_import("ultralytics.nn.tasks").WorldModel):
         raise ModelError(f"'{source_name}' is no YOLO-World but a {kind}; {cure}")
     layers: Any = model.model
     if not isinstance(layers[-1], yolo.quiet_import("ultralytics.nn.modules.head").WorldDetect):
         raise ModelError(f"'{source_name}' has the head of another model, {type(layers[-1]).__name__}; {cure}")
-    if any(isinstance(layer, _block("ImagePoolingAttn")) for layer in layers) or any(
-        isinstance(contrast, _block("ContrastiveHead")) for contrast in layers[-1].cv4
-    ):
-        raise ModelError(f"'{source_name}' is a YOLO-World v1, which is not supported yet; {cure}")
-    if not all(hasattr(contrast, "norm") for contrast in layers[-1].cv4):
+    if not all(hasattr(contrast, "logit_scale") for contrast in layers[-1].cv4):
         raise ModelError(f"'{source_name}' has a fused contrastive head, which takes no new classes; give it unfused.")
     if any(branch[-1].out_channels != EMBED_DIM for branch in layers[-1].cv3):
         raise ModelError(f"'{source_name}' does not compare with {EMBED_DIM}-d class embeddings; {cure}")

@@ -20,8 +20,7 @@ from torch import nn
 
 from prompt_tune.errors import ModelError
 
-OFFICIAL_V2 = tuple(f"yolov8{scale}-worldv2.pt" for scale in "smlx")
-OFFICIAL_V1 = tuple(f"yolov8{scale}-world.pt" for scale in "smlx")
+OFFICIAL = tuple(f"yolov8{scale}-world{version}.pt" for version in ("v2", "") for scale in "smlx")
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # as in ultralytics' downloads.py
 PROBE_SECONDS = 5.0  # ultralytics itself waits 30 s for a connection, four times
 
@@ -57,7 +56,7 @@ def load_checkpoint(path: Path) -> nn.Module:
     except Exception as error:  # unpickling a foreign file can raise anything
         raise ModelError(
             f"'{path}' is not a checkpoint that ultralytics can load ({type(error).__name__}); "
-            f"give the .pt of a YOLO-World v2, such as {OFFICIAL_V2[0]}."
+            f"give the .pt of a YOLO-World, such as {OFFICIAL[0]}."
         ) from error
     return model
 
@@ -79,7 +78,7 @@ def build_world(yaml: dict[str, Any]) -> nn.Module:
 def download(name: str) -> Path:
     """An official checkpoint, fetched as ultralytics does: from its release, into the current folder.
 
-    Args:    name: one of `OFFICIAL_V2`.
+    Args:    name: one of `OFFICIAL`.
     Returns: path of the file; one that is there already is not fetched again.
     Raises:  ModelError: there is no network, or the download failed.
     """

@@ -4,7 +4,7 @@
 features, and batch-norm statistics under which scores and boxes vary and the guide matters.
 `world`: that checkpoint loaded, for tests that leave it as it is.
 `text_tower`: folder of a small random text tower in open_clip's format.
-`make_checkpoint(path, scale="n", seed=0)`: writes another one and returns its path.
+`make_checkpoint(path, scale="n", seed=0, version="v2")`: writes another one and returns its path; version "" is v1.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ MakeCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_checkpoint() -> MakeCheckpoint:
-    """Writes a random YOLO-World v2 checkpoint and returns its path."""
+    """Writes a random YOLO-World checkpoint and returns its path."""
     return _make_checkpoint
 
 
@@ -48,7 +48,7 @@ def text_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _make_checkpoint(path: Path, *, scale: str = "n", seed: int = 0) -> Path:
+def _make_checkpoint(path: Path, *, scale: str = "n", seed: int = 0, version: str = "v2") -> Path:
     import torch
     from torch import nn
 
@@ -57,7 +57,7 @@ def _make_checkpoint(path: Path, *, scale: str = "n", seed: int = 0) -> Path:
     tasks = yolo.quiet_import("ultralytics.nn.tasks")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = tasks.WorldModel(f"yolov8{scale}-worldv2.yaml", ch=3, nc=80, verbose=False)
+        model = tasks.WorldModel(f"yolov8{scale}-world{version}.yaml", ch=3, nc=80, verbose=False)
         text = torch.nn.functional.normalize(torch.randn(80, 512), dim=1)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -71,7 +71,7 @@ def _make_checkpoint(path: Path, *, scale: str = "n", seed: int = 0) -> Path:
             branch[-1].bias.copy_(-0.4 * torch.arange(16.0).repeat(4))  # boxes of a few cells
         for contrast in head.cv4:
             contrast.bias.fill_(-4.0)
-            contrast.logit_scale.fill_(0.7)
+            contrast.logit_scale.fill_(0.7 if version else 3.0)  # v1 compares unit vectors
         model.train()
         for _ in range(3):
             smooth = nn.functional.interpolate(torch.rand(2, 3, 9, 9), size=(128, 128), mode="bilinear")

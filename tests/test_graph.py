@@ -234,7 +234,7 @@ def test_suppression_node_of_equal_scores_keeps_the_order_of_torch(tmp_path: Pat
 def test_check_of_a_graph_with_another_weight_fails(graph: Path, world: World, tmp_path: Path) -> None:
     check_graph(world, graph)
     model = onnx.load(graph)
-    weight = next(i for i in model.graph.initializer if i.name == "fold_0")
+    weight = next(i for i in model.graph.initializer if i.name == "head.matrix")
     weight.raw_data = (onnx.numpy_helper.to_array(weight) * np.float32(1.05)).tobytes()
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(GraphError, match="original scores differ from torch's on input"):

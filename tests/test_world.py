@@ -220,11 +220,6 @@ def write_plain_yolo(path: Path) -> None:
     torch.save({"model": model, "ema": None}, path)
 
 
-def write_v1(path: Path) -> None:
-    model = yolo.quiet_import("ultralytics.nn.tasks").WorldModel("yolov8s-world.yaml", nc=80, verbose=False)
-    torch.save({"model": model.half(), "ema": None}, path)
-
-
 def write_yoloe(path: Path) -> None:
     model = yolo.quiet_import("ultralytics.nn.tasks").YOLOEModel("yoloe-v8s.yaml", nc=80, verbose=False)
     torch.save({"model": model.half(), "ema": None}, path)
@@ -255,13 +250,12 @@ def write_nothing(path: Path) -> None:
         (write_nothing, "is not a checkpoint that ultralytics can load"),
         (write_noise, "is not a checkpoint that ultralytics can load"),
         (write_state_dict, "is not a checkpoint that ultralytics can load"),
-        (write_plain_yolo, "is no YOLO-World but a DetectionModel; give a YOLO-World v2"),
-        (write_yoloe, "is no YOLO-World but a YOLOEModel; give a YOLO-World v2"),
-        (write_v1, "is a YOLO-World v1, which is not supported yet; give a YOLO-World v2"),
+        (write_plain_yolo, "is no YOLO-World but a DetectionModel; give a YOLO-World, such as yolov8s-worldv2.pt"),
+        (write_yoloe, "is no YOLO-World but a YOLOEModel; give a YOLO-World, such as yolov8s-worldv2.pt"),
         (write_fused, "has a fused contrastive head"),
     ],
 )
-def test_load_of_what_is_no_v2_checkpoint_is_refused_in_one_line(
+def test_load_of_what_is_no_yolo_world_is_refused_in_one_line(
     write: Callable[[Path], None], text: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.pt"
@@ -278,7 +272,6 @@ def test_load_of_what_is_no_v2_checkpoint_is_refused_in_one_line(
     [
         ("", "is not a detector: it has no detector.yaml"),
         ("nowhere.pt", "There is no detector 'nowhere.pt'; give 'tiny', the path of a .pt file, or one of yolov8s-"),
-        ("yolov8s-world.pt", "'yolov8s-world.pt' is a YOLO-World v1, which is not supported yet"),
         (__file__, "is not a checkpoint: a detector is a .pt file"),
     ],
 )
@@ -291,14 +284,17 @@ def test_load_of_what_is_not_there_is_refused(
     assert text in str(error.value)
 
 
-def test_load_of_official_name_without_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["yolov8m-worldv2.pt", "yolov8m-world.pt"])
+def test_load_of_official_name_without_network_says_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: nothing listens there
     monkeypatch.delenv("no_proxy", raising=False)
     with pytest.raises(ModelError) as error:
-        World.load("yolov8m-worldv2.pt")
-    assert "'yolov8m-worldv2.pt' is not in this folder and cannot be downloaded (no connection" in str(error.value)
-    assert "https://github.com/ultralytics/assets/releases/download/v8.4.0/yolov8m-worldv2.pt" in str(error.value)
+        World.load(name)
+    assert f"'{name}' is not in this folder and cannot be downloaded (no connection" in str(error.value)
+    assert f"https://github.com/ultralytics/assets/releases/download/v8.4.0/{name}" in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
