@@ -22,7 +22,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--model", required=True, help="The detector: `tiny`, a YOLO-World v2 checkpoint, or an official name.")
+@click.option("--model", required=True, help="The detector: `tiny`, a YOLO-World checkpoint, or an official name.")
 @click.option(
     "--names",
     required=True,
