@@ -15,7 +15,7 @@ _DEFAULT = FitConfig()
 @click.option(
     "--model",
     required=True,
-    help="'tiny', a YOLO-World v2 checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.",
+    help="'tiny', a YOLO-World checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.",
 )
 @click.option(
     "--data",
