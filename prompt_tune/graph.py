@@ -97,7 +97,9 @@ class DetectorGraph(nn.Module):
         return prompts.amax(dim=2).sigmoid()
 
 
-def export_graph(world: World, path: Path | str, *, image_size: int = 640, opset: int = OPSET) -> None:
+def export_graph(
+    world: World, path: Path | str, *, image_size: int = 640, opset: int = OPSET, exact: World | None = None
+) -> None:
     """Writes the detector as an ONNX file, whole or not at all, once it agrees with torch.
 
     Args:    world: the detector, on the CPU.
@@ -105,6 +107,7 @@ def export_graph(world: World, path: Path | str, *, image_size: int = 640, opset
              image_size: pixels of the square that images are letterboxed to unless the user wants another; it only
                  stands in the metadata.
              opset: of the graph.
+             exact: the detector in float32, where `world` is its float16 copy (`half.half_world`).
     Raises:  GraphError: the graph is not valid, or does not agree with torch on shapes that were not traced.
     """
     metadata = {
@@ -113,22 +116,24 @@ def export_graph(world: World, path: Path | str, *, image_size: int = 640, opset
         "embed_dim": world.embed_dim,
         "image_size": image_size,
         "strides": list(world.strides),
+        "precision": "float32" if exact is None else "float16",
     }
     with replacing(path) as temporary:
         _trace(DetectorGraph(world), temporary, opset)
         _label(temporary, metadata)
-        check_graph(world, temporary)
+        check_graph(world, temporary, exact=exact)
 
 
-def check_graph(world: World, path: Path | str) -> None:
+def check_graph(world: World, path: Path | str, *, exact: World | None = None) -> None:
     """Compares a graph with torch on shapes that its export never saw.
 
     Before suppression, scores and boxes are compared with torch in float64: they agree within `RTOL`, `ATOL` and
-    `FLOAT32_ERRORS` times the largest error of torch in float32. After it, the rows are exactly those that suppression
-    in torch makes of the graph's own scores and boxes.
+    `FLOAT32_ERRORS` times the largest error of torch in `world`'s own precision. After it, the rows are exactly those
+    that suppression in torch makes of the graph's own scores and boxes.
 
     Args:    world: the detector that the graph was made of.
              path: of the ONNX file.
+             exact: as of `export_graph`.
     Raises:  GraphError: the file is no valid ONNX graph, or disagrees.
     """
     import onnx
@@ -138,11 +143,24 @@ def check_graph(world: World, path: Path | str) -> None:
         model = onnx.load(path)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OSError, ValueError) as error:
         raise GraphError(f"'{path}' is not a valid ONNX graph ({error!r:.200}).") from error
-    session = _session_with_raw_outputs(model)
+    session = raw_session(model)
     reference = DetectorGraph(world)
-    exact = copy.deepcopy(reference).double()
+    true = copy.deepcopy(DetectorGraph(exact or world)).double()
     for shape in CHECKED_SHAPES:
-        _check_shape(session, reference, exact, shape)
+        _check_shape(session, reference, true, shape)
+
+
+def raw_session(model: "onnx.ModelProto") -> Any:
+    """A CPU session whose outputs are the graph's, then boxes and scores of the original and of the learned classes."""
+    import onnx
+    import onnxruntime
+
+    raw = [name for node in model.graph.node if node.op_type == "NonMaxSuppression" for name in node.input[:2]]
+    for name in dict.fromkeys(raw):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def suppress(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
@@ -225,19 +243,6 @@ def _example(shape: Sequence[int], stride: int) -> tuple[Tensor, Tensor, Tensor]
 def _thresholds() -> tuple[Tensor, Tensor, Tensor]:
     """iou, original_conf and learned_conf of the examples."""
     return torch.tensor([0.7]), torch.tensor([1e-3]), torch.tensor([1e-2])
-
-
-def _session_with_raw_outputs(model: "onnx.ModelProto") -> Any:
-    """A CPU session whose outputs are the graph's, then boxes and scores of the original and of the learned classes."""
-    import onnx
-    import onnxruntime
-
-    raw = [name for node in model.graph.node if node.op_type == "NonMaxSuppression" for name in node.input[:2]]
-    for name in dict.fromkeys(raw):
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _check_shape(session: Any, reference: DetectorGraph, exact: DetectorGraph, shape: Sequence[int]) -> None:

@@ -74,6 +74,7 @@ def test_inputs_and_outputs_are_the_contract(graph: Path, session: onnxruntime.I
         "strides": [8, 16, 32],
         "embed_dim": 512,
         "image_size": 320,
+        "precision": "float32",
     }
 
 
