@@ -44,20 +44,25 @@ class Trainer:
         self.best_ctx = context.ctx.detach().clone()
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train on every cached image once, in one of its views, and measure. Returns the line for metrics.jsonl."""
+        """Train on every cached image, once or several times, in one of its views, and measure.
+
+        Returns: the line for metrics.jsonl.
+        """
         started = time.perf_counter()
         rng = np.random.default_rng([self.config.seed, 21, self.epoch])
-        order = rng.permutation(len(self.task.train.files))
-        view = rng.integers(self.config.views, size=len(order))
-        n_steps = math.ceil(len(order) / self.config.batch)
+        n_images, size = len(self.task.train.files), self.config.batch
+        batches = []
+        for _ in range(max(1, self.config.updates // math.ceil(n_images / size))):
+            order, view = rng.permutation(n_images), rng.integers(self.config.views, size=n_images)
+            batches += [(order[k : k + size], view[order[k : k + size]]) for k in range(0, n_images, size)]
+        n_steps = len(batches)
         total = 0.0
-        for step in range(n_steps):
-            chosen = order[step * self.config.batch : (step + 1) * self.config.batch]
+        for step, (chosen, views) in enumerate(batches):
             rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             embeddings = self.context()
-            loss = self.task.loss(embeddings, chosen.tolist(), view[chosen].tolist())
+            loss = self.task.loss(embeddings, chosen.tolist(), views.tolist())
             if self.teacher is not None:
                 loss = loss + self.config.teacher_weight * teacher_distance(embeddings, self.teacher)
             self.optimizer.zero_grad()
@@ -70,7 +75,7 @@ class Trainer:
             self.best, self.best_epoch, self.best_ctx = measured, self.epoch, self.context.ctx.detach().clone()
         return {
             "epoch": self.epoch,
-            "loss": total / len(order),
+            "loss": total / sum(len(chosen) for chosen, _ in batches),
             "ap": measured.ap,
             "ap50": measured.ap50,
             "learning_rate": rate,

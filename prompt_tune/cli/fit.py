@@ -79,6 +79,7 @@ _DEFAULT = FitConfig()
     "--guide", type=click.Choice(get_args(GuideMode)), default=_DEFAULT.guide, show_default=True, help=HELP["guide"]
 )
 @click.option("--epochs", default=_DEFAULT.epochs, show_default=True, help=HELP["epochs"])
+@click.option("--updates", default=_DEFAULT.updates, show_default=True, help=HELP["updates"])
 @click.option("--learning-rate", default=_DEFAULT.learning_rate, show_default=True, help=HELP["learning_rate"])
 @click.option("--batch", default=_DEFAULT.batch, show_default=True, help=HELP["batch"])
 @click.option("--image-size", default=_DEFAULT.image_size, show_default=True, help=HELP["image_size"])
