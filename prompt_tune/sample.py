@@ -1,6 +1,6 @@
 """The sample set: a custom job in the world of `tiny`, with six classes whose names its text tower has never seen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,16 +52,16 @@ def write_sample(out: Path, *, n_images: int = 100, seed: int = 0, report: Repor
     for split in SPLITS:
         for index in range(n_images):
             scene = custom_scene(seed, split, index)
-            _write_image(out / "custom", split, index, scene, [_class_of(look) for look in scene.looks])
+            write_image(out / "custom", split, index, scene, [_class_of(look) for look in scene.looks])
             report("sample set", done := done + 1, total, "")
     for index in range(n_images):
         scene = original_scene(seed, index)
-        _write_image(out / "original", "val", index, scene, [_original_class(look) for look in scene.looks])
+        write_image(out / "original", "val", index, scene, [_original_class(look) for look in scene.looks])
         report("sample set", done := done + 1, total, "")
     original = [f"{colour} {shape}" for colour, shape in TRAINED]
     return (
-        _write_yaml(out / "custom" / "custom.yaml", list(CLASSES), SPLITS),
-        _write_yaml(out / "original" / "original.yaml", original, ("val",)),
+        write_description(out / "custom" / "custom.yaml", list(CLASSES), SPLITS),
+        write_description(out / "original" / "original.yaml", original, ("val",)),
     )
 
 
@@ -91,15 +91,18 @@ def _original_class(look: Look) -> int:
     return TRAINED.index((look.layers[0].colour, look.layers[0].shape))
 
 
-def _write_image(folder: Path, split: str, index: int, scene: Scene, classes: list[int | None]) -> None:
-    """One image and its label file, in ultralytics' layout."""
+def write_image(folder: Path, split: str, index: int, scene: Scene, classes: Sequence[int | None]) -> None:
+    """One image and its label file, in ultralytics' layout.
+
+    Args: classes: of the scene's objects; None for one that is not labelled.
+    """
     with replacing(folder / "images" / split / f"{index:04d}.jpg") as path:
         Image.fromarray(scene.image).save(path, "JPEG", quality=JPEG_QUALITY)
     with replacing(folder / "labels" / split / f"{index:04d}.txt") as path:
         path.write_text("".join(_label_lines(scene, classes)))
 
 
-def _label_lines(scene: Scene, classes: list[int | None]) -> Iterator[str]:
+def _label_lines(scene: Scene, classes: Sequence[int | None]) -> Iterator[str]:
     """`class x y width height`, shares of the image's sides."""
     size = scene.image.shape[0]
     for box, label in zip(scene.boxes_xyxy / size, classes, strict=True):
@@ -108,10 +111,11 @@ def _label_lines(scene: Scene, classes: list[int | None]) -> Iterator[str]:
             yield f"{label} {x:.6f} {y:.6f} {width:.6f} {height:.6f}\n"
 
 
-def _write_yaml(path: Path, names: list[str], splits: tuple[str, ...]) -> Path:
+def write_description(path: Path, names: Sequence[str], splits: Sequence[str]) -> Path:
     """The data set's description. Ultralytics wants a training split: a set that only measures has its images there."""
     places = {split: f"images/{split}" for split in splits}
-    places.setdefault("train", places["val"])
+    if "train" not in places:
+        places["train"] = places["val"]
     with replacing(path) as temporary:
         temporary.write_text(yaml.safe_dump({**places, "names": dict(enumerate(names))}, sort_keys=False))
     return path
