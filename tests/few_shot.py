@@ -1,0 +1,134 @@
+"""The jobs that methods are compared on: scenes written once, cached once, and drawn from by number and seed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tune.build import original_vocabulary
+from prompt_tune.config import RegionBudget
+from prompt_tune.datasets import Sample, read_dataset
+from prompt_tune.names import read_classes
+from prompt_tune.regions import RegionCache, cache_regions
+from prompt_tune.sample import BENCH, CLASSES, original_scene, write_description, write_image
+from prompt_tune.scenes import HELD_OUT, TRAINED, Look, Scene, draw_scene, random_look
+from prompt_tune.text import TextTower
+from prompt_tune.vocabulary import Vocabulary
+from prompt_tune.world import World
+
+IMAGE_SIZE = 256  # px, what `tiny` was trained at
+COUNTS = {"pool": 600, "val": 100, "test": 200, "original": 100, "background": 300, "job replay": 600, "replay": 600}
+STREAMS = {name: 30 + k for k, name in enumerate(COUNTS)}  # apart from those of the sample set and the pretraining
+UNKNOWN = dict(CLASSES)  # names that the tower has never read
+KNOWN = {f"{colour} {shape}": Look.of(colour, shape) for colour, shape in HELD_OUT}  # words that it knows
+OBJECTS, DISTRACTORS = (1, 3), (2, 5)  # in an image: of the job's classes, and of the original vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A detection job in the world of `tiny`.
+
+    folder: of scenes and caches, made where they are not there yet. looks: the classes that are labelled, by name.
+    n_taught: the scenes of training and validation show the first so many of them; None: all.
+    """
+
+    folder: Path
+    looks: Mapping[str, Look]
+    n_taught: int | None = None
+
+    @cached_property
+    def world(self) -> World:
+        return World.load("tiny")
+
+    @cached_property
+    def tower(self) -> TextTower:
+        return TextTower.load("tiny")
+
+    @cached_property
+    def original(self) -> Vocabulary:
+        return original_vocabulary(self.world, self.tower)
+
+    @cached_property
+    def guide(self) -> Tensor:
+        return torch.tensor(self.original.embeddings).flatten(0, 1)  # (80, 512)
+
+    @property
+    def classes(self) -> list[tuple[str, ...]]:
+        return [(name,) for name in self.looks]
+
+    @property
+    def taught(self) -> list[tuple[str, ...]]:
+        return self.classes[: self.n_taught]
+
+    def prepare(self, parts: Iterable[str] = tuple(COUNTS), *, views: int = 1, guided: bool = False) -> None:
+        """Write and cache all that the methods need: workers then only read."""
+        for part in parts:
+            self.regions(part)
+        self.regions("pool", views)
+        for part in ("pool", "val", "test", "background") if guided else ():
+            self.backbone(part)
+
+    def draw(self, shots: int, seed: int) -> list[int]:
+        """Images of the pool, drawn until every class is in `shots` of them: indices. An image shows several classes,
+        and all of them are labelled."""
+        order = np.random.default_rng([seed, shots]).permutation(COUNTS["pool"])
+        samples, chosen, seen = self.samples("pool"), [], np.zeros(len(self.looks), int)
+        for i in order:
+            there = np.unique(samples[i].classes)
+            if (seen[there] < shots).any():
+                chosen.append(int(i))
+                seen[there] += 1
+        return sorted(chosen)
+
+    @cache  # noqa: B019  # a job lives as long as the benchmark
+    def samples(self, part: str) -> tuple[Sample, ...]:
+        """The images of a part, with labels."""
+        folder = self.folder / part
+        names = list(self.looks) if part != "original" else [names[0] for names in read_classes("tiny")]
+        if not (folder / "data.yaml").is_file():
+            for index in range(COUNTS[part]):
+                scene, labels = self._scene(part, index)
+                write_image(folder, "train", index, scene, labels)
+            write_description(folder / "data.yaml", names, ("train",))
+        if part in ("background", "job replay", "replay"):
+            paths = sorted((folder / "images" / "train").iterdir())
+            nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+            return tuple(Sample(path, *nothing, (IMAGE_SIZE, IMAGE_SIZE)) for path in paths)
+        dataset = read_dataset(folder / "data.yaml")
+        return tuple(sorted(dataset.train.samples + dataset.val.samples, key=lambda sample: sample.path))
+
+    @cache  # noqa: B019
+    def regions(self, part: str, views: int = 1) -> RegionCache:
+        """A part under the original guide; of what is trained on, the budgeted anchors."""
+        trained = part in ("pool", "job replay", "replay")
+        return self._cached(self.guide, part, views, RegionBudget() if trained else None)
+
+    @cache  # noqa: B019
+    def backbone(self, part: str) -> RegionCache:
+        """A part for a guide that is being learned."""
+        return self._cached(None, part, 1, None)
+
+    def _cached(self, guide: Tensor | None, part: str, views: int, budget: RegionBudget | None) -> RegionCache:
+        samples, place = self.samples(part), self.folder / "cache"
+        settings = {"image_size": IMAGE_SIZE, "views": views, "budget": budget}
+        *_, whole = cache_regions(self.world, guide, samples, place, **settings)  # type: ignore[arg-type]
+        return whole
+
+    def _scene(self, part: str, index: int) -> tuple[Scene, list[int | None]]:
+        """A scene and the classes of its objects."""
+        if part in ("original", "replay"):  # as the pretraining draws them, in the place of a general data set
+            scene = original_scene(STREAMS[part], index)
+            return scene, [TRAINED.index((look.layers[0].colour, look.layers[0].shape)) for look in scene.looks]
+        rng = np.random.default_rng([STREAMS[part], index])
+        names = list(self.looks)[: self.n_taught if part in ("pool", "val") else None]
+        none = part in ("background", "job replay")
+        count = 0 if none else rng.integers(OBJECTS[0], OBJECTS[1] + 1)
+        looks = [self.looks[names[rng.integers(len(names))]] for _ in range(count)]
+        looks += [random_look(rng) for _ in range(rng.integers(DISTRACTORS[0], DISTRACTORS[1] + 1))]
+        scene = draw_scene([looks[i] for i in rng.permutation(len(looks))], rng, BENCH)
+        own = list(self.looks.values())
+        return scene, [next((k for k, look in enumerate(own) if look is at), None) for at in scene.looks]

@@ -1,0 +1,269 @@
+"""The methods that are compared, ours and the baselines, and the measurement of one of them on one draw of images."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from few_shot import IMAGE_SIZE, Job
+from fine_tuning import fine_tune
+from torch import Tensor, nn
+
+from prompt_tune.bundle import GRAPH_FILE, ORIGINAL_FILE
+from prompt_tune.coco import Found, Truth
+from prompt_tune.config import FitConfig
+from prompt_tune.context import PromptContext
+from prompt_tune.evaluate import Precision, average_precision, detect_regions
+from prompt_tune.graph import export_graph
+from prompt_tune.images import letterbox, read_rgb
+from prompt_tune.metrics import match_classes
+from prompt_tune.names import read_templates
+from prompt_tune.regions import RegionCache, Regions
+from prompt_tune.retention import changed_bits
+from prompt_tune.runtime import Detector
+from prompt_tune.tasks import GuidedTask, RegionTask, Task
+from prompt_tune.teacher import template_embeddings
+from prompt_tune.thresholds import choose_thresholds
+from prompt_tune.trainer import Trainer
+from prompt_tune.vocabulary import Vocabulary, guide_digest
+from prompt_tune.world import World
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    kind: what is trained: "context", "free" (the embeddings themselves), "weights" (ultralytics' fine-tuning); or
+    "plain", "template", "templates", where nothing is. settings: of `FitConfig`, where they are not its defaults.
+    guide: what steers the neck: "original", "own", "joint" (original and learned classes together). replay: a part of
+    the job that is mixed in one to one, or nothing.
+    """
+
+    name: str
+    kind: str = "context"
+    settings: Json = field(default_factory=dict)
+    guide: str = "original"
+    replay: str = ""
+
+
+class FreeEmbeddings(nn.Module):
+    """Embeddings without a text tower: the vectors themselves are learned, from those of the plain names."""
+
+    def __init__(self, start: np.ndarray) -> None:
+        super().__init__()
+        self.ctx = nn.Parameter(torch.tensor(start))  # (n_cls, n_prompts, 512)
+
+    def forward(self) -> Tensor:
+        return nn.functional.normalize(self.ctx, dim=-1)
+
+    @torch.no_grad()
+    def embeddings(self) -> np.ndarray:
+        return self().numpy()
+
+
+def measure(job: Job, method: Method, shots: int, seed: int) -> Json:
+    """Train a method on a draw of the pool, choose its epoch on the validation images, and report the test images.
+
+    Returns: `ap`, `ap50` of the learned classes on the test images; `original_before`, `original_after` (AP) and
+             `bits` (of original detections that changed) on the original scenes; `false_alarms` per 1,000 backgrounds;
+             `seconds` of training with its validations; `parameters`; `images`.
+    """
+    chosen = job.draw(shots, seed)
+    if method.kind == "weights":
+        return _fine_tuning(job, chosen, shots, method.settings["epochs"])
+    started = time.perf_counter()
+    task = _task(job, method, chosen, seed)
+    if method.kind in ("context", "free"):
+        trained = _learn(job, method, task, seed)
+        embeddings, parameters = trained.embeddings(), trained.ctx.numel()
+    else:
+        embeddings, parameters = _written(job, method, job.classes, task), 0
+    seconds = time.perf_counter() - started
+    measured = _measured(lambda part: _on(job, method, part).detect(embeddings), len(embeddings))
+    after = _original_after(job, method, embeddings)
+    return {**measured, **after, "seconds": seconds, "parameters": parameters, "images": len(chosen)}
+
+
+def measure_new_names(job: Job, method: Method, shots: int, seed: int) -> Json:
+    """Train shared context on the names that training scenes show, and put it in front of the other names too.
+
+    Returns: AP50 on the test images, a mean over the names: `base` of those that were trained, `new` of the others,
+             and their `harmonic` mean, as CoCoOp (arXiv 2203.05557) reports it.
+    """
+    n_base = len(job.taught)
+    if method.kind == "context":
+        context = _learn(job, method, _task(job, method, job.draw(shots, seed), seed), seed)
+        settings = {"n_ctx": context.n_ctx, "class_specific": False, "initial_words": context.initial_words}
+        whole = PromptContext(job.tower, job.classes, **settings)
+        whole.adopt(context)
+        embeddings = whole.embeddings()
+    else:
+        embeddings = _written(job, method, job.classes, _on(job, method, "val"))
+    ap50 = average_precision(*_on(job, method, "test").detect(embeddings), len(job.classes)).per_class_ap50
+    base, new = float(np.nanmean(ap50[:n_base])), float(np.nanmean(ap50[n_base:]))
+    return {"base": base, "new": new, "harmonic": 2 * base * new / max(base + new, 1e-9)}
+
+
+def _task(job: Job, method: Method, chosen: Sequence[int], seed: int) -> Task:
+    """The drawn images, with as many replayed ones, and the validation images."""
+    pool = job.backbone("pool") if method.guide != "original" else job.regions("pool", method.settings.get("views", 1))
+    files = [pool.files[i] for i in chosen]
+    if method.replay:
+        more = job.regions(method.replay).files
+        files += [more[i] for i in np.random.default_rng(seed).permutation(len(more))[: len(chosen)]]
+    task = _on(job, method, "val")
+    task.train = RegionCache(files)
+    return task
+
+
+def _on(job: Job, method: Method, part: str) -> Task:
+    """A task that measures on a part of the job."""
+    if method.guide == "original":
+        return RegionTask(job.world, RegionCache(), job.regions(part), IMAGE_SIZE)
+    beside = job.guide if method.guide == "joint" else None
+    return GuidedTask(job.world, RegionCache(), job.backbone(part), IMAGE_SIZE, beside=beside)
+
+
+def _written(job: Job, method: Method, classes: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
+    """Embeddings (n_cls, 1, 512) of prompts that people wrote; the best template is that of the validation images."""
+    if method.kind == "plain":
+        return job.tower.embed_classes(classes)
+    if method.kind == "templates":
+        return template_embeddings(job.tower, classes)
+    rows = [template_embeddings(job.tower, classes, [template]) for template in read_templates()]
+    return max(rows, key=lambda row: average_precision(*task.detect(row), len(row)).ap)
+
+
+def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
+    """The context, or the free embeddings, of the epoch that was best on the validation images."""
+    config = FitConfig(seed=seed, image_size=IMAGE_SIZE, **method.settings)
+    context: Any = PromptContext(
+        job.tower,
+        job.taught,
+        n_ctx=config.context_length,
+        class_specific=config.class_specific,
+        token_position=config.token_position,
+        prompts_per_class=config.prompts_per_class,
+        initial_words=config.initial_words,
+        seed=seed,
+    )
+    teacher = torch.from_numpy(template_embeddings(job.tower, context.texts)) if config.teacher_weight else None
+    if method.kind == "free":
+        context = FreeEmbeddings(job.tower.embed_classes(job.taught))
+    trainer = Trainer(task, context, config, teacher=teacher)
+    while trainer.epoch < config.epochs:
+        trainer.run_epoch()
+    with torch.no_grad():
+        context.ctx.copy_(trainer.best_ctx)
+    return context
+
+
+def _measured(detect: Callable[[str], tuple[list[Truth], list[Found]]], n_cls: int) -> Json:
+    """AP on the test images, and false alarms on the backgrounds above the thresholds of the validation images."""
+    precision: Precision = average_precision(*detect("test"), n_cls)
+    names = [str(k) for k in range(n_cls)]
+    thresholds = choose_thresholds(names, match_classes(*detect("val"), n_cls)).values
+    _, founds = detect("background")
+    alarms = sum(int((found.scores > thresholds[found.classes]).sum()) for found in founds)
+    return {"ap": precision.ap, "ap50": precision.ap50, "false_alarms": 1000 * alarms / len(founds)}
+
+
+def _original_after(job: Job, method: Method, embeddings: np.ndarray) -> Json:
+    """AP of the original classes before and after, and how many bits of their detections changed.
+
+    Through ONNX Runtime with the learned vocabulary loaded; a joint guide, which the product refuses, through torch.
+    """
+    n_cls = len(job.original.names)
+    if method.guide == "joint":
+        joint = torch.cat([job.guide, torch.from_numpy(embeddings).flatten(0, 1)])  # (80 + n_cls * n_prompts, 512)
+        (truths, before), (_, after) = (
+            forward(job, job.world, "original", rows, job.original.embeddings) for rows in (job.guide, joint)
+        )
+        tables = [[np.column_stack([f.boxes_xyxy, f.scores, f.classes]) for f in founds] for founds in (before, after)]
+        bits = sum(changed_bits(*pair) for pair in zip(*tables, strict=True))
+    else:
+        detector = Detector(_bundle(job), use_bundled=False, threads=1)
+        pixels = [letterbox(read_rgb(sample.path), IMAGE_SIZE)[0] for sample in job.samples("original")]
+        inputs = [image.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255) for image in pixels]
+        tables = [[detector.raw(image, original_conf=0.001)[0] for image in inputs]]
+        own = method.guide == "own"
+        detector.load(
+            Vocabulary(
+                tuple(names[0] for names in job.classes),
+                embeddings,
+                kind="learned",
+                guide_mode="own" if own else "original",
+                detector=job.world.digest,
+                text_tower=job.tower.digest,
+                guide=guide_digest(embeddings) if own else job.original.digest,
+            )
+        )
+        tables.append([detector.raw(image, original_conf=0.001)[0] for image in inputs])
+        bits = sum(changed_bits(*pair) for pair in zip(*tables, strict=True))
+        truths = [Truth(s.boxes_xyxy, s.classes, s.ignore) for s in job.samples("original")]
+        before, after = ([Found(t[:, 1:5], t[:, 5], t[:, 6].astype(int)) for t in part] for part in tables)
+    aps = [average_precision(truths, founds, n_cls).ap for founds in (before, after)]
+    return {"original_before": aps[0], "original_after": aps[1], "bits": bits}
+
+
+def forward(
+    job: Job, world: World, part: str, guide: Tensor, embeddings: np.ndarray
+) -> tuple[list[Truth], list[Found]]:
+    """Labels and detections of a part by a whole pass of a detector.
+
+    Args: guide: (n, 512) float32. embeddings: (n_cls, n_prompts, 512) float32, of the part's classes.
+    """
+    labels = job.regions(part)
+
+    def images() -> Iterator[Regions]:
+        for i, sample in enumerate(job.samples(part)):
+            pixels = torch.from_numpy(letterbox(read_rgb(sample.path), IMAGE_SIZE)[0].copy())
+            head, boxes = world.features(pixels.permute(2, 0, 1)[None].float() / 255, guide)
+            yield replace(labels.load(i), head=head[0], boxes_xyxy=boxes[0], anchor=torch.arange(head.shape[1]))
+
+    return detect_regions(world, embeddings, images(), world.anchors(IMAGE_SIZE, IMAGE_SIZE))
+
+
+def _bundle(job: Job) -> Path:
+    """The graph of the detector and the original vocabulary."""
+    folder = job.folder / "bundle"
+    if not (folder / GRAPH_FILE).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        job.original.save(folder / ORIGINAL_FILE)
+        export_graph(job.world, folder / GRAPH_FILE, image_size=IMAGE_SIZE)
+    return folder
+
+
+def _fine_tuning(job: Job, chosen: Sequence[int], shots: int, epochs: int) -> Json:
+    """Ultralytics' fine-tuning of all weights on the drawn images; its best epoch by its own choice on the validation
+    images, the learned names as guide and classes as it uses them."""
+    folder = job.folder / f"fine-tuning-{shots}"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [prompts[0] for prompts in job.classes]
+    pool, data = job.samples("pool"), folder / "data.yaml"
+    (folder / "train.txt").write_text("".join(f"{pool[i].path.resolve()}\n" for i in chosen))
+    places = {"train": str((folder / "train.txt").resolve()), "val": str(job.samples("val")[0].path.parent.resolve())}
+    data.write_text(yaml.safe_dump({**places, "names": dict(enumerate(names))}, sort_keys=False))
+    epoch_lines = fine_tune(data, folder, epochs)["epochs"]
+    tuned = World.load(folder / "run" / "weights" / "best.pt")
+    rows = job.tower.embed_classes(job.classes)  # (n_cls, 1, 512)
+    measured = _measured(lambda part: forward(job, tuned, part, torch.from_numpy(rows[:, 0]), rows), len(names))
+    (truths, before), (_, after) = (
+        forward(job, world, "original", job.guide, job.original.embeddings) for world in (job.world, tuned)
+    )
+    aps = [average_precision(truths, founds, len(job.original.names)).ap for founds in (before, after)]
+    return {
+        **measured,
+        "original_before": aps[0],
+        "original_after": aps[1],
+        "bits": None,
+        "seconds": sum(line["seconds"] for line in epoch_lines),
+        "parameters": sum(parameter.numel() for parameter in tuned.model.parameters()),
+        "images": len(chosen),
+    }
