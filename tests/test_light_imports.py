@@ -54,6 +54,7 @@ def test_heavy_modules_are_really_blocked(module: str) -> None:
         "prompt_tune",
         "prompt_tune.runtime",
         "prompt_tune.vocabulary",
+        "prompt_tune.convert",
         "prompt_tune.annotations",
         "prompt_tune.sources",
         "prompt_tune.video",
