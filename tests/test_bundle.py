@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
-from prompt_tune.bundle import BUNDLE_FILES, export_bundle
+from prompt_tune.bundle import BUNDLE_FILES, KITS, export_bundle
 from prompt_tune.cli import command
 from prompt_tune.errors import GraphError, ModelError, PromptTuneError, RunError, VocabularyError
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
 
 TOWER = "c" * 64
+KIT = Path(__file__).resolve().parents[1] / "export"
 
 
 @pytest.fixture
@@ -52,7 +53,15 @@ def config_of(run: Path) -> dict[str, object]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def kit_files() -> set[str]:
+    """What the checkout's deployment kit has for a bundle."""
+    places = (path for kit in KITS for path in (KIT / kit).iterdir() if path.is_file())
+    return {path.relative_to(KIT).as_posix() for path in places}
 
 
 def test_bundle_holds_graph_vocabularies_and_readme(run: Path, world: World, tmp_path: Path) -> None:
@@ -60,7 +69,7 @@ def test_bundle_holds_graph_vocabularies_and_readme(run: Path, world: World, tmp
     assert (result.exit_code, result.exception) == (0, None)
     bundle = tmp_path / "deep" / "bundle"
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle"]
-    assert sorted(content(bundle)) == sorted(BUNDLE_FILES)
+    assert content(bundle).keys() == {*BUNDLE_FILES, *kit_files()} >= {"python/detect.py", "web/index.html"}
     for name in ("original.vocab.safetensors", "learned.vocab.safetensors"):
         assert (bundle / name).read_bytes() == (run / name).read_bytes()
     metadata = json.loads(onnx.load(bundle / "detector.onnx").metadata_props[0].value)
@@ -92,6 +101,7 @@ def test_bundle_that_is_there_is_replaced(run: Path, tmp_path: Path) -> None:
     export_bundle(run, tmp_path / "bundle")
     before = content(tmp_path / "bundle")
     (tmp_path / "bundle" / "README.md").write_text("old")
+    (tmp_path / "bundle" / "web" / "onnxruntime").mkdir()  # as the page's own set-up makes it
     export_bundle(run, tmp_path / "bundle")
     assert content(tmp_path / "bundle") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "run"]
@@ -100,13 +110,22 @@ def test_bundle_that_is_there_is_replaced(run: Path, tmp_path: Path) -> None:
 def test_empty_folder_is_filled(run: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     export_bundle(run, tmp_path / "bundle")
-    assert sorted(content(tmp_path / "bundle")) == sorted(BUNDLE_FILES)
+    assert content(tmp_path / "bundle").keys() == {*BUNDLE_FILES, *kit_files()}
 
 
-@pytest.mark.parametrize("names", [["notes.txt"], ["README.md"], ["detector.onnx", "my.vocab.safetensors"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["notes.txt"],
+        ["README.md"],
+        ["detector.onnx", "my.vocab.safetensors"],
+        ["detector.onnx", "web/mine.js"],
+    ],
+)
 def test_folder_that_is_no_bundle_is_not_touched(names: list[str], run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for name in names:
+        (tmp_path / "mine" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "mine" / name).write_text("mine")
     with pytest.raises(GraphError, match="is in the way: it is not a bundle"):
         export_bundle(run, tmp_path / "mine")

@@ -1,0 +1,102 @@
+// Vocabulary files (safetensors with one metadata key), and several of them as one input of the graph.
+
+export const ORIGINAL = "original"; // label of the vocabulary that the detector is deployed with
+export const SUFFIX = ".vocab.safetensors";
+const VERSION = 1;
+const EMBED_DIM = 512;
+const ROUNDING = 1e-5; // the inverse of a calibration rounds: the graph's threshold goes down by this share
+
+/** Reads a file: 8 bytes with the header's size, a JSON header, raw little-endian float32. */
+export function readVocabulary(buffer, fileName) {
+  const size = buffer.byteLength >= 8 ? Number(new DataView(buffer).getBigUint64(0, true)) : Infinity;
+  if (8 + size > buffer.byteLength) throw new Error(`${fileName} is no vocabulary file, or cut short.`);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
+  const text = header.__metadata__?.["prompt-tune"];
+  if (text === undefined) throw new Error(`${fileName} is safetensors, but not a vocabulary of prompt-tune.`);
+  const about = JSON.parse(text);
+  if (about.version !== VERSION) {
+    throw new Error(`${fileName} has format version ${about.version}; this page reads version ${VERSION}.`);
+  }
+  const tensor = (name) => {
+    const [begin, end] = header[name].data_offsets;
+    return new Float32Array(buffer.slice(8 + size + begin, 8 + size + end));
+  };
+  const [count, nPrompts, width] = header.embeddings.shape;
+  if (count !== about.names.length || width !== EMBED_DIM) throw new Error(`${fileName} is damaged: wrong shapes.`);
+  return {
+    ...about,
+    label: fileName.endsWith(SUFFIX) ? fileName.slice(0, -SUFFIX.length) : fileName,
+    nPrompts,
+    embeddings: tensor("embeddings"), // (count, nPrompts, 512)
+    thresholds: tensor("thresholds"), // (count,)
+    calibration: header.calibration ? tensor("calibration") : null, // (count, 2): scale and shift of the logit
+  };
+}
+
+/** Refuses a vocabulary that was made for another detector, text tower or guide. */
+export function checkMadeFor(vocabulary, detector, original) {
+  const wanted = { detector, text_tower: original.text_tower, guide: vocabulary.guide };
+  if (vocabulary.kind === "plain" && vocabulary.detector === "") wanted.detector = ""; // for any detector
+  if (vocabulary.kind === "learned" && vocabulary.guide_mode === "original") wanted.guide = original.guide;
+  for (const [what, digest] of Object.entries(wanted)) {
+    if (vocabulary[what] === digest) continue;
+    const [was, here] = [vocabulary[what].slice(0, 12), digest.slice(0, 12)];
+    throw new Error(
+      `“${vocabulary.label}” was made for ${what.replace("_", " ")} ${was}, but this bundle has ${here}. ` +
+        "Use a vocabulary that was learned on this bundle's detector and original vocabulary.",
+    );
+  }
+}
+
+/**
+ * Vocabularies one after the other, prompts repeated up to the largest number: row i of all is the graph's class i.
+ * None at all is a row of zeros, for which `graphConf` asks more than any score: WebGPU takes no empty input.
+ */
+export function pack(vocabularies) {
+  const nPrompts = Math.max(1, ...vocabularies.map((part) => part.nPrompts));
+  const classes = vocabularies.flatMap((part) => part.names.map((name, id) => ({ part, name, id })));
+  const rows = Math.max(1, classes.length);
+  const embeddings = new Float32Array(rows * nPrompts * EMBED_DIM);
+  classes.forEach(({ part, id }, row) => {
+    for (let prompt = 0; prompt < nPrompts; prompt++) {
+      const from = (id * part.nPrompts + (prompt % part.nPrompts)) * EMBED_DIM;
+      embeddings.set(part.embeddings.subarray(from, from + EMBED_DIM), (row * nPrompts + prompt) * EMBED_DIM);
+    }
+  });
+  return { classes, embeddings, dims: [rows, nPrompts, EMBED_DIM] };
+}
+
+/** The score above which a class counts: `conf` where it is a number, else the class's own threshold. */
+export function limitOf({ part, id }, conf) {
+  return conf === null ? part.thresholds[id] : Math.fround(conf);
+}
+
+/** The lowest score of the graph that can matter, before calibration; 1, which no score exceeds, without classes. */
+export function graphConf(packed, conf) {
+  let lowest = 1;
+  for (const one of packed.classes) {
+    const [scale, shift] = calibrationOf(one);
+    const limit = limitOf(one, conf);
+    const changed = scale !== 1 || shift !== 0;
+    lowest = Math.min(lowest, changed ? sigmoid((logit(limit) - shift) / scale) * (1 - ROUNDING) : limit);
+  }
+  return lowest;
+}
+
+/** A score with its logit scaled and shifted, where the class's vocabulary says so. */
+export function calibrated(score, one) {
+  const [scale, shift] = calibrationOf(one);
+  return scale === 1 && shift === 0 ? score : Math.fround(sigmoid(scale * logit(score) + shift));
+}
+
+function calibrationOf({ part, id }) {
+  return part.calibration === null ? [1, 0] : [part.calibration[2 * id], part.calibration[2 * id + 1]];
+}
+
+function logit(score) {
+  return Math.log(score) - Math.log1p(-score);
+}
+
+function sigmoid(value) {
+  return value >= 0 ? 1 / (1 + Math.exp(-value)) : Math.exp(value) / (1 + Math.exp(value));
+}

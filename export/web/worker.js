@@ -1,0 +1,28 @@
+// The detector in a thread of its own, so that the page stays alive while it computes.
+
+import { Detector } from "./detector.js";
+
+let detector = null;
+const calls = {
+  async open({ graph, original, device }) {
+    detector = null;
+    detector = await Detector.open(graph, original, device);
+    const { metadata, device: used, note } = detector;
+    return { device: used, note, imageSize: metadata.image_size, count: detector.original.names.length };
+  },
+  load: ({ buffer, fileName }) => detector.load(buffer, fileName),
+  unload: ({ label }) => detector.unload(label),
+  detect: ({ rgba, width, height, wanted }) => detector.detect(new Uint8ClampedArray(rgba), width, height, wanted),
+};
+
+// one call after the other, in the order in which they came
+let last = Promise.resolve();
+addEventListener("message", ({ data: { id, name, values } }) => {
+  last = last.then(async () => {
+    try {
+      postMessage({ id, result: await calls[name](values) });
+    } catch (error) {
+      postMessage({ id, error: String(error?.message ?? error) });
+    }
+  });
+});
