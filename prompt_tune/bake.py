@@ -77,6 +77,10 @@ def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, 
     rows = np.concatenate([single_prompts(original, out), single_prompts(learned, out)])  # (n, 512)
     taken = set(original.names)
     names = original.names + tuple(f"{name} (learned)" if name in taken else name for name in learned.names)
+    if learned.calibration is not None:
+        logger.info("%s has no place for the calibration: learned scores there are those without it.", out)
+    if learned.guide_mode == "own":
+        logger.info("The learned classes were to guide the neck alone: in %s their scores move as well.", out)
     shift = None
     if images is not None:
         shift = measure_shift(world, torch.tensor(rows), len(original.names), images, image_size=config["image_size"])

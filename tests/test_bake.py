@@ -1,6 +1,7 @@
 """The baked checkpoint in ultralytics itself, and the measure of what its joint guide moves."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,15 @@ def test_bake_on_the_command_line_says_what_moves(
     assert "Skipped: " in done.err and "broken.png" in done.err
     done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt")
     assert done.out.splitlines()[-1] == "By how much: give --images FOLDER."
+
+
+def test_bake_says_what_ultralytics_cannot_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = unit_rows(1, 1)
+    fields: dict[str, Any] = {"guide_mode": "own", "guide": guide_digest(rows), "calibration": np.array([[2, 0]])}
+    learned = learned_for_tiny(("gizmo",), rows, **fields)
+    with caplog.at_level(logging.INFO):
+        bake(write_run(tmp_path / "run", "tiny", original_vocabulary(), learned, SIZE), tmp_path / "custom.pt")
+    assert "no place for the calibration" in caplog.text and "their scores move as well" in caplog.text
 
 
 def test_bake_refuses_what_ultralytics_cannot_hold(tiny_run: Path, tmp_path: Path) -> None:

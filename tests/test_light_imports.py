@@ -112,11 +112,12 @@ print(sorted({"numpy", "onnxruntime", "PIL", "rich"} & set(sys.modules)))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["fit", "export", "demo", "pretrain", "sample", "vocab build"])
+@pytest.mark.parametrize("command", ["fit", "export", "bake", "demo", "pretrain", "sample", "vocab build"])
 def test_command_of_the_training_side_says_what_to_install(command: str, tmp_path: Path) -> None:
     options: dict[str, list[str | Path]] = {
         "fit": ["--model", "tiny", "--data", tmp_path, "--out", tmp_path / "run"],
         "export": [tmp_path, "--out", tmp_path / "bundle"],
+        "bake": [tmp_path, "--out", tmp_path / "custom.pt"],
         "demo": ["--out", tmp_path / "demo"],
         "pretrain": ["--out", tmp_path / "tiny"],
         "sample": ["--out", tmp_path / "set"],
@@ -129,7 +130,9 @@ def test_command_of_the_training_side_says_what_to_install(command: str, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("command", ["demo", "fit", "export", "detect", "val", "verify", "vocab", "sample", "pretrain"])
+@pytest.mark.parametrize(
+    "command", ["demo", "fit", "export", "bake", "detect", "val", "verify", "vocab", "sample", "pretrain"]
+)
 def test_help_needs_nothing_of_the_training_side(command: str) -> None:
     done = run_without_heavy_modules("from prompt_tune.cli import main; main()", command, "--help")
     assert (done.returncode, done.stderr) == (0, "") and "Usage" in done.stdout
