@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.contract import Precision
 from prompt_tune.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.graph_session import GraphSession
@@ -72,6 +73,7 @@ class Detector:
         self._session = GraphSession(self.bundle / GRAPH_FILE, device=device, threads=threads)
         metadata = self._session.metadata
         self.device: Device = self._session.device
+        self.precision: Precision = metadata["precision"]
         self.digest: str = metadata["detector"]
         self.image_size = metadata["image_size"] if image_size is None else image_size
         stride = max(metadata["strides"])
