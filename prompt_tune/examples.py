@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 
 from prompt_tune.detections import Detections
 from prompt_tune.draw import OUTLINE, PAPER, class_colour
+from prompt_tune.errors import DataError
+from prompt_tune.images import read_rgb
 
 HIT_IOU = 0.5  # from here on a detection counts as having found an object: AP50's
 TILE_PIXELS = 220  # longer side of a picture
@@ -52,12 +54,13 @@ class Judged:
 class Example:
     """One hit, miss or false alarm: where it is, what to draw, and what to say.
 
-    label_xyxy: the labelled box; None for a false alarm. found_xyxy: the detection; of a miss the best one below the
-    threshold, or None. others_xyxy: further labelled boxes of the image. All in original pixels. note: one line.
+    reference_xyxy: the labelled box, or None for a false alarm; in a verification, the original detection on the same
+    box, or None. found_xyxy: the detection; of a miss the best one below the threshold, or None. others_xyxy: further
+    labelled boxes of the image. All in original pixels. note: one line.
     """
 
     path: Path
-    label_xyxy: tuple[float, ...] | None
+    reference_xyxy: tuple[float, ...] | None
     found_xyxy: tuple[float, ...] | None
     others_xyxy: tuple[tuple[float, ...], ...]
     note: str
@@ -174,11 +177,11 @@ def outcome(
 
 
 def picture(image: Image.Image, example: Example, name: str, kind: str) -> Picture:
-    """The crop around an example, as a small JPEG: detection solid, labels dashed.
+    """The crop around an example, as a small JPEG: detection solid, what it is held against dashed.
 
-    Args: image: the whole image, RGB, upright. name: of the class. kind: "hit", "miss" or "false alarm".
+    Args: image: the whole image, RGB, upright. name: of the class. kind: "hit", "miss", "false alarm" or "collision".
     """
-    boxes = [box for box in (example.label_xyxy, example.found_xyxy) if box is not None]
+    boxes = [box for box in (example.reference_xyxy, example.found_xyxy) if box is not None]
     left, top, right, bottom = _crop(boxes, image.size)
     scale = TILE_PIXELS / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
@@ -192,12 +195,33 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
         _dashed(canvas, placed(box), width=1)
     if example.found_xyxy is not None:
         _solid(canvas, placed(example.found_xyxy), class_colour(name, learned=True))
-    if example.label_xyxy is not None:
-        _dashed(canvas, placed(example.label_xyxy), width=2)
+    if example.reference_xyxy is not None:
+        _dashed(canvas, placed(example.reference_xyxy), width=2)
     buffer = io.BytesIO()
     tile.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     alt = f"{name}, {kind} in {example.path.name}: {example.note}"
     return Picture(data_uri(buffer.getvalue(), "image/jpeg"), alt, example.note, *size)
+
+
+def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, Picture], tuple[str, ...]]:
+    """Pictures of many examples; each image is read once, and one at a time is in memory.
+
+    Args:    wanted: examples, with a class's name and a kind as of `picture`.
+    Returns: the pictures by example, and a line for each image that cannot be read (any more).
+    """
+    by_path: dict[Path, list[tuple[Example, str, str]]] = {}
+    for task in wanted:
+        by_path.setdefault(task[0].path, []).append(task)
+    drawn: dict[Example, Picture] = {}
+    unread = []
+    for path, tasks in by_path.items():
+        try:
+            image = Image.fromarray(read_rgb(path))
+        except DataError as error:
+            unread.append(str(error))
+            continue
+        drawn |= {example: picture(image, example, name, kind) for example, name, kind in tasks}
+    return drawn, tuple(unread)
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -263,7 +287,7 @@ def _solid(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour) 
 
 
 def _dashed(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], *, width: int) -> None:
-    """A label: light dashes on a dark line."""
+    """A label: light dashes with dark edges; a detection's colour below shows between them."""
     left, top, right, bottom = box
     corners = ((left, top), (right, top), (right, bottom), (left, bottom))
     for (x1, y1), (x2, y2) in (
@@ -272,10 +296,10 @@ def _dashed(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], *, width: int) 
         (corners[3], corners[2]),
         (corners[0], corners[3]),
     ):
-        canvas.line((x1, y1, x2, y2), fill=OUTLINE, width=width + 1)
         length, step = max(x2 - x1, y2 - y1), sum(DASH)
         for k in range(int(length // step) + 1):
             first, last = k * step, min(k * step + DASH[0], length)
             along = (1, 0) if y1 == y2 else (0, 1)
             dash = (x1 + along[0] * first, y1 + along[1] * first, x1 + along[0] * last, y1 + along[1] * last)
+            canvas.line(dash, fill=OUTLINE, width=width + 2)
             canvas.line(dash, fill=PAPER, width=width)

@@ -5,7 +5,7 @@ Pictures are data URIs and there are no scripts, so that the file can be mailed,
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,18 +15,20 @@ from PIL import Image
 
 from prompt_tune import __version__
 from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
-from prompt_tune.examples import HIT_IOU, ClassOutcome, Picture, data_uri
+from prompt_tune.examples import HIT_IOU, ClassOutcome, Example, Picture, data_uri, pictures
 from prompt_tune.files import replacing
+from prompt_tune.thresholds import hardly_learned
 from prompt_tune.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from prompt_tune.interpretation import Movement, TokenDistances
-    from prompt_tune.verify import Verification
+    from prompt_tune.verify import FalseAlarms, Verification
 
 CURVE_POINTS = 400  # of a precision-recall curve in the page
 CURVE_SIDE = 100  # units of its drawing
 NO_NUMBER = "\N{EN DASH}"
 TABLE_ROWS = 50  # of confusions, false alarms and collisions
+PICTURED = 24  # classes with pictures of false alarms, and pairs with one of a collision: about 1.5 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,11 @@ class ClassSection:
     hits: tuple[Picture, ...] = ()
     misses: tuple[Picture, ...] = ()
     false_alarms: tuple[Picture, ...] = ()
+
+    @property
+    def hardly_learned(self) -> bool:
+        """Whether many false alarms are to be expected."""
+        return hardly_learned(self.threshold, self.outcome.precision)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,16 @@ class FitReport:
         return sum(section.outcome.objects for section in self.classes)
 
 
+@dataclass(frozen=True, eq=False)
+class _AlarmPictures:
+    """Of a verification: classes with their surest false alarms, one collision of each pair, and a line for each image
+    that could not be read again."""
+
+    alarms: "tuple[tuple[FalseAlarms, tuple[Picture, ...]], ...]"
+    collisions: tuple[Picture, ...]
+    unread: tuple[str, ...]
+
+
 def write_fit_page(path: Path, report: FitReport) -> None:
     """Write a fit's report."""
     _write(path, "fit.html.j2", {"report": report})
@@ -117,7 +134,8 @@ def write_verification_page(
         },
         "Versions": versions("numpy", "onnxruntime-gpu", "onnxruntime", "pillow"),
     }
-    _write(path, "verify.html.j2", {"result": result, "vocabularies": vocabularies, "facts": facts})
+    content = {"result": result, "shown": _alarm_pictures(result), "vocabularies": vocabularies, "facts": facts}
+    _write(path, "verify.html.j2", content)
 
 
 def figure(path: Path, alt: str, caption: str) -> Picture:
@@ -145,6 +163,28 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:  # onnxruntime comes as one of two packages
             continue
     return found
+
+
+def _alarm_pictures(result: "Verification") -> _AlarmPictures:
+    """Of the classes and the pairs of classes that have most; the images are read again."""
+    if result.examples is None:
+        return _AlarmPictures((), (), ())
+    alarms = [(row, result.examples.alarms[row.vocabulary, row.learned]) for row in result.false_alarms[:PICTURED]]
+    collisions = [
+        (row.learned, result.examples.collisions[(row.vocabulary, row.learned), row.original])
+        for row in result.collisions[:PICTURED]
+    ]
+    wanted = [(example, row.learned, "false alarm") for row, examples in alarms for example in examples]
+    drawn, unread = pictures(wanted + [(example, learned, "collision") for learned, example in collisions])
+
+    def captioned(example: Example, heading: str = "") -> Picture:
+        return replace(drawn[example], caption=f"{heading}{example.path.name}: {example.note}")
+
+    return _AlarmPictures(
+        alarms=tuple((row, tuple(captioned(one) for one in examples if one in drawn)) for row, examples in alarms),
+        collisions=tuple(captioned(one, f"{learned}, ") for learned, one in collisions if one in drawn),
+        unread=unread,
+    )
 
 
 def _write(path: Path, template: str, content: Mapping[str, object]) -> None:

@@ -13,6 +13,9 @@ from prompt_tune.coco import METRIC_CONF
 from prompt_tune.metrics import Matched
 from prompt_tune.vocabulary import DEFAULT_THRESHOLD
 
+MIN_PRECISION = 0.5  # a class is hardly learned where, at its threshold, more detections are wrong than right ...
+MIN_THRESHOLD = 0.05  # ... or where this little has to count: other images have such scores anywhere
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +50,8 @@ def choose_thresholds(names: Sequence[str], matched: Sequence[Matched], *, preci
                  of all that is above it is at least this. Where it is nowhere, the highest precision counts.
     Returns: thresholds halfway between the lowest score that is to count and the next one below, so that neither
              float16 in the cache nor another engine moves a detection across. A class without an object or without a
-             right detection keeps 0.25, and one log line names it.
+             right detection keeps 0.25, and one log line names it. Another names those that are hardly learned and will
+             fire often.
     """
     rows = [_choose(part, precision) for part in matched]
     unset = [name for name, row in zip(names, rows, strict=True) if row is None]
@@ -62,8 +66,25 @@ def choose_thresholds(names: Sequence[str], matched: Sequence[Matched], *, preci
     short = [name for name, got in zip(names, reached, strict=True) if got < precision]
     if short:
         logger.warning("Precision %g is out of reach, so the highest counts: %s", precision, ", ".join(short))
+    weak = [
+        f"{name} (threshold {value:.3f}, precision {got:.2f}, recall {found:.2f})"
+        for name, value, got, found in zip(names, values, reached, recall, strict=True)
+        if hardly_learned(value, got)
+    ]
+    if weak:
+        logger.warning(
+            "Hardly learned, so expect many false alarms: %s. A threshold should be %g or more, and most detections "
+            "above it right. Give these classes more images or other names, or fit with `--precision 0.9`.",
+            ", ".join(weak),
+            MIN_THRESHOLD,
+        )
     rule = f"lowest score with precision {precision:g} at IoU 0.5" if precision else "best F1 at IoU 0.5"
     return Thresholds(values.astype(np.float32), reached, recall, rule)
+
+
+def hardly_learned(threshold: float, precision: float | None) -> bool:
+    """Whether a class will give many false alarms at this threshold, of this precision in the validation images."""
+    return threshold < MIN_THRESHOLD or (precision is not None and precision < MIN_PRECISION)
 
 
 def _choose(matched: Matched, precision: float) -> tuple[np.float32, float, float] | None:

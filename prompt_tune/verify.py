@@ -6,12 +6,13 @@ NumPy, ONNX Runtime and Pillow only, so that it runs where the bundle will; aver
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from prompt_tune.alarms import AlarmCounts, AlarmExamples, Pair
 from prompt_tune.coco import Found, Metrics, Truth, coco_evaluation
 from prompt_tune.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.errors import DataError, PromptTuneError
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
     from prompt_tune.datasets import Sample
 
 COMPARED_CONF = 0.001  # original detections above it are compared, and measured: ultralytics' validator's
-SAME_BOX_IOU = 0.7  # boxes this near are of one object: from here on, suppression drops the weaker of two of a class
 NAMED = 5  # unknown classes in an error
 
 Report = Callable[[str, int, int, str], None]
-Pair = tuple[ClassKey, str]  # a learned class and the name of an original one
 Key = TypeVar("Key", ClassKey, Pair)
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class Verification:
     read. original_detections: how many were compared, all images together. settings: each way of loading that was
     compared. false_alarms, collisions: by falling count. labelled_images: those that precision was measured on.
     original_ap_before, ..._after, original_ap50_before, ..._after: in 0..1, of the original vocabulary alone and with
-    all others loaded; None without labels.
+    all others loaded; None without labels. examples: where the surest false alarms and collisions are, for pictures.
     """
 
     images: int
@@ -88,6 +87,7 @@ class Verification:
     original_ap_after: float | None = None
     original_ap50_before: float | None = None
     original_ap50_after: float | None = None
+    examples: AlarmExamples | None = field(default=None, compare=False, repr=False)
 
     @property
     def original_bits_changed(self) -> int:
@@ -100,12 +100,13 @@ class Verification:
         return 1000 * sum(alarms.count for alarms in self.false_alarms) / self.images
 
     def to_json(self) -> dict[str, object]:
-        """Plain JSON: all of the above; precision is left out where there are no labels."""
+        """Plain JSON: all of the above but the examples; precision is left out where there are no labels."""
         totals = {
             "original_bits_changed": self.original_bits_changed,
             "false_alarms_per_1000": self.false_alarms_per_1000,
         }
-        return totals | {name: value for name, value in asdict(self).items() if value is not None}
+        counts = asdict(replace(self, examples=None))
+        return totals | {name: value for name, value in counts.items() if value is not None}
 
 
 def verify(
@@ -150,19 +151,6 @@ def verify(
     return result if labels is None else _with_precision(result, labels, tally)
 
 
-def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
-    """Intersection over union of every box with every other.
-
-    Args:    first_xyxy, second_xyxy: (n, 4) and (m, 4), in the same frame, each box with an area.
-    Returns: (n, m) in 0..1.
-    """
-    first, second = first_xyxy[:, None].astype(np.float64), second_xyxy[None].astype(np.float64)  # (n, 1, 4), (1, m, 4)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])  # (n, m, 2)
-    shared = sides.clip(min=0).prod(axis=-1)
-    first_area, second_area = ((boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (first, second))
-    return shared / (first_area + second_area - shared)
-
-
 class _Tally:
     """Counts over images, of one detector whose learned vocabularies are loaded and unloaded."""
 
@@ -174,8 +162,7 @@ class _Tally:
         labels = tuple(vocabularies)
         self._orders = [(label,) for label in labels] + ([labels, labels[::-1]] if len(labels) > 1 else [])
         self._bits = [0] * len(self._orders)
-        self._alarms: Counter[ClassKey] = Counter()
-        self._collisions: Counter[Pair] = Counter()
+        self._counts = AlarmCounts(vocabularies)
         self.images = 0
         self.compared = 0
         self.skipped: list[str] = []
@@ -200,10 +187,7 @@ class _Tally:
             self.measured.append((measure, self._original(before, placed), self._original(after, placed)))
         if count:  # every vocabulary is loaded now: the last of the orders has them all
             self.images += 1
-            found = self._detector.detect([image])[0]
-            keys = zip(found.vocabularies, found.class_names, strict=True)
-            self._alarms.update(key for key in keys if key[0] != ORIGINAL)
-            self._collisions.update(_collisions(found))
+            self._counts.add(path, self._detector.detect([image])[0])
 
     def result(self) -> Verification:
         """All but precision."""
@@ -212,8 +196,9 @@ class _Tally:
             skipped=tuple(self.skipped),
             original_detections=self.compared,
             settings=tuple(Setting(order, bits) for order, bits in zip(self._orders, self._bits, strict=True)),
-            false_alarms=tuple(FalseAlarms(*key, count) for key, count in _ranked(self._alarms)),
-            collisions=tuple(Collision(*key, name, count) for (key, name), count in _ranked(self._collisions)),
+            false_alarms=tuple(FalseAlarms(*key, count) for key, count in _ranked(self._counts.alarms)),
+            collisions=tuple(Collision(*key, name, count) for (key, name), count in _ranked(self._counts.collisions)),
+            examples=self._counts.examples(),
         )
 
     def _original_rows(self, order: Sequence[str], network_input: np.ndarray) -> np.ndarray:
@@ -284,16 +269,6 @@ def _with_precision(result: Verification, labels: _Labels, tally: _Tally) -> Ver
         original_ap50_before=before.ap50,
         original_ap50_after=after.ap50,
     )
-
-
-def _collisions(found: Detections) -> Iterable[Pair]:
-    """A learned and an original class for each two detections of one image on the same box."""
-    learned = np.array([label != ORIGINAL for label in found.vocabularies], dtype=bool)
-    rows, columns = np.flatnonzero(learned), np.flatnonzero(~learned)
-    near = box_iou(found.boxes_xyxy[rows], found.boxes_xyxy[columns]) >= SAME_BOX_IOU
-    for i, k in np.argwhere(near):
-        row = rows[i]
-        yield (found.vocabularies[row], found.class_names[row]), found.class_names[columns[k]]
 
 
 def _ranked(counts: Counter[Key]) -> list[tuple[Key, int]]:

@@ -5,11 +5,12 @@ import io
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from prompt_tune.detections import Detections
-from prompt_tune.examples import TILE_PIXELS, Example, Judged, Labels, box_iou, judge, outcome, picture
+from prompt_tune.examples import TILE_PIXELS, Example, Judged, Labels, box_iou, judge, outcome, picture, pictures
 
 NAMES = ("gizmo", "widget")
 
@@ -83,10 +84,20 @@ def test_ignored_labels_make_neither_misses_nor_false_alarms() -> None:
     assert (result.objects, result.hits, result.misses, result.false_alarms) == (0, 0, 0, 0)
 
 
-def test_box_iou_of_boxes_worked_out_by_hand() -> None:
-    first, second = np.array([[0, 0, 4, 4], [2, 2, 6, 6]]), np.array([[2, 2, 6, 6]])
-    np.testing.assert_allclose(box_iou(first, second), np.array([[4 / 28], [1]]))
-    assert box_iou(np.zeros((0, 4)), second).shape == (0, 1)
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        (np.zeros((0, 4)), [[0, 0, 1, 1]], np.zeros((0, 1))),
+        ([[0, 0, 10, 10]], [[0, 0, 10, 7], [0, 0, 20, 10], [10, 0, 20, 10], [2, 2, 7, 6]], [[0.7, 0.5, 0, 0.2]]),
+        ([[0, 0, 4, 4], [2, 2, 6, 6]], [[2, 2, 6, 6]], [[4 / 28], [1]]),
+    ],
+)
+def test_box_iou_of_boxes_worked_out_by_hand(
+    first: npt.ArrayLike, second: npt.ArrayLike, wanted: npt.ArrayLike
+) -> None:
+    got = box_iou(np.asarray(first, np.float32), np.asarray(second, np.float32))
+    assert got.shape == np.asarray(wanted).shape
+    np.testing.assert_allclose(got, np.asarray(wanted), atol=1e-7)
 
 
 def test_picture_shows_the_crop_with_detection_and_label_drawn_apart() -> None:
@@ -103,6 +114,26 @@ def test_picture_shows_the_crop_with_detection_and_label_drawn_apart() -> None:
     assert bare.src != got.src
     pixels = np.asarray(tile).reshape(-1, 3).astype(int)
     assert ((pixels - (250, 250, 0)).__abs__().max(1) < 40).any()  # the object is in the crop
+
+
+def test_detection_shows_between_the_dashes_of_a_box_on_top_of_it() -> None:
+    box = (300, 100, 340, 140)
+    got = picture(Image.new("RGB", (400, 200)), Example(Path("a.jpg"), box, box, (), ""), "gizmo", "collision")
+    tile = Image.open(io.BytesIO(base64.b64decode(got.src.split(",")[1])))
+    pixels = np.asarray(tile).astype(int)
+    coloured = (pixels.max(axis=2) - pixels.min(axis=2)) > 80
+    assert coloured.sum() > 100  # the solid box
+    assert (pixels.min(axis=2) > 150).sum() > 100  # the dashes
+
+
+def test_pictures_read_each_image_once_and_name_what_is_gone(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    one, two, lost = (Example(tmp_path / name, None, (0, 0, 9, 9), (), name) for name in ("a.png", "a.png", "b.png"))
+    assert pictures([]) == ({}, ())
+    drawn, unread = pictures([(one, "gizmo", "hit"), (lost, "gizmo", "hit"), (two, "widget", "false alarm")])
+    assert set(drawn) == {one, two}
+    assert drawn[two].alt == "widget, false alarm in a.png: a.png" and drawn[one].src != drawn[two].src
+    assert len(unread) == 1 and "b.png" in unread[0]
 
 
 def test_picture_of_an_image_smaller_than_the_crop_is_whole() -> None:

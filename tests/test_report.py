@@ -16,10 +16,11 @@ import torch
 from bundles import make_bundle, original_vocabulary
 from PIL import Image
 
+from prompt_tune.alarms import AlarmExamples
 from prompt_tune.config import FitConfig
-from prompt_tune.examples import ClassOutcome
+from prompt_tune.examples import ClassOutcome, Example
 from prompt_tune.fit import fit
-from prompt_tune.report import CURVE_SIDE, curve, write_verification_page
+from prompt_tune.report import CURVE_SIDE, PICTURED, curve, write_verification_page
 from prompt_tune.run import RunFolder
 from prompt_tune.sample import write_sample
 from prompt_tune.validate import validate_run
@@ -255,7 +256,45 @@ main()
     done = subprocess.run([*command, *map(str, options)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     bits = re.search(r"FAILED: (\d+) bits", done.stdout)
-    assert bits and f"Failed: {bits[1]} bits" in Page(tmp_path / "page.html").text[""]
+    page = Page(tmp_path / "page.html")
+    assert bits and f"Failed: {bits[1]} bits" in page.text[""]
+    kinds = {kind for kind in ("false alarm", "collision") for p in page.all("img") if f", {kind} in " in str(p["alt"])}
+    assert kinds == {"false alarm", "collision"}
+    assert (tmp_path / "page.html").stat().st_size < 2_500_000
+
+
+def test_pictures_of_a_verification_have_captions_and_are_few(bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40), (90, 90, 90)).save(tmp_path / "photo.png")
+
+    def example(note: str, file: str = "photo.png") -> Example:
+        return Example(tmp_path / file, None, (10, 10, 30, 30), (), note)
+
+    names = [f"class {k}" for k in range(PICTURED + 1)] + [NASTY]
+    examples = AlarmExamples(
+        {("learned", name): (example("score 0.900"), example("score 0.800", "gone.png")) for name in names},
+        {(("learned", name), "red circle"): example("score 0.900, on the box of red circle") for name in names},
+    )
+    rows = tuple(FalseAlarms("learned", name, 9) for name in (NASTY, *names[:-1]))
+    pairs = tuple(Collision("learned", name, "red circle", 1) for name in (NASTY, *names[:-1]))
+    result = replace(VERIFIED, false_alarms=rows, collisions=pairs, examples=examples)
+    write_verification_page(tmp_path / "page.html", result, bundle)
+    page = Page(tmp_path / "page.html")
+    assert page.open == [] and not page.all("b") and "<b>" not in (tmp_path / "page.html").read_text()
+    assert len(page.all("img")) == 2 * PICTURED
+    alarms, collisions = page.text["false-alarms"], page.text["collisions"]
+    assert alarms.count("photo.png: score 0.900") == PICTURED and "the surest" in alarms
+    assert f"the {PICTURED} classes with most" in alarms and alarms.count("gone.png") == 1
+    assert f"{NASTY}, photo.png: score 0.900, on the box of red circle" in collisions
+    assert all(str(p["src"]).startswith("data:image/jpeg;base64,") and p["alt"] for p in page.all("img"))
+
+
+def test_page_of_a_fit_names_the_classes_that_are_hardly_learned(run: RunFolder, page: Page) -> None:
+    learned = Vocabulary.load(run.learned)
+    expected = learned.provenance["thresholds"]["expected"]
+    weak = [name for name, row in expected.items() if row["precision"] < 0.4]  # clear of features in float16
+    assert weak
+    text = page.text["classes"].partition("Hardly learned, so expect many false alarms: ")[2].partition(". Give")[0]
+    assert set(weak) <= set(text.split(", "))
 
 
 def test_page_of_a_verification_without_any_detection_does_not_pass(bundle: Path, tmp_path: Path) -> None:

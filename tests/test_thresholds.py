@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_tune.metrics import Matched
-from prompt_tune.thresholds import Thresholds, choose_thresholds
+from prompt_tune.thresholds import Thresholds, choose_thresholds, hardly_learned
 from prompt_tune.vocabulary import Vocabulary
 
 
@@ -106,6 +106,39 @@ def test_precision_out_of_reach_takes_the_highest_and_says_so(caplog: pytest.Log
         "Precision 0.95 is out of reach, so the highest counts: hard"
     ]
     assert chosen.rule == "lowest score with precision 0.95 at IoU 0.5"
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        (matched((0.9, True), (0.8, False), n_objects=1), None),
+        (matched((0.4, False), (0.3, True), (0.1, False), n_objects=1), None),  # as often right as wrong
+        (matched((0.4, False), (0.3, False), (0.2, True), n_objects=1), "threshold 0.101, precision 0.33, recall 1.00"),
+        (matched((0.04, True), (0.02, False), n_objects=2), "threshold 0.030, precision 1.00, recall 0.50"),
+    ],
+)
+def test_class_that_is_hardly_learned_is_named_with_a_cure(
+    part: Matched, named: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    choose_thresholds(["good", "odd"], [ALL_RIGHT, part])
+    assert [record.getMessage() for record in caplog.records] == (
+        []
+        if named is None
+        else [
+            f"Hardly learned, so expect many false alarms: odd ({named}). A threshold should be 0.05 or more, and most "
+            "detections above it right. Give these classes more images or other names, or fit with `--precision 0.9`."
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "precision", "wanted"),
+    [(0.25, None, False), (0.01, None, True), (0.25, 0.4, True), (0.05, 0.5, False), (0.25, np.nan, False)],
+)
+def test_hardly_learned_is_a_low_threshold_or_mostly_wrong(
+    threshold: float, precision: float | None, wanted: bool
+) -> None:
+    assert hardly_learned(threshold, precision) is wanted
 
 
 def test_thresholds_go_into_a_vocabulary_file(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """`verify` on `tiny`: it must catch a graph that leaks, and count what can be counted by hand."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import yaml
 from bundles import TWIN, learned_for_tiny, make_bundle, original_vocabulary
@@ -17,7 +17,7 @@ from prompt_tune.datasets import read_dataset
 from prompt_tune.errors import DataError, GraphError, VocabularyError
 from prompt_tune.images import find_images
 from prompt_tune.sample import write_sample
-from prompt_tune.verify import Collision, FalseAlarms, Setting, Verification, box_iou, verify
+from prompt_tune.verify import Collision, FalseAlarms, Setting, Verification, verify
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,23 @@ def test_twins_of_original_classes_collide_with_them_on_every_box(bundle: Path, 
     assert {p.original: p.count for p in result.collisions if p.learned == TWIN + p.original} == dict(expected)
     for counts in ([row.count for row in result.false_alarms], [pair.count for pair in result.collisions]):
         assert counts == sorted(counts, reverse=True)
+
+
+def test_surest_alarms_are_kept_for_pictures_and_stay_out_of_the_json(bundle: Path, sample: Path) -> None:
+    result = verify(bundle, sample / "**" / "*.jpg")
+    assert result.examples is not None
+    thresholds = dict(zip(original_vocabulary().names, original_vocabulary().thresholds, strict=True))
+    for row in result.false_alarms:
+        shown = result.examples.alarms[row.vocabulary, row.learned]
+        assert len(shown) == min(row.count, 6)
+        name = row.learned.removeprefix(TWIN)
+        for example in shown:  # a twin lies on the box of what it copies, with its score
+            score = example.note.split(",")[0].removeprefix("score ")
+            assert example.note.startswith(f"score {score}, threshold {thresholds[name]:.3f}, on the box of ")
+            assert example.path.is_file()
+    for pair in result.collisions:
+        assert result.examples.collisions[(pair.vocabulary, pair.learned), pair.original].reference_xyxy is not None
+    assert "examples" not in result.to_json() and "jpg" not in json.dumps(result.to_json())
 
 
 def test_vocabulary_of_guide_mode_own_is_counted_in_its_own_pass(bundle: Path, scenes: Path, tmp_path: Path) -> None:
@@ -202,22 +219,6 @@ def test_report_is_called_for_each_image(bundle: Path, scenes: Path) -> None:
     calls: list[tuple[str, int, int, str]] = []
     verify(bundle, scenes, report=lambda *call: calls.append(call))
     assert calls == [("verify", done, 6, "") for done in range(1, 7)]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "wanted"),
-    [
-        (np.zeros((0, 4)), [[0, 0, 1, 1]], np.zeros((0, 1))),
-        ([[0, 0, 10, 10]], [[0, 0, 10, 7], [0, 0, 20, 10], [10, 0, 20, 10], [2, 2, 7, 6]], [[0.7, 0.5, 0, 0.2]]),
-        ([[0, 0, 4, 4], [2, 2, 6, 6]], [[2, 2, 6, 6]], [[4 / 28], [1]]),
-    ],
-)
-def test_box_iou_of_boxes_worked_out_by_hand(
-    first: npt.ArrayLike, second: npt.ArrayLike, wanted: npt.ArrayLike
-) -> None:
-    got = box_iou(np.asarray(first, np.float32), np.asarray(second, np.float32))
-    assert got.shape == np.asarray(wanted).shape
-    np.testing.assert_allclose(got, np.asarray(wanted), atol=1e-7)
 
 
 def test_json_has_totals_and_leaves_precision_out_without_labels() -> None:
