@@ -46,7 +46,7 @@ UNLABELLED = (
     "--report",
     "page",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all of this to an HTML file too, with pictures of the surest false alarms: one page that loads nothing.",
+    help="Write all of this to an HTML file too, one that loads nothing, with pictures of the surest false alarms.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, complete, instead of tables.")
 def command(
