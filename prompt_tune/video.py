@@ -33,7 +33,7 @@ class Video:
         self.live = timeout is not None and container.duration is None
         self.broken: str | None = None
         self._container, self._every, self._timeout = container, every, timeout
-        self._decoded, self._damaged, self._first_damage = 0, 0, ""
+        self._decoded, self._damaged, self._lacks, self._first_damage = 0, 0, 0, ""
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"  # decodes on several cores
         count = stream.frames
@@ -44,9 +44,11 @@ class Video:
     @property
     def damage(self) -> str | None:
         """One line about the parts that could not be decoded, or None."""
-        if not self._damaged:
-            return None
-        return f"`{self.shown}`: damaged in {self._damaged} places, which are left out; the first {self._first_damage}."
+        if self._damaged:
+            return f"`{self.shown}`: damaged in {self._damaged} places, left out; the first {self._first_damage}."
+        if self._lacks:
+            return f"`{self.shown}`: its header promises {self._lacks} frames more than it holds. {_CURE}"
+        return None
 
     def frames(self) -> Generator[tuple[int, np.ndarray, float | None], None, None]:
         """Every `every`-th frame; closes the video in the end.
@@ -55,6 +57,7 @@ class Video:
             by this machine's clock, since many cameras' clocks are wrong.
         """
         start: float | None = None
+        promised = self._container.streams.video[0].frames  # 0: the header does not say
         with self._container:
             for frame in self._frames():
                 index = self._decoded
@@ -63,6 +66,7 @@ class Video:
                     now = time.monotonic() if self.live else frame.time
                     start = now if start is None else start
                     yield index, _upright(frame), None if now is None or start is None else now - start
+        self._lacks = max(0, promised - self._decoded - self._damaged)
         if not self._decoded and not self.broken:
             self.broken = f"`{self.shown}` has no frame that can be decoded. {_CURE}"
 
@@ -125,6 +129,7 @@ def open_camera(number: int, *, timeout: float, every: int = 1) -> Video:
     Raises: DataError: there is no such camera, it cannot be opened, or PyAV is missing.
     """
     shown = f"camera {number}"
+    av = require_av(f"`{shown}` is a camera")
     options: dict[str, str] = {}
     if sys.platform.startswith("linux"):
         there = sorted(int(path.name[5:]) for path in Path("/dev").glob("video*") if path.name[5:].isdecimal())
@@ -133,7 +138,6 @@ def open_camera(number: int, *, timeout: float, every: int = 1) -> Video:
     elif sys.platform == "darwin":  # without a rate it asks for 29.97, which many cameras refuse
         address, known, options, interface, names = str(number), True, {"framerate": "30"}, "avfoundation", []
     else:
-        av = require_av(f"`{shown}` is a camera")
         names = [device.name for device in av.enumerate_input_devices("dshow") if "video" in device.media_types]
         known, interface = number < len(names), "dshow"
         address = f"video={names[number]}" if known else ""

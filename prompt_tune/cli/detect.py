@@ -133,7 +133,7 @@ def command(
     _print(result, out, to_errors=stream)
     if result.broken:
         raise DataError(result.broken)
-    if result.stopped and not opened.live and not stream:
+    if stop() and not opened.live:
         raise click.Abort  # not all was looked at, and the exit status says so
 
 
