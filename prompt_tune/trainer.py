@@ -28,13 +28,17 @@ class Trainer:
         *,
         teacher: Tensor | None = None,
         frozen: Sequence[bool] = (),
+        n_replay: int = 0,
     ) -> None:
         """Nothing is trained yet.
 
-        Args: teacher: (n_cls, n_prompts, 512) float32, unit rows, that the embeddings are kept near to, with
+        Args: n_replay: how many of the task's training images, the last ones, are there to show what the classes are
+              not: they join the updates of the others, and make no more of them.
+              teacher: (n_cls, n_prompts, 512) float32, unit rows, that the embeddings are kept near to, with
               `config.teacher_weight`. frozen: for each class, whether its context stays as it is; empty: none does.
         """
         self.task, self.context, self.config, self.teacher = task, context, config, teacher
+        self._n_replay = n_replay
         if any(frozen):
             moving = ~torch.tensor(frozen, device=context.ctx.device)
             context.ctx.register_hook(lambda gradient: gradient * moving[:, None, None, None])
@@ -49,20 +53,15 @@ class Trainer:
         Returns: the line for metrics.jsonl.
         """
         started = time.perf_counter()
-        rng = np.random.default_rng([self.config.seed, 21, self.epoch])
-        n_images, size = len(self.task.train.files), self.config.batch
-        batches = []
-        for _ in range(max(1, self.config.updates // math.ceil(n_images / size))):
-            order, view = rng.permutation(n_images), rng.integers(self.config.views, size=n_images)
-            batches += [(order[k : k + size], view[order[k : k + size]]) for k in range(0, n_images, size)]
+        batches = self._batches(np.random.default_rng([self.config.seed, 21, self.epoch]))
         n_steps = len(batches)
         total = 0.0
-        for step, (chosen, views) in enumerate(batches):
+        for step, (chosen, view) in enumerate(batches):
             rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             embeddings = self.context()
-            loss = self.task.loss(embeddings, chosen.tolist(), views.tolist())
+            loss = self.task.loss(embeddings, chosen.tolist(), view.tolist())
             if self.teacher is not None:
                 loss = loss + self.config.teacher_weight * teacher_distance(embeddings, self.teacher)
             self.optimizer.zero_grad()
@@ -81,6 +80,21 @@ class Trainer:
             "learning_rate": rate,
             "seconds": round(time.perf_counter() - started, 3),
         }
+
+    def _batches(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The images of each update of an epoch, and the view of each: every labelled image as often as another, every
+        replayed one with each pass over these."""
+        n_labelled, size = len(self.task.train.files) - self._n_replay, self.config.batch
+        n_steps = math.ceil(n_labelled / size)
+        batches = []
+        for _ in range(max(1, self.config.updates // n_steps)):
+            order, view = rng.permutation(n_labelled), rng.integers(self.config.views, size=n_labelled)
+            replayed = np.array_split(n_labelled + rng.permutation(self._n_replay), n_steps)
+            for k, more in enumerate(replayed):
+                own = order[k * size : (k + 1) * size]
+                views = np.concatenate([view[own], rng.integers(self.config.views, size=len(more))])
+                batches.append((np.concatenate([own, more]), views))
+        return batches
 
     def _measure(self) -> Precision:
         """AP of the embeddings as they are now, on the validation images."""
