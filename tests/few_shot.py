@@ -21,7 +21,17 @@ from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
 
 IMAGE_SIZE = 256  # px, what `tiny` was trained at
-COUNTS = {"pool": 600, "val": 100, "test": 200, "original": 100, "background": 300, "job replay": 600, "replay": 600}
+COUNTS = {
+    "pool": 600,  # what is drawn from
+    "val": 100,
+    "test": 200,
+    "original": 100,  # labelled scenes of the original vocabulary
+    "background": 300,  # scenes of the job without its objects
+    "job replay": 600,  # as well
+    "job replay held out": 100,
+    "replay": 600,  # scenes as the pretraining draws them: what a general data set is to a real detector
+    "replay held out": 100,
+}
 STREAMS = {name: 30 + k for k, name in enumerate(COUNTS)}  # apart from those of the sample set and the pretraining
 UNKNOWN = dict(CLASSES)  # names that the tower has never read
 KNOWN = {f"{colour} {shape}": Look.of(colour, shape) for colour, shape in HELD_OUT}  # words that it knows
@@ -94,7 +104,7 @@ class Job:
                 scene, labels = self._scene(part, index)
                 write_image(folder, "train", index, scene, labels)
             write_description(folder / "data.yaml", names, ("train",))
-        if part in ("background", "job replay", "replay"):
+        if part == "background" or "replay" in part:
             paths = sorted((folder / "images" / "train").iterdir())
             nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
             return tuple(Sample(path, *nothing, (IMAGE_SIZE, IMAGE_SIZE)) for path in paths)
@@ -120,12 +130,12 @@ class Job:
 
     def _scene(self, part: str, index: int) -> tuple[Scene, list[int | None]]:
         """A scene and the classes of its objects."""
-        if part in ("original", "replay"):  # as the pretraining draws them, in the place of a general data set
+        if part in ("original", "replay", "replay held out"):
             scene = original_scene(STREAMS[part], index)
             return scene, [TRAINED.index((look.layers[0].colour, look.layers[0].shape)) for look in scene.looks]
         rng = np.random.default_rng([STREAMS[part], index])
         names = list(self.looks)[: self.n_taught if part in ("pool", "val") else None]
-        none = part in ("background", "job replay")
+        none = part == "background" or "replay" in part
         count = 0 if none else rng.integers(OBJECTS[0], OBJECTS[1] + 1)
         looks = [self.looks[names[rng.integers(len(names))]] for _ in range(count)]
         looks += [random_look(rng) for _ in range(rng.integers(DISTRACTORS[0], DISTRACTORS[1] + 1))]

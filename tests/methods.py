@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from prompt_tune.tasks import GuidedTask, RegionTask, Task
 from prompt_tune.teacher import template_embeddings
 from prompt_tune.thresholds import choose_thresholds
 from prompt_tune.trainer import Trainer
-from prompt_tune.vocabulary import Vocabulary, guide_digest
+from prompt_tune.vocabulary import DEFAULT_THRESHOLD, Vocabulary, guide_digest
 from prompt_tune.world import World
 
 Json = dict[str, Any]
@@ -42,7 +43,7 @@ class Method:
     kind: what is trained: "context", "free" (the embeddings themselves), "weights" (ultralytics' fine-tuning); or
     "plain", "template", "templates", where nothing is. settings: of `FitConfig`, where they are not its defaults.
     guide: what steers the neck: "original", "own", "joint" (original and learned classes together). replay: a part of
-    the job that is mixed in one to one, or nothing.
+    the job that is mixed in, or nothing; ratio: its images for each drawn one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Method:
     settings: Json = field(default_factory=dict)
     guide: str = "original"
     replay: str = ""
+    ratio: int = 1
 
 
 class FreeEmbeddings(nn.Module):
@@ -71,7 +73,8 @@ def measure(job: Job, method: Method, shots: int, seed: int) -> Json:
     """Train a method on a draw of the pool, choose its epoch on the validation images, and report the test images.
 
     Returns: `ap`, `ap50` of the learned classes on the test images; `original_before`, `original_after` (AP) and
-             `bits` (of original detections that changed) on the original scenes; `false_alarms` per 1,000 backgrounds;
+             `bits` (of original detections that changed) on the original scenes; `false_alarms` per 1,000 backgrounds
+             above the thresholds that were chosen, `alarms_at_default` above 0.25;
              `seconds` of training with its validations; `parameters`; `images`.
     """
     chosen = job.draw(shots, seed)
@@ -80,12 +83,13 @@ def measure(job: Job, method: Method, shots: int, seed: int) -> Json:
     started = time.perf_counter()
     task = _task(job, method, chosen, seed)
     if method.kind in ("context", "free"):
-        trained = _learn(job, method, task, seed)
+        trained = _learn(job, method, task, seed, len(task.train.files) - len(chosen))
         embeddings, parameters = trained.embeddings(), trained.ctx.numel()
     else:
         embeddings, parameters = _written(job, method, job.classes, task), 0
     seconds = time.perf_counter() - started
-    measured = _measured(lambda part: _on(job, method, part).detect(embeddings), len(embeddings))
+    parts = ["val", f"{method.replay} held out"] if method.replay else ["val"]
+    measured = _measured(lambda part: _on(job, method, part).detect(embeddings), len(embeddings), parts)
     after = _original_after(job, method, embeddings)
     return {**measured, **after, "seconds": seconds, "parameters": parameters, "images": len(chosen)}
 
@@ -116,7 +120,7 @@ def _task(job: Job, method: Method, chosen: Sequence[int], seed: int) -> Task:
     files = [pool.files[i] for i in chosen]
     if method.replay:
         more = job.regions(method.replay).files
-        files += [more[i] for i in np.random.default_rng(seed).permutation(len(more))[: len(chosen)]]
+        files += [more[i] for i in np.random.default_rng(seed).permutation(len(more))[: method.ratio * len(chosen)]]
     task = _on(job, method, "val")
     task.train = RegionCache(files)
     return task
@@ -140,7 +144,7 @@ def _written(job: Job, method: Method, classes: Sequence[tuple[str, ...]], task:
     return max(rows, key=lambda row: average_precision(*task.detect(row), len(row)).ap)
 
 
-def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
+def _learn(job: Job, method: Method, task: Task, seed: int, n_replay: int = 0) -> Any:
     """The context, or the free embeddings, of the epoch that was best on the validation images."""
     config = FitConfig(seed=seed, image_size=IMAGE_SIZE, **method.settings)
     context: Any = PromptContext(
@@ -156,7 +160,7 @@ def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
     teacher = torch.from_numpy(template_embeddings(job.tower, context.texts)) if config.teacher_weight else None
     if method.kind == "free":
         context = FreeEmbeddings(job.tower.embed_classes(job.taught))
-    trainer = Trainer(task, context, config, teacher=teacher)
+    trainer = Trainer(task, context, config, teacher=teacher, n_replay=n_replay)
     while trainer.epoch < config.epochs:
         trainer.run_epoch()
     with torch.no_grad():
@@ -164,14 +168,20 @@ def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
     return context
 
 
-def _measured(detect: Callable[[str], tuple[list[Truth], list[Found]]], n_cls: int) -> Json:
-    """AP on the test images, and false alarms on the backgrounds above the thresholds of the validation images."""
+def _measured(
+    detect: Callable[[str], tuple[list[Truth], list[Found]]], n_cls: int, parts: Sequence[str] = ("val",)
+) -> Json:
+    """AP on the test images, and false alarms on the backgrounds above the thresholds that some parts give."""
     precision: Precision = average_precision(*detect("test"), n_cls)
     names = [str(k) for k in range(n_cls)]
-    thresholds = choose_thresholds(names, match_classes(*detect("val"), n_cls)).values
+    truths, founds = (list(chain(*lists)) for lists in zip(*(detect(part) for part in parts), strict=True))
+    thresholds = choose_thresholds(names, match_classes(truths, founds, n_cls)).values
     _, founds = detect("background")
-    alarms = sum(int((found.scores > thresholds[found.classes]).sum()) for found in founds)
-    return {"ap": precision.ap, "ap50": precision.ap50, "false_alarms": 1000 * alarms / len(founds)}
+    alarms = [
+        1000 / len(founds) * sum(int((found.scores > limit[found.classes]).sum()) for found in founds)
+        for limit in (thresholds, np.full(n_cls, DEFAULT_THRESHOLD))
+    ]
+    return {"ap": precision.ap, "ap50": precision.ap50, "false_alarms": alarms[0], "alarms_at_default": alarms[1]}
 
 
 def _original_after(job: Job, method: Method, embeddings: np.ndarray) -> Json:
