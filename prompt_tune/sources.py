@@ -140,8 +140,8 @@ class _Stream:
         try:
             with closing(self._newest() if self.live else _named(self._video, self._name)) as frames:
                 yield from frames
+            self.broken = self._video.broken  # not where somebody stopped it, and the thread saw nothing come any more
         finally:
-            self.broken = self._video.broken
             if self._video.damage:
                 self.skipped[self._name] = self._video.damage
 

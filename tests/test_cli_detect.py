@@ -1,20 +1,30 @@
 """`prompt-tune detect` from its arguments to its files."""
 
+import gc
 import json
+import signal
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from clips import as_jpeg, greys, served, write_clip
 from commands import run_command
 from PIL import Image
 from small_bundle import learned_for, photo, small_bundle
 
 from prompt_tune import runtime
+from prompt_tune.annotations import Output, annotate
 from prompt_tune.cli.detect import command
+from prompt_tune.datasets import read_dataset
+from prompt_tune.sources import Frame, open_source
 from prompt_tune.world import World
 
 Capture = pytest.CaptureFixture[str]
+FEW = ("--threads", "1", "--show", "forklift")  # a random detector finds thousands of objects, which take long to draw
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +196,9 @@ def test_out_that_cannot_be_written_is_one_line(bundle: Path, photos: Path, tmp_
     (tmp_path / "file").write_text("mine")
     done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "file" / "out", "--threads", 1)
     assert done.status == 1
-    assert done.err.splitlines()[-1].startswith(f"Error: Cannot write `{tmp_path / 'file' / 'out' / 'detections.json'}`")
+    assert done.err.splitlines()[-1].startswith(
+        f"Error: Cannot write `{tmp_path / 'file' / 'out' / 'detections.json'}`"
+    )
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -229,3 +241,132 @@ def test_vocabulary_of_another_detector_is_refused(bundle: Path, photos: Path, t
 def test_defaults_of_the_command_are_the_librarys() -> None:
     defaults = {option.name: option.default for option in command.params}
     assert (defaults["iou"], defaults["device"], defaults["threads"]) == (runtime.IOU, "cpu", 0)
+
+
+def test_video_gives_an_annotated_video_and_a_document_with_its_frames(
+    bundle: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [photo(60, 90, seed=seed) for seed in range(6)])
+    out = tmp_path / "out"
+    done = run_command(capfd, "detect", bundle, "--source", clip, "--out", out, *FEW, "--every", 2)
+    assert done.status == 0, done.err
+    assert names(out) == ["clip.mp4", "detections.json"]
+    found = document(out)
+    assert [(image["frame"], image["seconds"]) for image in found["images"]] == [(0, 0.0), (2, 0.08), (4, 0.16)]
+    assert done.out.splitlines()[-1] == f"{len(found['annotations'])} detections in 3 frames: {out}"
+    (copy,) = {frame.image.shape for frame in open_source(out / "clip.mp4").frames()}
+    assert (copy, open_source(out / "clip.mp4").total) == ((60, 90, 3), 3)
+
+
+def test_saved_yolo_labels_are_a_data_set_of_the_classes_shown(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    write_clip(photos / "clip.mp4", [photo(60, 90, seed=seed) for seed in range(3)])
+    out = tmp_path / "out"
+    choice = ["--save", "yolo", "--save", "csv", "--show", "forklift", "--show", "gizmo", "--conf", 0.2]
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1, *choice)
+    assert done.status == 0, done.err
+    data = read_dataset(out / "yolo")
+    assert data.names == ("gizmo", "forklift")
+    samples = [*data.train.samples, *data.val.samples]
+    assert len(samples) == 5
+    assert len((out / "detections.csv").read_text().splitlines()) - 1 == sum(len(sample.classes) for sample in samples)
+    assert f"{sum(len(sample.classes) for sample in samples)} detections in 2 images and 3 frames" in done.out
+    again = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1, *choice)
+    assert (again.status, "would mix with the new ones" in again.err) == (1, True)
+
+
+def test_stream_writes_a_line_of_json_an_image_and_needs_no_folder(bundle: Path, photos: Path, capfd: Capture) -> None:
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--stream", "--threads", 1)
+    assert done.status == 0, done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [(line["file_name"], line["width"], line["height"]) for line in lines] == [
+        ("a.png", 90, 60),
+        ("b.jpg", 64, 96),
+    ]
+    (expected,) = runtime.Detector(bundle, threads=1).detect(photos / "a.png")
+    assert [row["class"] for row in lines[0]["detections"]] == list(expected.class_names)
+    assert [row["vocabulary"] for row in lines[0]["detections"]] == list(expected.vocabularies)
+    boxes = [row["box_xyxy"] for row in lines[0]["detections"]]
+    np.testing.assert_allclose(boxes, expected.boxes_xyxy, atol=1e-3)
+    assert "Skipped: " in done.err and "in 2 images, 1 skipped" in done.err
+
+
+@pytest.mark.parametrize("options", [[], ["--stream", "--save", "csv"]])
+def test_out_is_missing_where_something_is_to_be_saved(
+    options: list[str], bundle: Path, photos: Path, capfd: Capture
+) -> None:
+    done = run_command(capfd, "detect", bundle, "--source", photos, *options)
+    assert (done.status, "Missing option '--out'" in done.err) == (2, True)
+
+
+def test_stream_that_breaks_off_leaves_whole_files_and_status_1(bundle: Path, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "out"
+    with served(tmp_path, [as_jpeg(image) for image in greys(3)], breaks=True) as address:
+        done = run_command(capfd, "detect", bundle, "--source", f"{address}/live", "--out", out, *FEW, "--timeout", 1)
+    assert done.status == 1
+    assert names(out) == ["detections.json", "stream.mp4"]
+    n_frames = len(document(out)["images"])
+    assert n_frames == open_source(out / "stream.mp4").total
+    missed = f", {3 - n_frames} frames missed" if n_frames < 3 else ""
+    assert f"detections in {n_frames} frame{'s' * (n_frames != 1)}{missed}: {out}" in done.out
+    assert done.err.splitlines()[-1].startswith("Error: `http://127.0.0.1:")
+    assert "/live` broke off after 3 frames: nothing came for 1 seconds." in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("live", [True, False])
+def test_ctrl_c_finishes_what_is_written(live: bool, number: signal.Signals, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    clip = write_clip(tmp_path / "clip.mp4", greys(25) * 40)
+    with served(tmp_path, [as_jpeg(image) for image in greys(3)], breaks=True) as address:
+        source = f"{address}/live" if live else str(clip)
+        command = ["detect", str(bundle), "--source", source, "--out", str(out), "--stream", "--timeout", "2"]
+        save = ("--save", "coco", "--save", "csv", "--save", "pictures")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prompt_tune", *command, *save, *FEW],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == (0 if live else 130), errors
+    lines = [first, *map(json.loads, rest.splitlines())]
+    assert len(lines) < 1000 and "Traceback" not in errors
+    assert [image["file_name"] for image in document(out)["images"]] == [line["file_name"] for line in lines]
+    video = "stream.mp4" if live else "clip.mp4"
+    assert names(out) == sorted(["detections.csv", "detections.json", video])
+    assert open_source(out / video).total == len(lines)
+
+
+def test_reader_that_leaves_ends_the_stream_in_silence(bundle: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", greys(25) * 40)
+    command = f"{sys.executable} -m prompt_tune detect {bundle} --source {clip} --stream {' '.join(FEW)}"
+    line = f"set -o pipefail; {command} | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frame"] == 0
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_long_video_runs_in_constant_memory(bundle: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", greys(25, height=120, width=160) * 8)
+    source, frames = open_source(clip), 0
+    assert source.total == 200
+    alive: weakref.WeakSet[Frame] = weakref.WeakSet()
+
+    def count(stage: str, done: int, total: int | None, note: str) -> None:
+        nonlocal frames
+        frames += 1
+        if done % 50 == 25:
+            alive.update(item for item in gc.get_objects() if type(item) is Frame)
+        assert len(alive) <= 3, "frames are let go"
+
+    detector = runtime.Detector(bundle, threads=1)
+    save: tuple[Output, ...] = ("coco", "csv", "yolo")
+    result = annotate(detector, source, out=tmp_path, save=save, show=["forklift"], report=count)
+    assert (result.frames, frames) == (200, 201)
