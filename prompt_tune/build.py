@@ -14,9 +14,9 @@ from prompt_tune import __version__
 from prompt_tune.bundle import ORIGINAL_FILE
 from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.names import read_classes
-from prompt_tune.prompts_file import embed_with_prompts
+from prompt_tune.prompts_file import embed_with_prompts, read_guide_mode
 from prompt_tune.text import DEFAULT_TOWER, LOCAL_PREFIX, TextTower
-from prompt_tune.vocabulary import Kind, Vocabulary, guide_digest, short
+from prompt_tune.vocabulary import GuideMode, Kind, Vocabulary, guide_digest, short
 from prompt_tune.world import TINY, World
 
 DEFAULT_ORIGINAL = "coco"  # what YOLO-World's official checkpoints carry
@@ -43,7 +43,8 @@ def build_vocabulary(
              text_tower: what `TextTower.load` takes; None is the detector's own (`default_tower`).
              original: the original vocabulary it is for, a file or what `read_classes` takes; None is the one beside
                  `prompts`, or the detector's own (`original_vocabulary`). Not for kind "original".
-             prompts: `prompts.safetensors` of a run, whose context vectors go in front of the names.
+             prompts: `prompts.safetensors` of a run, whose context vectors go beside the names; those learned under
+                 guide `own` give a vocabulary that guides itself.
     Returns: the vocabulary, with thresholds of 0.25.
     Raises:  ModelError: detector or tower cannot be used, or do not belong together.
              VocabularyError: a class name or another vocabulary breaks a rule, or arguments do not go together.
@@ -54,9 +55,13 @@ def build_vocabulary(
         raise VocabularyError("A vocabulary of kind `original` is a guide itself: leave the argument `original` out.")
     world = World.load(model)
     tower = TextTower.load(text_tower or default_tower(model))
+    guide_mode: GuideMode = "original"
     if prompts is not None:
         guide = _guide_of_run(world, tower, Path(prompts), original)
         embeddings = embed_with_prompts(Path(prompts), tower, classes)
+        guide_mode = read_guide_mode(Path(prompts), tower)
+        if guide_mode == "own":
+            guide = guide_digest(embeddings)
         provenance = _provenance() | {"prompts": hashlib.sha256(Path(prompts).read_bytes()).hexdigest()}
     else:
         embeddings, provenance = tower.embed_classes(classes), _provenance()
@@ -69,6 +74,7 @@ def build_vocabulary(
         tuple(prompts_of_class[0] for prompts_of_class in classes),
         embeddings,
         kind=kind,
+        guide_mode=guide_mode,
         detector=world.digest,
         text_tower=tower.digest,
         guide=guide,

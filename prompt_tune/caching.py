@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,20 +32,20 @@ class Caching:
     report: Report
 
     def task(self, dataset: DataSet, background: Split) -> Task:
-        """Cached training images in their views, replayed ones among them, and validation images with all anchors.
+        """Cached training images in their views, replayed ones behind them, and validation images with all anchors.
 
-        Raises:  DataError: no training image that can be read has a box.
+        Raises:  DataError: no training image that can be read has a box, or no replayed image can be read.
         """
         own = self.config.guide == "own"
         guide = None if own else self._guide()
         budget = None if own else RegionBudget(*self.config.region_budget)
-        images = replace(dataset.train, samples=dataset.train.samples + background.samples)
-        train = self._run(guide, images, "cache train", self.config.views, budget)
-        val = self._run(guide, dataset.val, "cache val", 1, None)
-        task = (GuidedTask if own else RegionTask)(self.world, train, val, self.config.image_size)
+        train = self._run(guide, dataset.train, "cache train", self.config.views, budget)
         if not any(train.has_object(i) for i in range(len(train.files))):
             raise DataError(f"No readable training image of `{dataset.source}` has a box. Replace the damaged images.")
-        return task
+        if background.samples:
+            train = train.with_replay(self._run(guide, background, "cache replay", self.config.views, budget))
+        val = self._run(guide, dataset.val, "cache val", 1, None)
+        return (GuidedTask if own else RegionTask)(self.world, train, val, self.config.image_size)
 
     def seen(self, task: Task, val: Split) -> RegionCache:
         """The validation images under the original guide: what the original classes make of them."""

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from prompt_tune.config import FitConfig
 from prompt_tune.context import PromptContext
 from prompt_tune.errors import RunError
 from prompt_tune.prompts_file import load_context
 from prompt_tune.run import RunFolder
 from prompt_tune.text import TextTower
-from prompt_tune.vocabulary import Vocabulary, merge, short
+from prompt_tune.vocabulary import GuideMode, Vocabulary, merge, short
 
 SETTINGS = ("class_specific", "token_position", "prompts_per_class")  # how prompts are built: as they were
 
@@ -37,26 +39,41 @@ class Earlier:
         missing = [path.name for path in (run.prompts, run.learned, run.original) if not path.is_file()]
         if missing:
             raise RunError(f"{folder} is no whole run of `fit`: {', '.join(missing)} is missing. Give another --from.")
-        return cls(run, load_context(run.prompts, tower), Vocabulary.load(run.learned))
+        context, learned = load_context(run.prompts, tower), Vocabulary.load(run.learned)
+        if {texts[0] for texts in context.classes} != set(learned.names):
+            raise RunError(
+                f"{run.prompts} and {run.learned} have different classes: one was changed. Give the files as `fit` "
+                "wrote them."
+            )
+        return cls(run, context, learned)
 
-    def check(self, detector: str, guide: str) -> None:
+    def check(self, detector: str, guide: str, guide_mode: GuideMode) -> None:
         """Refuse a run of another detector or guide: its classes could not stand beside the new ones.
 
-        Args:    detector, guide: digests.
+        Args:    detector, guide: digests of the detector and the original vocabulary.
         Raises:  RunError: one of them differs.
         """
         own_guide = self.learned.guide if self.learned.guide_mode == "original" else guide
-        for what, was, here in (("detector", self.learned.detector, detector), ("guide", own_guide, guide)):
+        for what, was, here in (
+            ("detector", short(self.learned.detector), short(detector)),
+            ("guide", short(own_guide), short(guide)),
+            ("guide", f"`{self.learned.guide_mode}`", f"`{guide_mode}`"),
+        ):
             if was != here:
                 raise RunError(
-                    f"{self.run.folder} was learned with the {what} {short(was)}; here it is {short(here)}. Go on with "
-                    "the same one, or start without --from."
+                    f"{self.run.folder} was learned with the {what} {was}; here it is {here}. Go on with the same one, "
+                    "or start without --from."
                 )
 
     def settings(self, config: FitConfig) -> FitConfig:
-        """The configuration with the prompts built as they were; what changes by that is logged."""
+        """The configuration with the prompts built as they were; what changes by that is logged. The image size is
+        that of then, unless another is given."""
         was = {name: getattr(self.context, name) for name in (*SETTINGS, "initial_words")}
         was["context_length"] = self.context.n_ctx
+        stored = self.learned.provenance.get("settings")
+        image_size = stored.get("image_size") if isinstance(stored, dict) else None
+        if not config.image_size and isinstance(image_size, int):
+            config = replace(config, image_size=image_size)
         for name, value in was.items():
             if getattr(config, name) not in (value, getattr(FitConfig, name)):
                 logger.warning(
@@ -68,6 +85,46 @@ class Earlier:
         """The classes of these names, with the synonyms that they were learned with."""
         known = {texts[0]: texts for texts in self.context.classes}
         return [known.get(name, (name,)) for name in names]
+
+    def adopt(self, context: PromptContext, *, freeze: bool) -> list[bool]:
+        """Make a context start from this run's.
+
+        Returns: for each class, whether it is to stay as it is.
+        Raises:  RunError: with `freeze`, nothing is left to learn, or part of what is learned cannot be frozen.
+        """
+        known = context.adopt(self.context)
+        if not freeze:
+            return [False] * len(known)
+        if not context.class_specific:
+            raise RunError(
+                f"The context of {self.run.folder} is shared by all classes: part of it cannot be frozen. Leave "
+                "--freeze-old out."
+            )
+        was = {texts[0]: texts for texts in self.context.classes}
+        for texts, old in zip(context.classes, known, strict=True):
+            if old and texts != was[texts[0]]:
+                raise RunError(
+                    f"A frozen class keeps its synonyms, '{'; '.join(was[texts[0]])}'. Received: '{'; '.join(texts)}'. "
+                    "Write it as it was, or leave --freeze-old out."
+                )
+        if all(known):
+            raise RunError(
+                f"All classes of the data set are in {self.run.folder}: with --freeze-old nothing is left to learn. "
+                "Leave it out to go on with them."
+            )
+        return known
+
+    def keep(self, context: PromptContext, frozen: Sequence[bool]) -> np.ndarray:
+        """The embeddings of a context, and those of frozen classes to the bit as they were: in a batch of other names
+        the tower's last bits differ.
+
+        Returns: (n_cls, n_prompts, 512) float32, unit rows.
+        """
+        embeddings = context.embeddings()
+        for i in np.flatnonzero(frozen):
+            row = self.learned.embeddings[self.learned.names.index(context.classes[i][0])]  # (n_prompts', 512)
+            embeddings[i] = row[np.arange(context.n_prompts) % len(context.texts[i])]
+        return embeddings
 
     def join(self, context: PromptContext, learned: Vocabulary) -> tuple[PromptContext, Vocabulary]:
         """What was trained now, and behind it the earlier classes that were not: their rows, thresholds and context
@@ -92,5 +149,7 @@ class Earlier:
         )
         whole.adopt(self.context)
         whole.adopt(context)
-        both = merge([learned, self.learned.select([names[0] for names in rest])])
-        return whole, replace(both, provenance=learned.provenance)
+        names = [texts[0] for texts in rest]
+        both = merge([learned, self.learned.select(names)])
+        carried = {"names": names, "from": self.learned.digest}
+        return whole, replace(both, provenance=learned.provenance | {"carried": carried})

@@ -10,8 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from prompt_tune import __version__
 from prompt_tune.build import default_tower, original_vocabulary
@@ -21,7 +23,7 @@ from prompt_tune.coco import Found
 from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
 from prompt_tune.context import PromptContext
 from prompt_tune.continuation import Earlier
-from prompt_tune.datasets import Split, read_dataset
+from prompt_tune.datasets import DataSet, Split, read_dataset
 from prompt_tune.device import check_device
 from prompt_tune.errors import RunError
 from prompt_tune.fit_report import write_fit_report
@@ -85,23 +87,110 @@ def fit(
     Returns: the best epoch, by AP on the validation images.
     Raises:  PromptTuneError: something of the above cannot be used; nothing is half-written.
     """
-    config = config or FitConfig()
     report = report or (lambda stage, done, total, note: None)
     check_device(device)
+    job = _prepare(model, data, config or FitConfig(), original, text_tower, classes, replay, from_run, device)
+    run = RunFolder(Path(out))
+    run.open(
+        job.as_json()
+        | {
+            "model": _whole_path(model),
+            "data": _whole_path(data),
+            "replay": [[_whole_path(source.place), source.ratio] for source in replay],
+        },
+        resume=resume,
+    )
+    job.original.save(run.original)
+    started = time.perf_counter()
+    caching = Caching(job.world, job.original, Path(cache) if cache else run.folder / CACHE_FOLDER, job.config, report)
+    task = caching.task(job.dataset, job.background)
+    seconds = {"cache": time.perf_counter() - started}
+
+    started = time.perf_counter()
+    trainer = Trainer(
+        task,
+        job.context,
+        job.config,
+        teacher=job.teacher,
+        frozen=job.frozen,
+        n_replay=task.train.n_replay,
+    )
+    _train(run, trainer, report, resume=resume)
+    seconds["train"] = time.perf_counter() - started
+    founds = _write_result(run, trainer, job)
+    val = job.dataset.val
+    write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, founds)
+    return FitResult(
+        run.folder,
+        trainer.best_epoch,
+        trainer.best.ap,
+        trainer.best.ap50,
+        finished=trainer.epoch == job.config.epochs,
+        seconds=seconds,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What a fit is made from, read and checked.
+
+    background: replayed images. earlier: the run it goes on from. frozen: for each class, whether its context stays as
+    it is. teacher: (n_cls, n_prompts, 512) float32, what hand-written prompts give, where the settings want it.
+    """
+
+    world: World
+    original: Vocabulary
+    dataset: DataSet
+    background: Split
+    context: PromptContext
+    config: FitConfig
+    earlier: Earlier | None
+    frozen: list[bool]
+    teacher: Tensor | None
+
+    def as_json(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        tower = self.context.tower
+        return {
+            "version": 1,
+            "text_tower": tower.spec,
+            "from": None if self.earlier is None else _file_digest(self.earlier.run.prompts, self.earlier.run.learned),
+            "labels": _label_digest(self.dataset.train, self.dataset.val, self.background),
+            "classes": [list(prompts) for prompts in self.context.classes],
+            "digests": {"detector": self.world.digest, "text_tower": tower.digest, "guide": self.original.digest},
+            "prompt_tune": __version__,
+            "image_size": self.config.image_size,
+            "settings": self.config.as_json(),
+        }
+
+
+def _prepare(
+    model: str | Path,
+    data: str | Path,
+    config: FitConfig,
+    original: str | Path | None,
+    text_tower: str | None,
+    classes: Sequence[tuple[str, ...]] | None,
+    replay: Sequence[ReplaySource],
+    from_run: str | Path | None,
+    device: str,
+) -> _Job:
+    """Read and check all that `fit` is given; nothing is written."""
+    if config.freeze_old and from_run is None:
+        raise RunError("`freeze_old` keeps the context of an earlier run, and none is given. Name it with --from.")
     world = World.load(model, device=device)
     tower = TextTower.load(text_tower or default_tower(model), device=device)
     earlier = None if from_run is None else Earlier.load(Path(from_run), tower)
     if earlier is not None:
         config, original = earlier.settings(config), original or earlier.run.original
+    if not config.image_size:
+        config = replace(config, image_size=TINY_IMAGE_SIZE if str(model) == TINY else IMAGE_SIZE)
     vocabulary = original_vocabulary(world, tower, original)
     if earlier is not None:
-        earlier.check(world.digest, vocabulary.digest)
+        earlier.check(world.digest, vocabulary.digest, config.guide)
     names = None if classes is None else [prompts[0] for prompts in classes]
     dataset = read_dataset(data, seed=config.seed, names=names)
     classes = classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
-    if not config.image_size:
-        config = replace(config, image_size=TINY_IMAGE_SIZE if str(model) == TINY else IMAGE_SIZE)
-    background = choose_replay(replay, classes, len(dataset.train.samples), config.seed) if replay else Split(())
     context = PromptContext(
         tower,
         classes,
@@ -112,76 +201,17 @@ def fit(
         initial_words=config.initial_words,
         seed=config.seed,
     )
-    frozen = _adopt(context, earlier, config)
-    run = RunFolder(Path(out))
-    run.open(
-        {
-            "version": 1,
-            "model": _whole_path(model),
-            "text_tower": tower.spec,
-            "data": _whole_path(data),
-            "replay": [[_whole_path(source.place), source.ratio] for source in replay],
-            "from": earlier and hashlib.sha256(earlier.run.prompts.read_bytes()).hexdigest(),
-            "labels": _label_digest(dataset.train, dataset.val, background),
-            "classes": [list(prompts) for prompts in context.classes],
-            "digests": {"detector": world.digest, "text_tower": tower.digest, "guide": vocabulary.digest},
-            "prompt_tune": __version__,
-            "image_size": config.image_size,
-            "settings": config.as_json(),
-        },
-        resume=resume,
-    )
-    vocabulary.save(run.original)
-    caching = Caching(world, vocabulary, Path(cache) if cache else run.folder / CACHE_FOLDER, config, report)
-    started = time.perf_counter()
-    task = caching.task(dataset, background)
-    seconds = {"cache": time.perf_counter() - started}
-
-    started = time.perf_counter()
+    frozen = [] if earlier is None else earlier.adopt(context, freeze=config.freeze_old)
+    background = choose_replay(replay, classes, len(dataset.train.samples), config.seed) if replay else Split(())
     teacher = None
     if config.teacher_weight:
         teacher = torch.from_numpy(template_embeddings(tower, context.texts)).to(world.device)
-    trainer = Trainer(task, context, config, teacher=teacher, frozen=frozen)
-    _train(run, trainer, report, resume=resume)
-    seconds["train"] = time.perf_counter() - started
-    images = {"train_images": len(task.train.files) - len(background.samples), "replay_images": len(background.samples)}
-    founds = _write_result(run, trainer, vocabulary, images, earlier)
-    write_fit_report(run, world, context, caching.seen(task, dataset.val), dataset.val.samples, founds)
-    return FitResult(
-        run.folder,
-        trainer.best_epoch,
-        trainer.best.ap,
-        trainer.best.ap50,
-        finished=trainer.epoch == config.epochs,
-        seconds=seconds,
-    )
+    return _Job(world, vocabulary, dataset, background, context, config, earlier, frozen, teacher)
 
 
 def _alone(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Classes without synonyms."""
     return [(name,) for name in names]
-
-
-def _adopt(context: PromptContext, earlier: Earlier | None, config: FitConfig) -> list[bool]:
-    """Start from an earlier context. Returns, for each class, whether it stays as it is.
-
-    Raises:  RunError: nothing would be left to learn, or there is nothing to freeze.
-    """
-    if earlier is None:
-        if config.freeze_old:
-            raise RunError("`freeze_old` keeps the context of an earlier run, and none is given. Name it with --from.")
-        return []
-    known = context.adopt(earlier.context)
-    if not config.freeze_old:
-        return []
-    if not context.class_specific:
-        raise RunError(f"The context of {earlier.run.folder} is shared by all classes: part of it cannot be frozen.")
-    if all(known):
-        raise RunError(
-            f"All classes of the data set are in {earlier.run.folder}: with `freeze_old` nothing is left to learn. "
-            "Leave --freeze-old out to go on with them."
-        )
-    return known
 
 
 def _train(run: RunFolder, trainer: Trainer, report: Report, *, resume: bool) -> None:
@@ -223,17 +253,21 @@ def _label_digest(*splits: Split) -> str:
     return digest.hexdigest()
 
 
-def _write_result(
-    run: RunFolder, trainer: Trainer, original: Vocabulary, images: dict[str, int], earlier: Earlier | None
-) -> list[Found]:
+def _file_digest(*paths: Path) -> str:
+    """SHA-256 (hex) of the bytes of files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
     """Prompts and learned vocabulary of the best epoch, with thresholds and calibration, and their pictures.
 
     Returns: what the trained classes find in the validation images.
     """
-    context, config = trainer.context, trainer.config
+    context, config, train = job.context, job.config, trainer.task.train
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
-    names, embeddings = tuple(prompts[0] for prompts in context.classes), context.embeddings()
+    names = tuple(prompts[0] for prompts in context.classes)
+    embeddings = context.embeddings() if job.earlier is None else job.earlier.keep(context, job.frozen)
     truths, founds = trainer.task.detect(embeddings)
     matched = match_classes(truths, founds, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
@@ -246,9 +280,9 @@ def _write_result(
         calibration=calibration,
         kind="learned",
         guide_mode=config.guide,
-        detector=trainer.task.world.digest,
+        detector=job.world.digest,
         text_tower=context.tower.digest,
-        guide=original.digest if config.guide == "original" else guide_digest(embeddings),
+        guide=job.original.digest if config.guide == "original" else guide_digest(embeddings),
         provenance={
             "prompt_tune": __version__,
             "torch": torch.__version__.split("+")[0],
@@ -256,15 +290,16 @@ def _write_result(
             "epoch": trainer.best_epoch,
             "val_ap": round(trainer.best.ap, 6),
             "val_ap50": round(trainer.best.ap50, 6),
-            **images,
+            "train_images": len(train.files) - train.n_replay,
+            "replay_images": train.n_replay,
             "val_images": len(trainer.task.val.files),
             "thresholds": thresholds.as_json(names),
         },
     )
     whole = context
-    if earlier is not None:
-        whole, learned = earlier.join(context, learned)
-    save_context(whole, run.prompts)
+    if job.earlier is not None:
+        whole, learned = job.earlier.join(context, learned)
+    save_context(whole, run.prompts, config.guide)
     learned.save(run.learned)
     run.draw_curves()
     draw_reliability(run.reliability, matched, None if calibration is None else final)

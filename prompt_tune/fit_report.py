@@ -67,6 +67,7 @@ def write_fit_report(
     """
     config = json.loads(run.config.read_text())
     learned, original = Vocabulary.load(run.learned), Vocabulary.load(run.original)
+    facts = _facts(config, learned)
     if len(learned.names) > len(context.classes):  # carried over from an earlier run: these were not trained
         learned = learned.select([names[0] for names in context.classes])
     readable = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
@@ -103,7 +104,7 @@ def write_fit_report(
             confusions=_confusions(seen, learned, sections),
             movements=movements(learned.names, learned.embeddings, plain, original.names, original.embeddings),
             tokens=nearest_tokens(context),
-            facts=_facts(config, learned),
+            facts=facts,
         ),
     )
 
@@ -196,6 +197,10 @@ def _confusions(seen: _Seen, learned: Vocabulary, sections: Sequence[ClassSectio
 def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, str]]:
     """Settings, origin and versions, as text."""
     made_from = {"model": config["model"], "data": config["data"], "text tower": config["text_tower"]}
+    if config["replay"]:
+        made_from["replay"] = f"{learned.provenance['replay_images']} images"
+    if "carried" in learned.provenance:
+        made_from["carried over, not trained here"] = ", ".join(learned.provenance["carried"]["names"])
     digests = {name.replace("_", " "): digest for name, digest in config["digests"].items()}
     return {
         "Settings": {name.replace("_", " "): _written(value) for name, value in config["settings"].items()},

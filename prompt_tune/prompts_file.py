@@ -14,21 +14,26 @@ from prompt_tune.context import PromptContext
 from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.files import replacing
 from prompt_tune.text import TextTower
+from prompt_tune.vocabulary import GuideMode
 
 FORMAT_VERSION = 2
 METADATA_KEY = "prompt-tune"  # one key: safetensors writes several in random order
 SETTINGS = ("class_specific", "token_position", "prompts_per_class", "initial_words")
-FIELDS = {"version", "classes", "text_tower", *SETTINGS}
+FIELDS = {"version", "classes", "text_tower", "guide_mode", *SETTINGS}
 
 
-def save_context(context: PromptContext, path: Path) -> None:
-    """Write `prompts.safetensors`; the same context has the same bytes."""
+def save_context(context: PromptContext, path: Path, guide_mode: GuideMode = "original") -> None:
+    """Write `prompts.safetensors`; the same context has the same bytes.
+
+    Args: guide_mode: what steered the neck while the context was learned.
+    """
     from safetensors.numpy import save_file
 
     fields = {
         "version": FORMAT_VERSION,
         "classes": context.classes,
         "text_tower": context.tower.digest,
+        "guide_mode": guide_mode,
         **{name: getattr(context, name) for name in SETTINGS},
     }
     with replacing(path) as temporary:
@@ -75,6 +80,15 @@ def embed_with_prompts(path: Path, tower: TextTower, classes: Sequence[tuple[str
     Returns: (n_cls, n_prompts, 512) float32, unit L2 norm.
     """
     return load_context(path, tower, classes).embeddings()
+
+
+def read_guide_mode(path: Path, tower: TextTower) -> GuideMode:
+    """What steered the neck while the context of a run was learned.
+
+    Raises:  as `load_context`.
+    """
+    mode: GuideMode = _read(path, tower)[0]["guide_mode"]
+    return mode
 
 
 def _place(trained: PromptContext, name: str, text: str, copy: int, path: Path) -> tuple[int, int]:
@@ -136,6 +150,7 @@ def _is_valid(fields: dict[str, Any]) -> bool:
         and all(isinstance(names, list) and names and all(isinstance(n, str) for n in names) for names in classes)
         and isinstance(fields["class_specific"], bool)
         and fields["token_position"] in get_args(TokenPosition)
+        and fields["guide_mode"] in get_args(GuideMode)
         and type(copies) is int
         and copies >= 1
         and all(isinstance(fields[key], str) for key in ("initial_words", "text_tower"))

@@ -54,10 +54,16 @@ class Regions:
 
 @dataclass(frozen=True, eq=False)
 class RegionCache:
-    """Cached images of a split. `files[i]` lists the files of image i, one a view; `skipped` names damaged images."""
+    """Cached images of a split. `files[i]` lists the files of image i, one a view; `skipped` names damaged images; the
+    last `n_replay` images are replayed ones."""
 
     files: list[list[Path]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    n_replay: int = 0
+
+    def with_replay(self, replayed: "RegionCache") -> "RegionCache":
+        """These images, and replayed ones behind them."""
+        return RegionCache(self.files + replayed.files, self.skipped + replayed.skipped, len(replayed.files))
 
     def load(self, image: int, view: int = 0) -> Regions:
         """The regions of an image in a view.

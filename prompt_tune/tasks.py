@@ -83,8 +83,9 @@ class GuidedTask:
         count = len(self.val.files)
         for first in range(0, count, FORWARD_BATCH):
             chosen = range(first, min(first + FORWARD_BATCH, count))
-            with torch.no_grad():
-                yield from self._regions(self.val, rows, chosen, [0] * len(chosen))
+            with torch.no_grad():  # not around the yield, or it would hold for the caller as well
+                regions = self._regions(self.val, rows, chosen, [0] * len(chosen))
+            yield from regions
 
     def _regions(
         self, cache: RegionCache, embeddings: Tensor, chosen: Sequence[int], views: Sequence[int]
@@ -94,6 +95,8 @@ class GuidedTask:
         device = self.world.device
         loaded = [cache.load_backbone(i, view) for i, view in zip(chosen, views, strict=True)]
         kept = {layer: torch.cat([layers[layer] for layers, _ in loaded]).to(device) for layer in loaded[0][0]}
+        if len(loaded) == 1:  # torch's batch norm on the CPU gives a batch of one wrong gradients
+            kept = {layer: output.expand(2, -1, -1, -1) for layer, output in kept.items()}
         guide = torch.cat([self._beside, embeddings.flatten(0, 1)])  # (n + n_cls * n_prompts, 512)
         head_maps, boxes = self.world.neck(kept, guide)
         head, boxes = join_levels(head_maps), boxes.detach().cpu()  # (b, A, c3), (b, A, 4)

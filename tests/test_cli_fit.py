@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import run_command
 from PIL import Image
 
 from prompt_tune.sample import write_sample
+from prompt_tune.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,6 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: folder / "nothing.pt", "nothing.pt"),
     "no checkpoint": (_garbage, "garbage.pt"),
     "no YOLO-World": (_plain_detector, "is no YOLO-World"),
-    "version 1": (lambda _: "yolov8s-world.pt", "not supported yet"),
 }
 DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: folder / "nowhere", "nowhere"),
@@ -68,6 +69,17 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "name longer than the window": (["--names", "a" + " very" * 80 + " long name, b, c, d, e, f"], "77"),
     "context longer than the window": (["--context-length", "76"], "context length"),
     "initial words of another length": (["--initial-words", "a photo"], "2 tokens"),
+    "several shared prompts": (
+        ["--prompts-per-class", "2", "--shared-context"],
+        "Leave --prompts-per-class",
+    ),
+    "no prompt a class": (["--prompts-per-class", "0"], "prompts_per_class"),
+    "teacher that pushes away": (["--teacher-weight", "-1"], "teacher_weight"),
+    "earlier run that is not there": (["--from", "nowhere"], "Give another --from"),
+    "nothing that is old": (["--freeze-old"], "Name it with --from"),
+    "replay that is not there": (["--replay", "nowhere"], "nowhere"),
+    "replay without an image": (["--replay", "nowhere=0"], "ratio"),
+    "replay of words": (["--replay", "nowhere=much"], "such as `nowhere=0.5`"),
     "image size between strides": (["--image-size", "250"], "multiple of 32"),
     "learning rate of zero": (["--learning-rate", "0"], "learning_rate"),
     "device that is not there": (["--device", "cuda:63"], "cuda:63"),
@@ -128,6 +140,42 @@ def test_fit_shared_context_embeds_names_that_it_never_saw(
         )
         assert outcome.status == status, outcome.err
         assert out.exists() == (status == 0)
+
+
+@pytest.mark.parametrize("option", [("--guide", "joint"), ("--token-position", "left"), ("--teacher-weight", "much")])
+def test_fit_with_a_choice_that_is_none_is_a_usage_error(
+    option: tuple[str, str], custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", custom, "--out", tmp_path / "run", *option)
+    assert outcome.status == 2 and option[0] in outcome.err
+
+
+def test_fit_from_a_run_with_replay_and_several_prompts_goes_through_every_command(
+    custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """fit, fit --from with replayed images, `vocab build --prompts`, export and detect."""
+    replay = custom.parent.parent / "original" / "images"
+    common = ("--model", "tiny", "--data", custom, "--epochs", 1, "--cache", tmp_path / "cache")
+    first, second, built = tmp_path / "first", tmp_path / "second", tmp_path / "built.vocab.safetensors"
+    prompts = second / "prompts.safetensors"
+    commands: list[tuple[object, ...]] = [
+        ("fit", *common, "--out", first, "--prompts-per-class", 2, "--token-position", "middle"),
+        ("fit", *common, "--out", second, "--from", first, "--replay", f"{replay}=0.5", "--teacher-weight", 1),
+        ("vocab", "build", "--model", "tiny", "--names", "gizmo", "--prompts", prompts, "--out", built),
+        ("export", second, "--out", tmp_path / "bundle"),
+        ("detect", tmp_path / "bundle", "--source", replay / "val", "--learned", built, "--out", tmp_path / "found"),
+    ]
+    for command in commands:
+        outcome = run_command(capfd, *command)
+        assert outcome.status == 0, outcome.err
+    config = json.loads((second / "config.json").read_text())
+    settings = config["settings"]
+    assert (settings["prompts_per_class"], settings["token_position"]) == (2, "middle")
+    assert config["replay"] == [[str(replay), 0.5]] and len(config["from"]) == 64
+    learned, further = Vocabulary.load(second / "learned.vocab.safetensors"), Vocabulary.load(built)
+    assert learned.provenance["replay_images"] == 3 and further.n_prompts == learned.n_prompts == 2
+    row = learned.embeddings[learned.names.index("gizmo")]
+    np.testing.assert_allclose(further.embeddings[0], row, atol=1e-5)
 
 
 def test_fit_writes_the_run_folder_that_the_design_names(

@@ -253,6 +253,7 @@ def rewrite(path: Path, ctx: np.ndarray | None = None, **changes: Any) -> None:
         lambda path: rewrite(path, further=1),
         lambda path: rewrite(path, token_position="left"),
         lambda path: rewrite(path, initial_words=None),
+        lambda path: rewrite(path, guide_mode="joint"),
         lambda path: rewrite(path, classes=[]),
         lambda path: rewrite(path, classes=5),
         lambda path: rewrite(path, classes=[["lorry", 7], ["car"]]),

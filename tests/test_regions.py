@@ -49,10 +49,57 @@ def samples(tmp_path: Path) -> list[Sample]:
     return [write_sample(tmp_path / "images", number) for number in range(6)]
 
 
-def fill(world: World, guide: Tensor, samples: list[Sample], folder: Path, **settings: Any) -> RegionCache:
+def fill(world: World, guide: Tensor | None, samples: list[Sample], folder: Path, **settings: Any) -> RegionCache:
     """The complete cache."""
     *_, cache = cache_regions(world, guide, samples, folder, **{"image_size": SIZE} | settings)
     return cache
+
+
+def test_cache_without_guide_holds_what_the_backbone_gives_and_the_same_labels(
+    world: World, guide: Tensor, samples: list[Sample], tmp_path: Path
+) -> None:
+    free, fixed = (fill(world, steer, samples, tmp_path / "cache", views=2) for steer in (None, guide))
+    assert not {file for files in free.files for file in files} & {file for files in fixed.files for file in files}
+    pixels, _ = letterbox(read_rgb(samples[3].path), SIZE)
+    wanted = world.backbone(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255)
+    layers, labels = free.load_backbone(3)
+    assert layers.keys() == wanted.keys() and len(layers) > 1
+    for layer, output in wanted.items():
+        torch.testing.assert_close(layers[layer], output, rtol=2e-3, atol=1e-3)  # float16
+    for view in (0, 1):
+        labels, of_regions = free.load_backbone(3, view)[1], fixed.load(3, view)
+        for part in ("label_boxes", "label_classes", "label_ignore", "frame_xyxy"):
+            assert torch.equal(getattr(labels, part), getattr(of_regions, part)), part
+    assert len(labels.anchor) == 0
+
+
+def test_cache_without_guide_that_is_truncated_is_computed_again(
+    world: World, samples: list[Sample], tmp_path: Path
+) -> None:
+    cache = fill(world, None, samples[:2], tmp_path / "cache")
+    before = contents(tmp_path / "cache")
+    cache.files[1][0].write_bytes(cache.files[1][0].read_bytes()[:-10])
+    with pytest.raises(RunError, match="Run again"):
+        cache.load_backbone(1)
+    fill(world, None, samples[:2], tmp_path / "cache")
+    assert contents(tmp_path / "cache") == before
+
+
+def test_has_object_counts_no_ignored_box(world: World, guide: Tensor, tmp_path: Path) -> None:
+    ignored = [replace(write_sample(tmp_path, k), ignore=np.array([True, k == 1])) for k in (1, 2)]
+    cache = fill(world, guide, [write_sample(tmp_path, 0, n_objects=0), *ignored], tmp_path / "cache", budget=SMALL)
+    assert [cache.has_object(i) for i in range(3)] == [False, False, True]
+
+
+def test_replayed_images_stand_behind_the_others_and_are_counted(
+    world: World, guide: Tensor, samples: list[Sample], tmp_path: Path
+) -> None:
+    samples[4].path.write_bytes(b"no image")
+    parts = [fill(world, guide, part, tmp_path / "cache", budget=SMALL) for part in (samples[:3], samples[3:])]
+    both = parts[0].with_replay(parts[1])
+    assert (len(both.files), both.n_replay) == (5, 2) and len(both.skipped) == 1
+    assert both.files[:3] == parts[0].files and both.files[3:] == parts[1].files
+    assert (parts[0].n_replay, len(parts[0].files)) == (0, 3)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

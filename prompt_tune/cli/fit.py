@@ -48,8 +48,8 @@ _DEFAULT = FitConfig()
     "from_run",
     type=click.Path(path_type=Path),
     default=None,
-    help="Go on from an earlier run, with more images or more classes: its context is the start, and its classes that "
-    "are not in the data set stay as they are.",
+    help="Go on from an earlier run, with more images or more classes: its context is the start, prompts are built as "
+    "there, and its classes that are not in the data set stay as they are.",
 )
 @click.option("--freeze-old/--free-old", default=_DEFAULT.freeze_old, show_default=True, help=HELP["freeze_old"])
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
