@@ -12,6 +12,7 @@ from prompt_tune.config import FitConfig, RegionBudget
 from prompt_tune.datasets import DataSet, Split
 from prompt_tune.errors import DataError
 from prompt_tune.regions import RegionCache, cache_regions
+from prompt_tune.replay import Replayed
 from prompt_tune.tasks import GuidedTask, RegionTask, Task
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.world import World
@@ -31,8 +32,8 @@ class Caching:
     config: FitConfig
     report: Report
 
-    def task(self, dataset: DataSet, background: Split) -> Task:
-        """Cached training images in their views, replayed ones behind them, and validation images with all anchors.
+    def task(self, dataset: DataSet, replayed: Replayed) -> Task:
+        """Cached training images in their views, and validation images with all anchors; behind both, replayed ones.
 
         Raises:  DataError: no training image that can be read has a box, or no replayed image can be read.
         """
@@ -42,9 +43,11 @@ class Caching:
         train = self._run(guide, dataset.train, "cache train", self.config.views, budget)
         if not any(train.has_object(i) for i in range(len(train.files))):
             raise DataError(f"No readable training image of `{dataset.source}` has a box. Replace the damaged images.")
-        if background.samples:
-            train = train.with_replay(self._run(guide, background, "cache replay", self.config.views, budget))
+        if replayed.train.samples:
+            train = train.with_replay(self._run(guide, replayed.train, "cache replay", self.config.views, budget))
         val = self._run(guide, dataset.val, "cache val", 1, None)
+        if replayed.held_out.samples:
+            val = val.with_replay(self._run(guide, replayed.held_out, "cache replay held out", 1, None))
         return (GuidedTask if own else RegionTask)(self.world, train, val, self.config.image_size)
 
     def seen(self, task: Task, val: Split) -> RegionCache:

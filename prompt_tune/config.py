@@ -44,8 +44,8 @@ class FitConfig:
     guide: GuideMode = setting(
         "original", "What steers the neck: the original vocabulary, or in a pass of their own the learned classes."
     )
-    epochs: int = setting(30, "Passes over the cached training images.")
-    updates: int = setting(10, "Updates in an epoch: fewer images are passed over several times to come near it.")
+    epochs: int = setting(20, "Passes over the cached training images, or several for few of them (see updates).")
+    updates: int = setting(30, "Updates in an epoch: fewer images are passed over several times to come near it.")
     learning_rate: float = setting(0.02, "Peak of AdamW's learning rate: one epoch of warm-up, then a cosine.")
     batch: int = setting(16, "Training images in an update.")
     image_size: int = setting(0, "Side of the network's input in pixels; 0: 256 for tiny, 640 for checkpoints.")

@@ -29,7 +29,7 @@ from prompt_tune.errors import RunError
 from prompt_tune.fit_report import write_fit_report
 from prompt_tune.metrics import match_classes
 from prompt_tune.prompts_file import save_context
-from prompt_tune.replay import ReplaySource, choose_replay
+from prompt_tune.replay import Replayed, ReplaySource, choose_replay
 from prompt_tune.run import CACHE_FOLDER, RunFolder
 from prompt_tune.teacher import template_embeddings
 from prompt_tune.text import TextTower
@@ -103,18 +103,11 @@ def fit(
     job.original.save(run.original)
     started = time.perf_counter()
     caching = Caching(job.world, job.original, Path(cache) if cache else run.folder / CACHE_FOLDER, job.config, report)
-    task = caching.task(job.dataset, job.background)
+    task = caching.task(job.dataset, job.replayed)
     seconds = {"cache": time.perf_counter() - started}
 
     started = time.perf_counter()
-    trainer = Trainer(
-        task,
-        job.context,
-        job.config,
-        teacher=job.teacher,
-        frozen=job.frozen,
-        n_replay=task.train.n_replay,
-    )
+    trainer = Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen)
     _train(run, trainer, report, resume=resume)
     seconds["train"] = time.perf_counter() - started
     founds = _write_result(run, trainer, job)
@@ -134,14 +127,15 @@ def fit(
 class _Job:
     """What a fit is made from, read and checked.
 
-    background: replayed images. earlier: the run it goes on from. frozen: for each class, whether its context stays as
-    it is. teacher: (n_cls, n_prompts, 512) float32, what hand-written prompts give, where the settings want it.
+    replayed: images without the new objects. earlier: the run it goes on from. frozen: for each class, whether its
+    context stays as it is. teacher: (n_cls, n_prompts, 512) float32, what hand-written prompts give, where the settings
+    want it.
     """
 
     world: World
     original: Vocabulary
     dataset: DataSet
-    background: Split
+    replayed: Replayed
     context: PromptContext
     config: FitConfig
     earlier: Earlier | None
@@ -155,7 +149,8 @@ class _Job:
             "version": 1,
             "text_tower": tower.spec,
             "from": None if self.earlier is None else _file_digest(self.earlier.run.prompts, self.earlier.run.learned),
-            "labels": _label_digest(self.dataset.train, self.dataset.val, self.background),
+            "labels": _label_digest(self.dataset.train, self.dataset.val),
+            "replay_labels": _label_digest(self.replayed.train, self.replayed.held_out),
             "classes": [list(prompts) for prompts in self.context.classes],
             "digests": {"detector": self.world.digest, "text_tower": tower.digest, "guide": self.original.digest},
             "prompt_tune": __version__,
@@ -202,11 +197,14 @@ def _prepare(
         seed=config.seed,
     )
     frozen = [] if earlier is None else earlier.adopt(context, freeze=config.freeze_old)
-    background = choose_replay(replay, classes, len(dataset.train.samples), config.seed) if replay else Split(())
+    replayed = Replayed()
+    if replay:
+        labelled = [sample.path for sample in dataset.train.samples + dataset.val.samples]
+        replayed = choose_replay(replay, classes, len(dataset.train.samples), config.seed, labelled)
     teacher = None
     if config.teacher_weight:
         teacher = torch.from_numpy(template_embeddings(tower, context.texts)).to(world.device)
-    return _Job(world, vocabulary, dataset, background, context, config, earlier, frozen, teacher)
+    return _Job(world, vocabulary, dataset, replayed, context, config, earlier, frozen, teacher)
 
 
 def _alone(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -261,6 +259,8 @@ def _file_digest(*paths: Path) -> str:
 def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
     """Prompts and learned vocabulary of the best epoch, with thresholds and calibration, and their pictures.
 
+    Thresholds and calibration hold for validation images and held-out replayed ones together.
+
     Returns: what the trained classes find in the validation images.
     """
     context, config, train = job.context, job.config, trainer.task.train
@@ -268,7 +268,8 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
         context.ctx.copy_(trainer.best_ctx)
     names = tuple(prompts[0] for prompts in context.classes)
     embeddings = context.embeddings() if job.earlier is None else job.earlier.keep(context, job.frozen)
-    truths, founds = trainer.task.detect(embeddings)
+    val = trainer.task.val
+    truths, founds = trainer.task.detect(embeddings, replayed=True)
     matched = match_classes(truths, founds, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
     final = matched if calibration is None else apply_calibration(matched, calibration)
@@ -292,7 +293,7 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
             "val_ap50": round(trainer.best.ap50, 6),
             "train_images": len(train.files) - train.n_replay,
             "replay_images": train.n_replay,
-            "val_images": len(trainer.task.val.files),
+            "val_images": len(val.files) - val.n_replay,
             "thresholds": thresholds.as_json(names),
         },
     )
@@ -303,4 +304,4 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
     learned.save(run.learned)
     run.draw_curves()
     draw_reliability(run.reliability, matched, None if calibration is None else final)
-    return founds
+    return founds[: len(val.files) - val.n_replay]

@@ -9,8 +9,8 @@ import glob
 import logging
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from prompt_tune.errors import DataError
 from prompt_tune.images import find_images
 
 RATIO = 1.0  # replayed images per labelled training image: one to one halved the false alarms in the prototype
+HELD_OUT = 0.2  # as many more, for each that is trained on: thresholds are chosen with them
 
 _GAP = r"[\s_-]+"  # between the words of a name: labels have "traffic light", "traffic_light" and "traffic-light"
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -82,15 +83,29 @@ def parse_replay(text: str) -> ReplaySource:
     return ReplaySource(place, ratio)
 
 
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """Replayed images, each split as of `read_replay`: those that are trained on, and those that are held out."""
+
+    train: Split = field(default_factory=lambda: Split(()))
+    held_out: Split = field(default_factory=lambda: Split(()))
+
+
 def choose_replay(
-    sources: Sequence[ReplaySource], classes: Sequence[tuple[str, ...]], n_labelled: int, seed: int
-) -> Split:
-    """The replayed images of a training: of each source `round(ratio * n_labelled)`, all of them where it has fewer.
+    sources: Sequence[ReplaySource],
+    classes: Sequence[tuple[str, ...]],
+    n_labelled: int,
+    seed: int,
+    labelled: Collection[Path] = (),
+) -> Replayed:
+    """The replayed images of a training: of each source `round(ratio * n_labelled)`, and a fifth as many more that are
+    held out: thresholds are chosen with them. Where a source has fewer, all of its images, in the same proportion.
 
     Args:    classes: the learned classes, (name, synonym, ...), in class-id order.
              n_labelled: labelled training images.
              seed: draws the images.
-    Returns: the images of all sources, sorted by path; as of `read_replay`.
+             labelled: images of the data set itself, which are not replayed: they show the new objects.
+    Returns: the images of all sources, sorted by path.
     Raises:  DataError: as of `read_replay`; a place stands twice, or a ratio amounts to no image.
     """
     places = [Path(source.place).expanduser().resolve() for source in sources]
@@ -106,9 +121,21 @@ def choose_replay(
                 f"Replay from `{source.place}`: {source.ratio:g} times {n_labelled} labelled training images is no "
                 "image. Raise the ratio."
             )
-        parts.append(read_replay(source.place, classes, count=count, seed=seed))
-    samples = sorted((sample for part in parts for sample in part.samples), key=lambda sample: sample.path)
-    return Split(tuple(samples), tuple(path for part in parts for path in part.skipped))
+        parts.append(read_replay(source.place, classes, count=count + round(HELD_OUT * count), seed=seed))
+    own = {path.resolve() for path in labelled}
+    drawn = sorted((sample for part in parts for sample in part.samples), key=lambda sample: sample.path)
+    samples = [sample for sample in drawn if sample.path.resolve() not in own]
+    if len(samples) < len(drawn):
+        log.warning("%d images are labelled ones, and are not replayed.", len(drawn) - len(samples))
+    if not samples:
+        raise DataError("All replayed images are images of the data set itself. Give images without the new objects.")
+    order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))
+    held = set(order[: round(len(samples) * HELD_OUT / (1 + HELD_OUT))].tolist())
+    skipped = tuple(path for part in parts for path in part.skipped)
+    return Replayed(
+        Split(tuple(sample for i, sample in enumerate(samples) if i not in held), skipped),
+        Split(tuple(samples[i] for i in sorted(held))),
+    )
 
 
 def read_replay(

@@ -29,8 +29,11 @@ class Task(Protocol):
         Returns: a scalar.
         """
 
-    def detect(self, embeddings: np.ndarray, *, conf: float = METRIC_CONF) -> tuple[list[Truth], list[Found]]:
-        """Labels and detections of the validation images; see `evaluate.detect_regions`."""
+    def detect(
+        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+    ) -> tuple[list[Truth], list[Found]]:
+        """Labels and detections of the validation images, and behind them of the replayed ones that are held out, where
+        they are wanted; see `evaluate.detect_regions`."""
 
 
 class RegionTask:
@@ -47,9 +50,11 @@ class RegionTask:
         regions = [self.train.load(i, view) for i, view in zip(chosen, views, strict=True)]
         return class_loss(self.world, embeddings, regions, self._anchors)
 
-    def detect(self, embeddings: np.ndarray, *, conf: float = METRIC_CONF) -> tuple[list[Truth], list[Found]]:
+    def detect(
+        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+    ) -> tuple[list[Truth], list[Found]]:
         """See `Task`."""
-        images = (self.val.load(i) for i in range(len(self.val.files)))
+        images = (self.val.load(i) for i in range(_count(self.val, replayed)))
         return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
 
 
@@ -73,14 +78,16 @@ class GuidedTask:
         regions = self._regions(self.train, embeddings, chosen, views)
         return class_loss(self.world, embeddings, regions, self._anchors)
 
-    def detect(self, embeddings: np.ndarray, *, conf: float = METRIC_CONF) -> tuple[list[Truth], list[Found]]:
+    def detect(
+        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+    ) -> tuple[list[Truth], list[Found]]:
         """See `Task`."""
-        return detect_regions(self.world, embeddings, self._val_regions(embeddings), self._anchors, conf=conf)
+        images = self._val_regions(embeddings, _count(self.val, replayed))
+        return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
 
-    def _val_regions(self, embeddings: np.ndarray) -> Iterator[Regions]:
-        """All anchors of the validation images, a few images at a time."""
+    def _val_regions(self, embeddings: np.ndarray, count: int) -> Iterator[Regions]:
+        """All anchors of the first validation images, a few images at a time."""
         rows = torch.from_numpy(embeddings).to(self.world.device)
-        count = len(self.val.files)
         for first in range(0, count, FORWARD_BATCH):
             chosen = range(first, min(first + FORWARD_BATCH, count))
             with torch.no_grad():  # not around the yield, or it would hold for the caller as well
@@ -104,3 +111,8 @@ class GuidedTask:
         return [
             replace(labels, head=head[i], boxes_xyxy=boxes[i], anchor=anchor) for i, (_, labels) in enumerate(loaded)
         ]
+
+
+def _count(cache: RegionCache, replayed: bool) -> int:
+    """How many images of a cache are measured."""
+    return len(cache.files) - (0 if replayed else cache.n_replay)

@@ -28,17 +28,13 @@ class Trainer:
         *,
         teacher: Tensor | None = None,
         frozen: Sequence[bool] = (),
-        n_replay: int = 0,
     ) -> None:
         """Nothing is trained yet.
 
-        Args: n_replay: how many of the task's training images, the last ones, are there to show what the classes are
-              not: they join the updates of the others, and make no more of them.
-              teacher: (n_cls, n_prompts, 512) float32, unit rows, that the embeddings are kept near to, with
+        Args: teacher: (n_cls, n_prompts, 512) float32, unit rows, that the embeddings are kept near to, with
               `config.teacher_weight`. frozen: for each class, whether its context stays as it is; empty: none does.
         """
         self.task, self.context, self.config, self.teacher = task, context, config, teacher
-        self._n_replay = n_replay
         if any(frozen):
             moving = ~torch.tensor(frozen, device=context.ctx.device)
             context.ctx.register_hook(lambda gradient: gradient * moving[:, None, None, None])
@@ -83,13 +79,14 @@ class Trainer:
 
     def _batches(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         """The images of each update of an epoch, and the view of each: every labelled image as often as another, every
-        replayed one with each pass over these."""
-        n_labelled, size = len(self.task.train.files) - self._n_replay, self.config.batch
+        replayed one with each pass over these: it joins their updates, and makes no more of them."""
+        n_replay = self.task.train.n_replay
+        n_labelled, size = len(self.task.train.files) - n_replay, self.config.batch
         n_steps = math.ceil(n_labelled / size)
         batches = []
         for _ in range(max(1, self.config.updates // n_steps)):
             order, view = rng.permutation(n_labelled), rng.integers(self.config.views, size=n_labelled)
-            replayed = np.array_split(n_labelled + rng.permutation(self._n_replay), n_steps)
+            replayed = np.array_split(n_labelled + rng.permutation(n_replay), n_steps)
             for k, more in enumerate(replayed):
                 own = order[k * size : (k + 1) * size]
                 views = np.concatenate([view[own], rng.integers(self.config.views, size=len(more))])

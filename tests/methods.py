@@ -83,7 +83,7 @@ def measure(job: Job, method: Method, shots: int, seed: int) -> Json:
     started = time.perf_counter()
     task = _task(job, method, chosen, seed)
     if method.kind in ("context", "free"):
-        trained = _learn(job, method, task, seed, len(task.train.files) - len(chosen))
+        trained = _learn(job, method, task, seed)
         embeddings, parameters = trained.embeddings(), trained.ctx.numel()
     else:
         embeddings, parameters = _written(job, method, job.classes, task), 0
@@ -122,7 +122,7 @@ def _task(job: Job, method: Method, chosen: Sequence[int], seed: int) -> Task:
         more = job.regions(method.replay).files
         files += [more[i] for i in np.random.default_rng(seed).permutation(len(more))[: method.ratio * len(chosen)]]
     task = _on(job, method, "val")
-    task.train = RegionCache(files)
+    task.train = RegionCache(files, n_replay=len(files) - len(chosen))
     return task
 
 
@@ -144,7 +144,7 @@ def _written(job: Job, method: Method, classes: Sequence[tuple[str, ...]], task:
     return max(rows, key=lambda row: average_precision(*task.detect(row), len(row)).ap)
 
 
-def _learn(job: Job, method: Method, task: Task, seed: int, n_replay: int = 0) -> Any:
+def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
     """The context, or the free embeddings, of the epoch that was best on the validation images."""
     config = FitConfig(seed=seed, image_size=IMAGE_SIZE, **method.settings)
     context: Any = PromptContext(
@@ -160,7 +160,7 @@ def _learn(job: Job, method: Method, task: Task, seed: int, n_replay: int = 0) -
     teacher = torch.from_numpy(template_embeddings(job.tower, context.texts)) if config.teacher_weight else None
     if method.kind == "free":
         context = FreeEmbeddings(job.tower.embed_classes(job.taught))
-    trainer = Trainer(task, context, config, teacher=teacher, n_replay=n_replay)
+    trainer = Trainer(task, context, config, teacher=teacher)
     while trainer.epoch < config.epochs:
         trainer.run_epoch()
     with torch.no_grad():

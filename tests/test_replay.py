@@ -266,14 +266,25 @@ def test_choose_replay_takes_of_each_source_its_share(tmp_path: Path, caplog: py
     (few / "f2.jpg").write_bytes(b"nothing")
     sources = [ReplaySource(str(many), 0.75), ReplaySource(str(few))]
     chosen = choose_replay(sources, CLASSES, n_labelled=12, seed=4)
-    names = stems(chosen)
-    assert (sum(name[0] == "m" for name in names), sum(name[0] == "f" for name in names)) == (9, 2)
-    assert [sample.path for sample in chosen.samples] == sorted(sample.path for sample in chosen.samples)
-    assert chosen.skipped == (str(few / "f2.jpg"),)
+    both = stems(chosen.train) + stems(chosen.held_out)
+    assert (sum(name[0] == "m" for name in both), sum(name[0] == "f" for name in both)) == (11, 2)
+    assert len(set(both)) == 13 and len(chosen.held_out.samples) == 2  # a fifth as many as are trained on
+    for split in (chosen.train, chosen.held_out):
+        assert [sample.path for sample in split.samples] == sorted(sample.path for sample in split.samples)
+    assert chosen.train.skipped == (str(few / "f2.jpg"),)
     told = [message for message in caplog.messages if "fewer than" in message]
-    assert told == [f"`{few}` has 3 images, fewer than the 12 to replay: all are taken."]
-    assert stems(choose_replay(sources, CLASSES, n_labelled=12, seed=4)) == names
-    assert stems(choose_replay(sources, CLASSES, n_labelled=12, seed=5)) != names
+    assert told == [f"`{few}` has 3 images, fewer than the 14 to replay: all are taken."]
+    assert stems(choose_replay(sources, CLASSES, n_labelled=12, seed=4).train) == stems(chosen.train)
+    assert stems(choose_replay(sources, CLASSES, n_labelled=12, seed=5).train) != stems(chosen.train)
+
+
+def test_choose_replay_leaves_labelled_images_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_images(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
+    labelled = [folder / "b.jpg"]
+    chosen = choose_replay([ReplaySource(str(folder), 1.0)], CLASSES, 3, 0, labelled)
+    assert stems(chosen.train) == ["a", "c"] and "1 images are labelled ones" in caplog.text
+    with pytest.raises(DataError, match="All replayed images are images of the data set itself"):
+        choose_replay([ReplaySource(str(folder), 1.0)], CLASSES, 3, 0, sorted(folder.iterdir()))
 
 
 def test_choose_replay_mistakes_raise(tmp_path: Path) -> None:
@@ -282,7 +293,6 @@ def test_choose_replay_mistakes_raise(tmp_path: Path) -> None:
         choose_replay([ReplaySource(folder, 0.1)], CLASSES, 3, 0)
     with pytest.raises(DataError, match="is asked for twice"):
         choose_replay([ReplaySource(folder), ReplaySource(f"{folder}/")], CLASSES, 3, 0)
-    assert choose_replay([], CLASSES, 3, 0).samples == ()
 
 
 @pytest.mark.skipif(

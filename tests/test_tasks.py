@@ -109,5 +109,5 @@ def test_classes_beside_the_learned_ones_guide_too(world: World, guided_task: Gu
 
 
 def test_validation_regions_leave_gradients_on_for_the_caller(guided_task: GuidedTask, rows: Tensor) -> None:
-    regions = next(guided_task._val_regions(rows.numpy()))
+    regions = next(guided_task._val_regions(rows.numpy(), 1))
     assert torch.is_grad_enabled() and not regions.head.requires_grad
