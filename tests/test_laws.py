@@ -175,7 +175,7 @@ def test_learned_vocabulary_file_holds_all_that_inference_needs(bundle: Path, sa
     image = sorted((sample / "custom/images/test").iterdir())[0]
     found = Detector(bundle).detect([image])[0]
     assert found.size_wh == (256, 256)
-    for path in bundle.iterdir():
+    for path in (path for path in bundle.rglob("*") if path.is_file()):
         head = path.read_bytes()[:4096]
         assert not head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")), f"{path} is a pickle or a zip of one"
 
