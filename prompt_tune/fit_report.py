@@ -5,22 +5,19 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from prompt_tune.coco import Found, Truth
 from prompt_tune.context import PromptContext
 from prompt_tune.datasets import Sample
 from prompt_tune.detections import ORIGINAL, Detections
-from prompt_tune.errors import DataError
 from prompt_tune.evaluate import METRIC_CONF, average_precision, suppress
-from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, box_iou, judge, outcome, picture
-from prompt_tune.images import Letterbox, read_rgb
+from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, box_iou, judge, outcome, pictures
+from prompt_tune.images import Letterbox
 from prompt_tune.interpretation import movements, nearest_tokens
 from prompt_tune.loss import region_logits
 from prompt_tune.packing import Packed
@@ -97,7 +94,7 @@ def write_fit_report(
             original_classes=len(original.names),
             classes=tuple(sections),
             pictured=len(pictured),
-            unread=tuple(unread),
+            unread=unread,
             figures=tuple(
                 figure(run.folder / name, *text) for name, text in FIGURES.items() if (run.folder / name).is_file()
             ),
@@ -155,34 +152,24 @@ def _detections(packed: Packed, found: Found, placed: Letterbox, limits: np.ndar
     return packed.detections(rows, placed, np.ones(len(packed.classes), bool), limits)
 
 
-def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tuple[list[ClassSection], list[str]]:
+def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tuple[list[ClassSection], tuple[str, ...]]:
     """The sections with their pictures, each image decoded once; and the images that could not be read again."""
-    wanted: dict[Path, list[tuple[int, str, Example]]] = {}
+    wanted = []
     for k in sorted(pictured):
-        result = sections[k].outcome
+        result, name = sections[k].outcome, sections[k].name
         kinds = {"hit": result.best_hits, "miss": result.best_misses, "false alarm": result.best_false_alarms}
-        for kind, examples in kinds.items():
-            for example in examples:
-                wanted.setdefault(example.path, []).append((k, kind, example))
-    drawn: dict[Example, Picture] = {}
-    unread = []
-    for path, tasks in sorted(wanted.items()):
-        try:
-            image = Image.fromarray(read_rgb(path))
-        except DataError as error:
-            unread.append(str(error))
-            continue
-        drawn |= {example: picture(image, example, sections[k].name, kind) for k, kind, example in tasks}
+        wanted += [(example, name, kind) for kind, examples in kinds.items() for example in examples]
+    drawn, unread = pictures(wanted)
 
-    def pictures(examples: Sequence[Example]) -> tuple[Picture, ...]:
+    def of(examples: Sequence[Example]) -> tuple[Picture, ...]:
         return tuple(drawn[example] for example in examples if example in drawn)
 
     return [
         replace(
             section,
-            hits=pictures(section.outcome.best_hits),
-            misses=pictures(section.outcome.best_misses),
-            false_alarms=pictures(section.outcome.best_false_alarms),
+            hits=of(section.outcome.best_hits),
+            misses=of(section.outcome.best_misses),
+            false_alarms=of(section.outcome.best_false_alarms),
         )
         for section in sections
     ], unread
