@@ -112,14 +112,17 @@ def _cells(seeds: int, shots: Sequence[int], fine_tuning: bool) -> Iterable[Cell
             method = next(m for m in METHODS if m.kind == "weights" and m.settings["epochs"] == epochs)
             if images in shots:
                 yield ("methods", method, images, 0)
+    slow = [method for method in METHODS if method.guide != "original"]
     for seed in range(seeds):  # a benchmark that is stopped has whole draws
         for table in ("known", "unknown"):
             yield from ((table, m, NEW_SHOTS, seed) for m in NEW_NAMES if seed == 0 or m.kind not in UNTRAINED)
-        for method in sorted(METHODS, key=lambda method: method.guide != "original"):  # these take longer
+        for method in METHODS:
             if method.kind in UNTRAINED:
                 yield from [("methods", method, shots[0], seed)] if seed == 0 else []
-            elif method.kind != "weights":
+            elif method.kind != "weights" and method not in slow:
                 yield from (("methods", method, images, seed) for images in shots)
+    for seed in range(seeds):
+        yield from (("methods", method, images, seed) for method in slow for images in shots)
 
 
 def _file(out: Path, cell: Cell) -> Path:
