@@ -48,7 +48,7 @@ def half_world(world: World) -> World:
     """A copy of a detector that computes in float16 from the images to the head's maps, which come out in float32.
 
     Args:    world: float32, on the CPU; it stays as it is.
-    Returns: takes and gives what `world` does; digest and `fold_constants` are those of `world`.
+    Returns: takes and gives what `world` does; digest and folded head are those of `world`.
     """
     half = World(copy.deepcopy(world.model), source_name=world.source_name)
     layers: Any = half.model.model
@@ -57,7 +57,7 @@ def half_world(world: World) -> World:
     head = layers[-1]
     for i, (boxes, scores) in enumerate(zip(head.cv2, head.cv3, strict=True)):
         head.cv2[i] = nn.Sequential(*boxes.half(), _ToFloat())
-        head.cv3[i] = nn.Sequential(*scores[:-1].half(), _ToFloat(), scores[-1])  # the last is in `fold_constants`
+        head.cv3[i] = nn.Sequential(*scores[:-1].half(), _ToFloat(), scores[-1])  # the last is in the folded head
     return half
 
 
