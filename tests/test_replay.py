@@ -264,7 +264,7 @@ def test_choose_replay_takes_of_each_source_its_share(tmp_path: Path, caplog: py
     many = save_images(tmp_path / "many", *(f"m{i:02d}.jpg" for i in range(30)))
     few = save_images(tmp_path / "few", "f0.jpg", "f1.jpg", "f2.jpg")
     (few / "f2.jpg").write_bytes(b"nothing")
-    sources = [ReplaySource(str(many), 0.75), ReplaySource(str(few))]
+    sources = [ReplaySource(str(many), 0.75), ReplaySource(str(few), 1.0)]
     chosen = choose_replay(sources, CLASSES, n_labelled=12, seed=4)
     both = stems(chosen.train) + stems(chosen.held_out)
     assert (sum(name[0] == "m" for name in both), sum(name[0] == "f" for name in both)) == (11, 2)

@@ -41,7 +41,7 @@ _DEFAULT = FitConfig()
     multiple=True,
     metavar="DATA[=RATIO]",
     help="Images that have none of the new objects, to learn what the classes are not: a data set, a folder of images, "
-    "or a grounding set (JSON as of MDETR). RATIO images for each labelled one; default 1. Can be given several times.",
+    "or a grounding set (JSON as of MDETR). RATIO images for each labelled one; default 3. Can be given several times.",
 )
 @click.option(
     "--from",
