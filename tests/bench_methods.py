@@ -162,7 +162,7 @@ def _mean(results: Sequence[Json], key: str, show: Callable[[float], str] = "{:.
 
 
 def _print_methods(console: Console, out: Path, cells: Sequence[Cell], shots: Sequence[int]) -> None:
-    """AP50 and AP by images a class; then, at the most images, what else was measured."""
+    """AP50 and AP by images a class; then, at each number of them, what else was measured."""
     methods = list(dict.fromkeys(cell[1].name for cell in cells))
     by_name = {method.name: method for method in METHODS}
     order = [method.name for method in METHODS]
@@ -173,7 +173,7 @@ def _print_methods(console: Console, out: Path, cells: Sequence[Cell], shots: Se
             rows = [_results(out, cells, by_name[name], shots[0] if untrained else images) for images in shots]
             table.add_row(name, *(_mean(row, key) for row in rows))
         console.print(table)
-    for images in (shots[-1], 10):
+    for images in shots:
         alarms = ("false alarms / 1,000", "at threshold 0.25")
         kept = ("AP50, NMS at 0.5", "original AP before", "after", "bits changed")
         head = (*kept, *alarms, "seconds", "parameters")
