@@ -157,8 +157,11 @@ def _mean(results: Sequence[Json], key: str, show: Callable[[float], str] = "{:.
     values = [result[key] for result in results if result.get(key) is not None]
     if not values:
         return "-"
-    spread = f" ±{show(statistics.stdev(values)).lstrip('0')}" if len(values) > 1 else ""
-    return show(statistics.mean(values)) + spread
+    mean = show(statistics.mean(values))
+    if len(values) == 1:
+        return mean
+    spread = show(statistics.stdev(values))
+    return f"{mean} ±{spread[1:] if spread.startswith('0.') else spread}"
 
 
 def _print_methods(console: Console, out: Path, cells: Sequence[Cell], shots: Sequence[int]) -> None:
@@ -200,7 +203,7 @@ def _print_new_names(console: Console, out: Path, cells: Sequence[Cell], kind: s
     """AP50 on the half of the names that was trained, on the other half, and their harmonic mean."""
     if not cells:
         return
-    table = Table("", "trained half", "new half", "harmonic mean", title=f"AP50 on names that the tower {kind}")
+    table = Table("", "trained half", "new half", "harmonic mean", title=f"AP50 on names {kind} to the tower")
     for method in NEW_NAMES:
         row = _results(out, cells, method, NEW_SHOTS)
         table.add_row(method.name, *(_mean(row, key) for key in ("base", "new", "harmonic")))
