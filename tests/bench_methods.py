@@ -141,8 +141,12 @@ def _one_thread() -> None:
 def _run(out: Path, cell: Cell) -> None:
     """Measure a cell and keep the result."""
     table, method, images, seed = cell
-    result = (measure if table == "methods" else measure_new_names)(job_of(out, table), method, images, seed)
-    with replacing(_file(out, cell)) as path:
+    job, file = job_of(out, table), _file(out, cell)
+    if table == "methods":
+        result = measure(job, method, images, seed, out / "learned" / file.with_suffix(".npz").name)
+    else:
+        result = measure_new_names(job, method, images, seed)
+    with replacing(file) as path:
         path.write_text(json.dumps({"method": method.name, "images a class": images, "seed": seed, **result}) + "\n")
 
 

@@ -21,6 +21,7 @@ from prompt_tune.coco import Found, Truth
 from prompt_tune.config import FitConfig
 from prompt_tune.context import PromptContext
 from prompt_tune.evaluate import Precision, average_precision, detect_regions
+from prompt_tune.files import replacing
 from prompt_tune.graph import export_graph
 from prompt_tune.images import letterbox, read_rgb
 from prompt_tune.metrics import match_classes
@@ -73,9 +74,10 @@ class FreeEmbeddings(nn.Module):
         return self().numpy()
 
 
-def measure(job: Job, method: Method, shots: int, seed: int) -> Json:
+def measure(job: Job, method: Method, shots: int, seed: int, keep: Path) -> Json:
     """Train a method on a draw of the pool, choose its epoch on the validation images, and report the test images.
 
+    Args:    keep: a file (.npz) for what was learned: where it is there, only the measuring is done again.
     Returns: `ap`, `ap50` of the learned classes on the test images, and `ap50_tighter` after a second suppression;
              `original_before`, `original_after` (AP) and `bits` (of original detections that changed) on the original
              scenes; `false_alarms` per 1,000 backgrounds above the thresholds that were chosen, `alarms_at_default`
@@ -84,14 +86,18 @@ def measure(job: Job, method: Method, shots: int, seed: int) -> Json:
     chosen = job.draw(shots, seed)
     if method.kind == "weights":
         return _fine_tuning(job, chosen, shots, method.settings["epochs"])
-    started = time.perf_counter()
-    task = _task(job, method, chosen, seed)
-    if method.kind in ("context", "free"):
-        trained = _learn(job, method, task, seed)
-        embeddings, parameters = trained.embeddings(), trained.ctx.numel()
-    else:
-        embeddings, parameters = _written(job, method, job.classes, task), 0
-    seconds = time.perf_counter() - started
+    if not keep.is_file():
+        started = time.perf_counter()
+        task = _task(job, method, chosen, seed)
+        if method.kind in ("context", "free"):
+            trained = _learn(job, method, task, seed)
+            embeddings, parameters = trained.embeddings(), trained.ctx.numel()
+        else:
+            embeddings, parameters = _written(job, method, job.classes, task), 0
+        with replacing(keep) as path, path.open("wb") as file:
+            np.savez(file, embeddings=embeddings, parameters=parameters, seconds=time.perf_counter() - started)
+    with np.load(keep) as learned:
+        embeddings, parameters, seconds = learned["embeddings"], int(learned["parameters"]), float(learned["seconds"])
     parts = ["val", f"{method.replay} held out"] if method.replay else ["val"]
     measured = _measured(lambda part: _on(job, method, part).detect(embeddings), len(embeddings), parts)
     after = _original_after(job, method, embeddings)
