@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tune.detections import ORIGINAL, ClassKey, Detections
-from prompt_tune.examples import Example, box_iou
+from prompt_tune.examples import Example
+from prompt_tune.overlap import box_iou
 from prompt_tune.vocabulary import Vocabulary
 
 SAME_BOX_IOU = 0.7  # boxes this near are of one object: from here on, suppression drops the weaker of two of a class

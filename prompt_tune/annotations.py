@@ -12,7 +12,7 @@ from prompt_tune import __version__
 from prompt_tune.detections import ClassKey, choose_classes
 from prompt_tune.errors import DataError
 from prompt_tune.label_sinks import Coco, Csv, JsonLines, Yolo
-from prompt_tune.runtime import IOU, Detector
+from prompt_tune.runtime import Detector
 from prompt_tune.sinks import Pictures, Sink, Videos
 from prompt_tune.sources import Source
 
@@ -50,7 +50,7 @@ def annotate(
     out: Path | str | None = None,
     save: Collection[Output] = DEFAULT_OUTPUTS,
     lines: TextIO | None = None,
-    iou: float = IOU,
+    iou: float | None = None,
     original_conf: float | None = None,
     learned_conf: float | None = None,
     show: Sequence[str] | None = None,

@@ -20,11 +20,11 @@ from prompt_tune.errors import DataError, RunError
 from prompt_tune.files import replacing
 from prompt_tune.graph import suppress
 from prompt_tune.images import find_images, letterbox, read_rgb
+from prompt_tune.overlap import NMS_IOU
 from prompt_tune.vocabulary import DEFAULT_THRESHOLD
 from prompt_tune.world import World
 
 SUFFIX = ".pt"
-IOU = 0.7  # ultralytics' default for suppression
 SAME_BOX_IOU = 0.5  # detections of one class that overlap by this with either guide are one
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, 
     names = original.names + tuple(f"{name} (learned)" if name in taken else name for name in learned.names)
     if learned.calibration is not None:
         logger.info("%s has no place for the calibration: learned scores there are those without it.", out)
+    if learned.nms_iou is not None:
+        logger.info("%s has no place for limits of overlap: predict with iou=%g.", out, learned.nms_iou.min())
     if learned.guide_mode == "own":
         logger.info("The learned classes were to guide the neck alone: in %s their scores move as well.", out)
     shift = None
@@ -160,7 +162,7 @@ def _detect(world: World, image: Tensor, guide: Tensor, weight: Tensor, bias: Te
     head, boxes_xyxy = world.features(image, guide)
     level = world.anchors(*image.shape[2:])[2]
     scores = world.logits(head, level, weight, bias).sigmoid().transpose(1, 2)  # (1, n_original, A)
-    limits = (torch.tensor([IOU]), torch.tensor([DEFAULT_THRESHOLD]))
+    limits = (torch.tensor([NMS_IOU]), torch.tensor([DEFAULT_THRESHOLD]))
     _, index, anchor = suppress(boxes_xyxy.cpu(), scores.cpu(), *limits).T
     score = scores[0].cpu()[index, anchor]
     return torch.cat((boxes_xyxy[0].cpu()[anchor], score[:, None], index[:, None].float()), dim=1).numpy()  # (n, 6)

@@ -11,7 +11,8 @@ import numpy as np
 
 from prompt_tune.files import replacing
 from prompt_tune.metrics import Matched
-from prompt_tune.packing import IDENTITY, calibrated, logit, sigmoid
+from prompt_tune.packing import calibrated, logit, sigmoid
+from prompt_tune.vocabulary import IDENTITY
 
 LEAST_OF_EACH = 5  # right and wrong detections of a class: fewer say nothing about a slope
 LARGEST_LOGIT = 20.0  # a float32 score of 1 has none

@@ -132,8 +132,10 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
                 texts_path.write_text(json.dumps([[name] for name in vocabulary.names], ensure_ascii=False), "utf-8")
     except OSError as error:
         raise VocabularyError(f"Cannot write {out}: {error.strerror}. Choose another place or make room.") from error
-    lost = "thresholds" if vocabulary.calibration is None else "thresholds and calibration"
-    logger.info("%s has no place for %s and digests; whoever reads it lets all its classes guide the neck.", out, lost)
+    lost = "".join(f", {name}" for name in ("calibration", "nms_iou") if getattr(vocabulary, name) is not None)
+    logger.info(
+        "%s has no place for thresholds%s and digests; whoever reads it lets all its classes guide the neck.", out, lost
+    )
     return written
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from prompt_tune.coco import METRIC_CONF as METRIC_CONF
 from prompt_tune.coco import Found, Truth, coco_evaluation
 from prompt_tune.loss import region_logits
+from prompt_tune.overlap import NMS_IOU, distinct
 from prompt_tune.regions import Regions
 from prompt_tune.world import World
 
 MAX_DETECTIONS = 300  # a class and image, in suppression; as in the ONNX graph
-NMS_IOU = 0.7  # ultralytics' default for detection
+NMS_IOUS = (NMS_IOU, 0.6, 0.5)  # among which a learned vocabulary's limit of overlap is chosen
 SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: a learned class's curve ends above it
 
 Item = TypeVar("Item")
@@ -32,11 +33,19 @@ class Precision:
 
 
 @torch.no_grad()
-def suppress(boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, iou: float = NMS_IOU) -> Found:
+def suppress(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    *,
+    conf: float = METRIC_CONF,
+    iou: float = NMS_IOU,
+    nms_iou: np.ndarray | None = None,
+) -> Found:
     """Greedy suppression a class at a time, multi-label: one box may carry several classes.
 
     Args:    boxes_xyxy: (A, 4) float32. scores: (A, n_cls) float32 in 0..1. conf: scores at or below it are dropped.
-             iou: overlap above which the lower score goes.
+             iou: overlap above which the lower score goes. nms_iou: (n_cls,) float32, for what is left, a class's own
+             such limit.
     Returns: at most 300 detections a class, by class, then falling score, then anchor, in the frame of the boxes.
     Source:  the rule of `graph.suppress`, without a step for the classes that have nothing above `conf`.
     """
@@ -51,7 +60,14 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, i
             kept.append(first + nms(boxes_xyxy[anchor[rows]], score[rows], iou)[:MAX_DETECTIONS])
         first += count
     keep = torch.cat(kept) if kept else label  # (n,)
-    return Found(boxes_xyxy[anchor[keep]].cpu().numpy(), score[keep].cpu().numpy(), label[keep].cpu().numpy())
+    found = Found(boxes_xyxy[anchor[keep]].cpu().numpy(), score[keep].cpu().numpy(), label[keep].cpu().numpy())
+    return found if nms_iou is None else suppress_more(found, nms_iou)
+
+
+def suppress_more(found: Found, nms_iou: np.ndarray) -> Found:
+    """What a further suppression leaves, each class at its own limit (n_cls,), as the runtime does it."""
+    keep = distinct(found.boxes_xyxy, found.scores, found.classes, nms_iou)
+    return Found(found.boxes_xyxy[keep], found.scores[keep], found.classes[keep])
 
 
 def average_precision(truths: Sequence[Truth], founds: Sequence[Found], n_cls: int) -> Precision:
@@ -63,6 +79,16 @@ def average_precision(truths: Sequence[Truth], founds: Sequence[Found], n_cls: i
     evaluation = coco_evaluation(truths, founds, n_cls)
     metrics = evaluation.metrics(range(n_cls))
     return Precision(metrics.ap, metrics.ap50, evaluation.curves.mean(1))
+
+
+def choose_nms_iou(truths: Sequence[Truth], founds: Sequence[Found], n_cls: int) -> float:
+    """The limit of overlap, one of `NMS_IOUS`, that gives detections the highest AP; of equal ones the loosest.
+
+    Args: as of `average_precision`; the detections are those that the detector's own suppression leaves.
+    """
+    limits = [np.full(n_cls, iou, np.float32) for iou in NMS_IOUS]
+    aps = [average_precision(truths, [suppress_more(f, limit) for f in founds], n_cls).ap for limit in limits]
+    return NMS_IOUS[int(np.argmax(aps))]  # the first where no class has an object
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from prompt_tune.detections import Detections
 from prompt_tune.draw import OUTLINE, PAPER, class_colour
 from prompt_tune.errors import DataError
 from prompt_tune.images import read_rgb
+from prompt_tune.overlap import box_iou
 
 HIT_IOU = 0.5  # from here on a detection counts as having found an object: AP50's
 TILE_PIXELS = 220  # longer side of a picture
@@ -104,15 +105,6 @@ class ClassOutcome:
     def recall(self) -> float | None:
         """Share of the objects that are found; None where there is none."""
         return self.hits / self.objects if self.objects else None
-
-
-def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
-    """Intersection over union, (n, m) float64 in 0..1, of boxes (n, 4) and (m, 4) in the same frame."""
-    first, second = first_xyxy[:, None].astype(np.float64), second_xyxy[None].astype(np.float64)  # (n, 1, 4), (1, m, 4)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])  # (n, m, 2)
-    shared = sides.clip(min=0).prod(axis=-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(axis=-1) for boxes in (first, second)]
-    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
 
 
 def judge(found: Detections, labels: Labels) -> Judged:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,10 @@ from prompt_tune.continuation import Earlier
 from prompt_tune.datasets import DataSet, Split, read_dataset
 from prompt_tune.device import check_device
 from prompt_tune.errors import RunError
+from prompt_tune.evaluate import Precision, average_precision, choose_nms_iou, suppress_more
 from prompt_tune.fit_report import write_fit_report
 from prompt_tune.metrics import match_classes
+from prompt_tune.overlap import NMS_IOU
 from prompt_tune.prompts_file import save_context
 from prompt_tune.replay import Replayed, ReplaySource, choose_replay
 from prompt_tune.run import CACHE_FOLDER, RunFolder
@@ -110,14 +113,14 @@ def fit(
     trainer = Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen)
     _train(run, trainer, report, resume=resume)
     seconds["train"] = time.perf_counter() - started
-    founds = _write_result(run, trainer, job)
+    founds, measured = _write_result(run, trainer, job)
     val = job.dataset.val
     write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, founds)
     return FitResult(
         run.folder,
         trainer.best_epoch,
-        trainer.best.ap,
-        trainer.best.ap50,
+        measured.ap,
+        measured.ap50,
         finished=trainer.epoch == job.config.epochs,
         seconds=seconds,
     )
@@ -256,12 +259,13 @@ def _file_digest(*paths: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
-    """Prompts and learned vocabulary of the best epoch, with thresholds and calibration, and their pictures.
+def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> tuple[list[Found], Precision]:
+    """Prompts and learned vocabulary of the best epoch, with limits of overlap, thresholds and calibration, and their
+    pictures.
 
-    Thresholds and calibration hold for validation images and held-out replayed ones together.
+    Those hold for validation images and held-out replayed ones together.
 
-    Returns: what the trained classes find in the validation images.
+    Returns: what the trained classes find in the validation images, and its precision.
     """
     context, config, train = job.context, job.config, trainer.task.train
     with torch.no_grad():
@@ -270,6 +274,11 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
     embeddings = context.embeddings() if job.earlier is None else job.earlier.keep(context, job.frozen)
     val = trainer.task.val
     truths, founds = trainer.task.detect(embeddings, replayed=True)
+    iou = config.nms_iou or choose_nms_iou(truths, founds, len(names))
+    nms_iou = np.full(len(names), iou, np.float32)
+    founds = [suppress_more(found, nms_iou) for found in founds]
+    n_val = len(val.files) - val.n_replay
+    measured = average_precision(truths[:n_val], founds[:n_val], len(names))
     matched = match_classes(truths, founds, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
     final = matched if calibration is None else apply_calibration(matched, calibration)
@@ -279,6 +288,7 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
         embeddings=embeddings,
         thresholds=thresholds.values,
         calibration=calibration,
+        nms_iou=nms_iou if iou < NMS_IOU else None,  # else the graph's own suppression does it
         kind="learned",
         guide_mode=config.guide,
         detector=job.world.digest,
@@ -289,11 +299,11 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
             "torch": torch.__version__.split("+")[0],
             "settings": config.as_json(),
             "epoch": trainer.best_epoch,
-            "val_ap": round(trainer.best.ap, 6),
-            "val_ap50": round(trainer.best.ap50, 6),
+            "val_ap": round(measured.ap, 6),
+            "val_ap50": round(measured.ap50, 6),
             "train_images": len(train.files) - train.n_replay,
             "replay_images": train.n_replay,
-            "val_images": len(val.files) - val.n_replay,
+            "val_images": n_val,
             "thresholds": thresholds.as_json(names),
         },
     )
@@ -304,4 +314,4 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> list[Found]:
     learned.save(run.learned)
     run.draw_curves()
     draw_reliability(run.reliability, matched, None if calibration is None else final)
-    return founds[: len(val.files) - val.n_replay]
+    return founds[:n_val], measured

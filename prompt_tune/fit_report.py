@@ -16,10 +16,11 @@ from prompt_tune.context import PromptContext
 from prompt_tune.datasets import Sample
 from prompt_tune.detections import ORIGINAL, Detections
 from prompt_tune.evaluate import METRIC_CONF, average_precision, suppress
-from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, box_iou, judge, outcome, pictures
+from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, judge, outcome, pictures
 from prompt_tune.images import Letterbox
 from prompt_tune.interpretation import movements, nearest_tokens
 from prompt_tune.loss import region_logits
+from prompt_tune.overlap import NMS_IOU, box_iou
 from prompt_tune.packing import Packed
 from prompt_tune.regions import RegionCache
 from prompt_tune.report import ClassSection, Confusion, FitReport, curve, figure, versions, write_fit_page
@@ -145,11 +146,11 @@ def _near_objects(boxes: Tensor, label_boxes: Tensor) -> Tensor:
 
 
 def _detections(packed: Packed, found: Found, placed: Letterbox, limits: np.ndarray) -> Detections:
-    """As the runtime gives them: calibrated, in original pixels, above their class's limit."""
+    """As the runtime gives them: calibrated, suppressed, in original pixels, above their class's limit."""
     image = np.zeros((len(found.scores), 1), np.float32)
     columns = (image, found.boxes_xyxy, found.scores[:, None], found.classes[:, None].astype(np.float32))
     rows = np.concatenate(columns, axis=1)  # (n, 7)
-    return packed.detections(rows, placed, np.ones(len(packed.classes), bool), limits)
+    return packed.detections(rows, placed, np.ones(len(packed.classes), bool), limits, packed.overlaps(None))
 
 
 def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tuple[list[ClassSection], tuple[str, ...]]:
@@ -188,9 +189,12 @@ def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, s
         made_from["replay"] = f"{learned.provenance['replay_images']} images"
     if "carried" in learned.provenance:
         made_from["carried over, not trained here"] = ", ".join(learned.provenance["carried"]["names"])
+    settings = {name.replace("_", " "): _written(value) for name, value in config["settings"].items()}
+    if not config["settings"]["nms_iou"]:
+        settings["nms iou"] = f"{learned.nms_iou_rows.clip(max=NMS_IOU).min():g}, chosen on the validation images"
     digests = {name.replace("_", " "): digest for name, digest in config["digests"].items()}
     return {
-        "Settings": {name.replace("_", " "): _written(value) for name, value in config["settings"].items()},
+        "Settings": settings,
         "Made from": {name: str(value) for name, value in made_from.items()},
         "Digests (SHA-256)": digests | {"learned vocabulary": learned.digest},
         "Versions": versions("torch", "ultralytics", "open_clip_torch", "numpy", "pillow"),

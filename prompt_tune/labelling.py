@@ -11,7 +11,6 @@ from prompt_tune.coco import Truth
 from prompt_tune.datasets import Sample, SplitName, read_split
 from prompt_tune.detections import ClassKey
 from prompt_tune.errors import DataError
-from prompt_tune.packing import IDENTITY
 from prompt_tune.vocabulary import Vocabulary
 
 NAMED = 10  # class names in an error
@@ -22,8 +21,8 @@ class Labelling:
     """What can be measured: class i of everything is `keys[i]`, one that a vocabulary has and the split labels.
 
     samples: the images. rows: class of the data set -> its classes here, two where both vocabularies have the name.
-    thresholds: (n_cls,) float32, and calibration: (n_cls, 2) float32, of the vocabularies. unknown: the data set's
-    classes that no vocabulary has. unlabelled: those that have no label in this split.
+    thresholds, nms_iou: (n_cls,) float32, and calibration: (n_cls, 2) float32, of the vocabularies. unknown: the data
+    set's classes that no vocabulary has. unlabelled: those that have no label in this split.
     """
 
     split: SplitName
@@ -32,6 +31,7 @@ class Labelling:
     rows: Mapping[int, Sequence[int]]
     thresholds: np.ndarray
     calibration: np.ndarray
+    nms_iou: np.ndarray
     unknown: tuple[str, ...]
     unlabelled: tuple[str, ...]
 
@@ -51,13 +51,14 @@ class Labelling:
         if len(unknown) == len(names):
             raise DataError(_no_class(data, names, own))
         labelled = {names[k] for sample in images.samples for k in sample.classes[~sample.ignore]}
-        keys, thresholds, calibration = [], [], []
+        keys, thresholds, calibration, nms_iou = [], [], [], []
         for label, vocabulary in vocabularies.items():
             for i, name in enumerate(vocabulary.names):
                 if name in labelled:
                     keys.append((label, name))
                     thresholds.append(vocabulary.thresholds[i])
-                    calibration.append(IDENTITY if vocabulary.calibration is None else vocabulary.calibration[i])
+                    calibration.append(vocabulary.calibration_rows[i])
+                    nms_iou.append(vocabulary.nms_iou_rows[i])
         if not keys:
             raise DataError(f"`{data}`: `{split}` has labels of {', '.join(labelled)} alone, which no vocabulary has.")
         rows = {k: [row for row, key in enumerate(keys) if key[1] == name] for k, name in enumerate(names)}
@@ -68,6 +69,7 @@ class Labelling:
             rows,
             np.array(thresholds, np.float32),
             np.array(calibration, np.float32),
+            np.array(nms_iou, np.float32),
             unknown,
             tuple(name for name in names if name in own and name not in labelled),
         )

@@ -7,11 +7,11 @@ import numpy as np
 
 from prompt_tune.detections import ClassKey, Detections
 from prompt_tune.images import Letterbox
-from prompt_tune.vocabulary import EMBED_DIM, Vocabulary
+from prompt_tune.overlap import UNLIMITED, distinct
+from prompt_tune.vocabulary import EMBED_DIM, IDENTITY, Vocabulary
 
 # share by which the graph's threshold is lowered where a calibrated class sets it: the inverse of a sigmoid rounds
 ROUNDING = 1e-5
-IDENTITY = (1.0, 0.0)  # scale and shift that change nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class Packed:
     classes: (vocabulary label, class name) each. embeddings: (n_cls, n_prompts, 512) float32, as the graph takes them.
     class_ids: (n_cls,) int64, the class's row in its own vocabulary. thresholds: (n_cls,) float32 in 0..1.
     calibration: (n_cls, 2) float32, scale and shift of the logit, or None where no vocabulary has one.
+    nms_iou: (n_cls,) float32 above 0, up to 1, a class's own limit of overlap; 1 asks no more than the graph does.
     """
 
     classes: tuple[ClassKey, ...]
@@ -28,6 +29,7 @@ class Packed:
     class_ids: np.ndarray
     thresholds: np.ndarray
     calibration: np.ndarray | None
+    nms_iou: np.ndarray
 
     @classmethod
     def of(cls, vocabularies: Mapping[str, Vocabulary]) -> "Packed":
@@ -44,12 +46,17 @@ class Packed:
                 [np.zeros(0, np.int64), *(np.arange(len(part.names)) for part in parts)]
             ),  # (n_cls,)
             thresholds=np.concatenate([np.zeros(0, np.float32), *(part.thresholds for part in parts)]),  # (n_cls,)
-            calibration=np.concatenate([_calibration(part) for part in parts]) if calibrated else None,  # (n_cls, 2)
+            calibration=np.concatenate([part.calibration_rows for part in parts]) if calibrated else None,  # (n_cls, 2)
+            nms_iou=np.concatenate([np.zeros(0, np.float32), *(part.nms_iou_rows for part in parts)]),  # (n_cls,)
         )
 
     def limits(self, conf: float | None) -> np.ndarray:
         """(n_cls,) float32: the score above which a class counts; `conf`, where given, takes the place of all."""
         return self.thresholds if conf is None else np.full(len(self.classes), conf, np.float32)
+
+    def overlaps(self, iou: float | None) -> np.ndarray:
+        """(n_cls,) float32: the own limit of overlap of each class; none where `iou`, the graph's, is given for all."""
+        return self.nms_iou if iou is None else np.full(len(self.classes), UNLIMITED, np.float32)
 
     def graph_conf(self, shown: np.ndarray, limits: np.ndarray) -> float:
         """The lowest score of the graph that can matter: what the graph takes as its threshold.
@@ -65,20 +72,23 @@ class Packed:
             needed = np.where(self._changed(), uncalibrated, limits)
         return float(needed[shown].min()) if shown.any() else 1.0
 
-    def detections(self, rows: np.ndarray, placed: Letterbox, shown: np.ndarray, limits: np.ndarray) -> Detections:
+    def detections(
+        self, rows: np.ndarray, placed: Letterbox, shown: np.ndarray, limits: np.ndarray, nms_iou: np.ndarray
+    ) -> Detections:
         """The detections of one image, in the graph's order.
 
         Args:    rows: (n, 7) float32 of that image, as the graph gives them: boxes in pixels of the network's input.
                  placed: how the image lies in that input.
-                 shown, limits: as in `graph_conf`.
+                 shown, limits: as in `graph_conf`. nms_iou: (n_cls,) float32, from `overlaps`.
         Returns: detections in original pixels, calibrated, each above its class's threshold. A box that lies wholly in
                  the grey border is none.
         """
         index = rows[:, 6].astype(np.int64)
         scores = self._calibrated(rows[:, 5], index)
+        keep = np.flatnonzero(shown[index] & (scores > limits[index]))
+        keep = keep[distinct(rows[keep, 1:5], rows[keep, 5], index[keep], nms_iou)]
         boxes_xyxy = placed.to_original(rows[:, 1:5])
-        inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-        keep = inside & shown[index] & (scores > limits[index])
+        keep = keep[(boxes_xyxy[keep, 2:] > boxes_xyxy[keep, :2]).all(axis=1)]
         classes = [self.classes[number] for number in index[keep]]
         return Detections(
             boxes_xyxy=boxes_xyxy[keep],
@@ -122,13 +132,6 @@ def logit(scores: np.ndarray) -> np.ndarray:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Of logits; float64, without overflow."""
     return np.exp(-np.logaddexp(0, -logits))
-
-
-def _calibration(vocabulary: Vocabulary) -> np.ndarray:
-    """(n_cls, 2) float32: that of the vocabulary, or the one that changes nothing."""
-    if vocabulary.calibration is not None:
-        return vocabulary.calibration
-    return np.tile(np.array(IDENTITY, np.float32), (len(vocabulary.names), 1))  # (n_cls, 2)
 
 
 def _changes(calibration: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from prompt_tune.detections import ORIGINAL, ClassKey, Detections, choose_classe
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.graph_session import GraphSession
 from prompt_tune.images import Letterbox, letterbox, read_rgb
+from prompt_tune.overlap import NMS_IOU
 from prompt_tune.packing import Packed
 from prompt_tune.providers import Device
 from prompt_tune.vocabulary import Vocabulary, short
@@ -26,7 +27,6 @@ from prompt_tune.vocabulary import Vocabulary, short
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-IOU = 0.7  # ultralytics' default for suppression
 LEARNED = "learned"  # label of a learned vocabulary that comes without a file name
 VOCABULARY_SUFFIX = ".vocab.safetensors"
 
@@ -143,7 +143,7 @@ class Detector:
         self,
         images: Image | Sequence[Image],
         *,
-        iou: float = IOU,
+        iou: float | None = None,
         original_conf: float | None = None,
         learned_conf: float | None = None,
         show: Sequence[str] | None = None,
@@ -153,7 +153,8 @@ class Detector:
         """Detections of one or several images.
 
         Args:    images: uint8 (h, w, 3) RGB arrays or paths, one or a list.
-                 iou: in 0..1; a box that overlaps a better one of its class by more than this is dropped.
+                 iou: in 0..1; a box that overlaps a better one of its class by more than this is dropped. None takes
+                     0.7, and for a class with a tighter limit in its vocabulary that one too.
                  original_conf, learned_conf: score in 0..1 above which a detection counts, for all classes of the
                      original vocabulary and of all others; None takes each class's own threshold from its vocabulary.
                  show, hide: only these classes, and without those; as in `choose_classes`.
@@ -169,20 +170,20 @@ class Detector:
             raise PromptTuneError(f"`batch` must be at least 1. Received: {batch}.")
         state = self._state
         chosen = choose_classes(state.classes, show=show, hide=hide)
-        wanted = [_Wanted.of(state.original, original_conf, chosen)]
+        wanted = [_Wanted.of(state.original, original_conf, iou, chosen)]
         own = (  # a pass each: only where it is wanted
             part for part in state.own.values() if not chosen.isdisjoint(part.packed.classes)
         )
-        wanted += [_Wanted.of(part, learned_conf, chosen) for part in (state.together, *own)]
+        wanted += [_Wanted.of(part, learned_conf, iou, chosen) for part in (state.together, *own)]
         images = [images] if isinstance(images, (np.ndarray, str, Path)) else images
         found = []
         for first in range(0, len(images), batch):
             pixels = [self._letterboxed(image) for image in images[first : first + batch]]
-            found += self._detect_batch(pixels, wanted, iou)
+            found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
         return found
 
     def raw(
-        self, images: np.ndarray, *, iou: float = IOU, original_conf: float = 0.001, learned_conf: float = 0.001
+        self, images: np.ndarray, *, iou: float = NMS_IOU, original_conf: float = 0.001, learned_conf: float = 0.001
     ) -> tuple[np.ndarray, np.ndarray]:
         """The graph's own outputs, for checks: nothing is filtered, calibrated or brought to original pixels.
 
@@ -228,7 +229,9 @@ class Detector:
         found = []
         for index, (_, placed) in enumerate(pixels):
             parts = [
-                part.loaded.packed.detections(table[table[:, 0] == index], placed, part.shown, part.limits)
+                part.loaded.packed.detections(
+                    table[table[:, 0] == index], placed, part.shown, part.limits, part.nms_iou
+                )
                 for part, table in zip(wanted, tables, strict=True)
             ]
             found.append(concatenate(parts, placed.size_wh))
@@ -296,15 +299,16 @@ class _Wanted:
     loaded: _Loaded
     shown: np.ndarray
     limits: np.ndarray
+    nms_iou: np.ndarray
     conf: float
 
     @classmethod
-    def of(cls, loaded: _Loaded, conf: float | None, chosen: frozenset[ClassKey]) -> "_Wanted":
-        """From the caller's threshold and the classes that are shown."""
+    def of(cls, loaded: _Loaded, conf: float | None, iou: float | None, chosen: frozenset[ClassKey]) -> "_Wanted":
+        """From the caller's threshold and limit of overlap, and the classes that are shown."""
         packed = loaded.packed
         shown = np.array([key in chosen for key in packed.classes], dtype=bool)
         limits = packed.limits(conf)
-        return cls(loaded, shown, limits, packed.graph_conf(shown, limits))
+        return cls(loaded, shown, limits, packed.overlaps(iou), packed.graph_conf(shown, limits))
 
 
 def _free_label(taken: Mapping[str, Vocabulary]) -> str:

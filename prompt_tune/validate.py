@@ -194,7 +194,11 @@ def _torch_detector(
             if digest not in passes:
                 passes[digest] = world.features(network_input.float() / 255, guide)
             head, boxes = passes[digest]
-            found = suppress(boxes[0], region_logits(world, head[0], level, embeddings).sigmoid())
+            found = suppress(
+                boxes[0],
+                region_logits(world, head[0], level, embeddings).sigmoid(),
+                nms_iou=labels.nms_iou[rows],
+            )
             boxes_xyxy, classes = placed.to_original(found.boxes_xyxy), rows[found.classes]
             scores = calibrated(found.scores, labels.calibration[classes])
             inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)  # what lies in the grey border is none

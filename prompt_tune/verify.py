@@ -17,6 +17,7 @@ from prompt_tune.coco import Found, Metrics, Truth, coco_evaluation
 from prompt_tune.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.images import Letterbox, find_images, letterbox, read_rgb
+from prompt_tune.overlap import NMS_IOU
 from prompt_tune.packing import Packed
 from prompt_tune.providers import Device
 from prompt_tune.retention import changed_bits
@@ -212,7 +213,8 @@ class _Tally:
     def _original(self, rows: np.ndarray, placed: Letterbox) -> Detections:
         """The graph's original rows in original pixels."""
         every = np.ones(len(self._packed.classes), dtype=bool)
-        return self._packed.detections(rows, placed, every, self._packed.limits(0))
+        packed = self._packed
+        return packed.detections(rows, placed, every, packed.limits(0), packed.overlaps(NMS_IOU))
 
 
 @dataclass(frozen=True, eq=False)

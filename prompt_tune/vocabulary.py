@@ -18,6 +18,7 @@ import numpy.typing as npt
 from prompt_tune.errors import VocabularyError
 from prompt_tune.files import replacing
 from prompt_tune.names import check_names
+from prompt_tune.overlap import UNLIMITED
 from prompt_tune.vocabulary_file import FIELDS, decode, encode
 
 Kind = Literal["original", "learned", "plain"]
@@ -26,6 +27,7 @@ FloatArray = npt.NDArray[np.float32]
 
 EMBED_DIM = 512  # of ViT-B/32, YOLO-World's text tower
 DEFAULT_THRESHOLD = 0.25  # ultralytics' `conf` for prediction
+IDENTITY = (1.0, 0.0)  # scale and shift of a calibration that changes nothing
 UNIT_TOLERANCE = 1e-4  # float32 rounding stays below 1e-6, float16 does not: its rows are not what we compute with
 MAX_ROWS = 2**20  # n_cls * n_prompts: 2 GiB of embeddings
 
@@ -55,6 +57,8 @@ class Vocabulary:
              guide: `guide_digest` of the embeddings that guide the neck: for kind "original" and guide mode "own" this
                  vocabulary's own digest.
              calibration: (n_cls, 2) float32, scale (above 0) and shift of the logit; None leaves logits as they are.
+             nms_iou: (n_cls,) float32 above 0, up to 1: a box that overlaps a better one of its class by more than this
+                 is dropped, besides those that the detector's own limit drops; 1, or None for all, asks no more.
              provenance: seed, versions, metrics and the like, as plain JSON; no times, no paths.
     Raises:  VocabularyError: any of this does not hold.
     """
@@ -69,6 +73,7 @@ class Vocabulary:
     text_tower: str
     guide: str
     calibration: FloatArray | None = None
+    nms_iou: FloatArray | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +97,8 @@ class Vocabulary:
         self._set("thresholds", thresholds)
         if self.calibration is not None:
             self._set("calibration", _checked_calibration(self.calibration, n_cls))
+        if self.nms_iou is not None:
+            self._set("nms_iou", _checked_nms_iou(self.nms_iou, n_cls))
         self._check_origin()
         self._set("provenance", _plain_json(self.provenance))
 
@@ -99,6 +106,18 @@ class Vocabulary:
     def n_prompts(self) -> int:
         """Prompts a class, repeated ones included."""
         return self.embeddings.shape[1]
+
+    @property
+    def calibration_rows(self) -> FloatArray:
+        """(n_cls, 2) float32: the calibration, or the one that changes nothing."""
+        if self.calibration is not None:
+            return self.calibration
+        return np.tile(np.array(IDENTITY, dtype=np.float32), (len(self.names), 1))  # (n_cls, 2)
+
+    @property
+    def nms_iou_rows(self) -> FloatArray:
+        """(n_cls,) float32: the limits of overlap, or those that ask no more."""
+        return np.full(len(self.names), UNLIMITED, np.float32) if self.nms_iou is None else self.nms_iou
 
     @property
     def digest(self) -> str:
@@ -136,8 +155,7 @@ class Vocabulary:
     def to_bytes(self) -> bytes:
         """The content of the vocabulary file."""
         tensors = {"embeddings": self.embeddings, "thresholds": self.thresholds}
-        if self.calibration is not None:
-            tensors["calibration"] = self.calibration
+        tensors |= {name: rows for name in ("calibration", "nms_iou") if (rows := getattr(self, name)) is not None}
         return encode({name: getattr(self, name) for name in FIELDS}, tensors)
 
     def select(self, names: Sequence[str]) -> "Vocabulary":
@@ -159,6 +177,7 @@ class Vocabulary:
             embeddings=embeddings,
             thresholds=self.thresholds[rows],
             calibration=None if self.calibration is None else self.calibration[rows],
+            nms_iou=None if self.nms_iou is None else self.nms_iou[rows],
             guide=guide_digest(embeddings) if self.kind == "original" else self.guide,
         )
 
@@ -226,7 +245,7 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
 
     Args:    vocabularies: learned or plain ones, for the same detector, text tower and guide, with no name in common.
     Returns: a vocabulary padded to the largest n_prompts; "learned" unless all are plain. Where only some have a
-             calibration, the others get scale 1 and shift 0.
+             calibration, the others get scale 1 and shift 0; an `nms_iou`, 1.
     Raises:  VocabularyError: there is none, or these do not go together.
     """
     if not vocabularies:
@@ -246,6 +265,7 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
                 )
     n_prompts = max(vocabulary.n_prompts for vocabulary in vocabularies)
     calibrated = any(vocabulary.calibration is not None for vocabulary in vocabularies)
+    limited = any(vocabulary.nms_iou is not None for vocabulary in vocabularies)
     return Vocabulary(
         tuple(name for vocabulary in vocabularies for name in vocabulary.names),
         np.concatenate([vocabulary.padded(n_prompts) for vocabulary in vocabularies]),  # (sum of n_cls, n_prompts, 512)
@@ -255,7 +275,12 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
         text_tower=first.text_tower,
         guide=first.guide,
         # (sum of n_cls, 2)
-        calibration=np.concatenate([_calibration(vocabulary) for vocabulary in vocabularies]) if calibrated else None,
+        calibration=np.concatenate([vocabulary.calibration_rows for vocabulary in vocabularies])
+        if calibrated
+        else None,
+        nms_iou=np.concatenate([vocabulary.nms_iou_rows for vocabulary in vocabularies])
+        if limited
+        else None,  # (n_cls,)
         provenance={"merged": [{"digest": v.digest, "provenance": v.provenance} for v in vocabularies]},
     )
 
@@ -263,13 +288,6 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
 def short(digest: str) -> str:
     """The first twelve digits of a digest, for people; "any" where there is none."""
     return digest[:12] or "any"
-
-
-def _calibration(vocabulary: Vocabulary) -> FloatArray:
-    """(n_cls, 2) float32: that of the vocabulary, or the one that changes nothing."""
-    if vocabulary.calibration is not None:
-        return vocabulary.calibration
-    return np.tile(np.array([1, 0], dtype=np.float32), (len(vocabulary.names), 1))  # (n_cls, 2)
 
 
 def _frozen(array: npt.ArrayLike) -> FloatArray:
@@ -318,6 +336,17 @@ def _checked_calibration(value: npt.ArrayLike, n_cls: int) -> FloatArray:
             f"Received: shape {calibration.shape}, {_extent(calibration)}."
         )
     return calibration
+
+
+def _checked_nms_iou(value: npt.ArrayLike, n_cls: int) -> FloatArray:
+    """(n_cls,) float32, above 0, up to 1."""
+    nms_iou = _array(value, "nms_iou")
+    if nms_iou.shape != (n_cls,) or not ((nms_iou > 0) & (nms_iou <= 1)).all():
+        raise VocabularyError(
+            f"`nms_iou` must be {n_cls} numbers above 0, up to 1, one a class. Received: shape {nms_iou.shape}, "
+            f"{_extent(nms_iou)}."
+        )
+    return nms_iou
 
 
 def _extent(array: npt.NDArray[Any]) -> str:

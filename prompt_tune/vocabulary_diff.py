@@ -34,8 +34,8 @@ class VocabularyDiff:
     """From one vocabulary to another.
 
     identical: the files have the same bytes. added, removed: class names. moved, rethresholded, recalibrated (scale and
-    shift of the logit): classes that both have. reordered: those stand in another order, which changes class ids.
-    metadata: what is so of the whole file, digests in full, and `provenance.KEY.KEY`.
+    shift of the logit), resuppressed (limit of overlap): classes that both have. reordered: those stand in another
+    order, which changes class ids. metadata: what is so of the whole file, digests in full, and `provenance.KEY.KEY`.
     """
 
     identical: bool
@@ -44,14 +44,15 @@ class VocabularyDiff:
     moved: tuple[Moved, ...]
     rethresholded: tuple[Change, ...]
     recalibrated: tuple[Change, ...]
+    resuppressed: tuple[Change, ...]
     reordered: bool
     metadata: tuple[Change, ...]
 
     @property
     def is_empty(self) -> bool:
         """Nothing to list; prompts may still stand in another order, or be repeated more often."""
-        lists = (self.added, self.removed, self.moved, self.rethresholded, self.recalibrated, self.metadata)
-        return not any(lists) and not self.reordered
+        changed = (self.moved, self.rethresholded, self.recalibrated, self.resuppressed, self.metadata)
+        return not any((self.added, self.removed, *changed)) and not self.reordered
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON."""
@@ -80,6 +81,7 @@ def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
         ),
         rethresholded=_changes({name: (one.threshold, other.threshold) for name, (one, other) in pairs.items()}),
         recalibrated=_changes({name: (one.calibration, other.calibration) for name, (one, other) in pairs.items()}),
+        resuppressed=_changes({name: (one.nms_iou, other.nms_iou) for name, (one, other) in pairs.items()}),
         reordered=common != [name for name in new if name in old],
         metadata=_changes(fields),
     )
@@ -87,11 +89,13 @@ def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
 
 @dataclass(frozen=True, eq=False)
 class _Class:
-    """prompts: (n, 512) float32, sorted, none twice. calibration: scale and shift of the logit, or None."""
+    """prompts: (n, 512) float32, sorted, none twice. calibration: scale and shift of the logit, or None. nms_iou: the
+    limit of overlap, or None."""
 
     prompts: FloatArray
     threshold: float
     calibration: list[float] | None
+    nms_iou: float | None
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, row: int) -> "_Class":
@@ -99,7 +103,9 @@ class _Class:
         calibration = None
         if vocabulary.calibration is not None:
             calibration = [_number(value) for value in vocabulary.calibration[row]]
-        return cls(np.unique(vocabulary.embeddings[row], axis=0), _number(vocabulary.thresholds[row]), calibration)
+        nms_iou = None if vocabulary.nms_iou is None else _number(vocabulary.nms_iou[row])
+        threshold = _number(vocabulary.thresholds[row])
+        return cls(np.unique(vocabulary.embeddings[row], axis=0), threshold, calibration, nms_iou)
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `vocabulary.MAX_ROWS`
 
 FIELDS = {"names", "kind", "guide_mode", "detector", "text_tower", "guide", "provenance"}
 REQUIRED_TENSORS = {"embeddings", "thresholds"}
-OPTIONAL_TENSORS = {"calibration"}
+OPTIONAL_TENSORS = {"calibration", "nms_iou"}
 
 
 def encode(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float32]]) -> bytes:

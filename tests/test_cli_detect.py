@@ -135,7 +135,7 @@ def test_learned_files_bundled_show_hide_and_conf(bundle: Path, photos: Path, tm
     assert {label for label, _ in labels("--conf", 0.2, "--learned-conf", 1)} == {"original"}
     assert labels("--conf", 1) == set()
     info = document(out)["info"]
-    assert (info["original_conf"], info["learned_conf"], info["iou"]) == (1, 1, 0.7)
+    assert (info["original_conf"], info["learned_conf"], info["iou"]) == (1, 1, None)
 
 
 def test_damaged_image_among_others_is_skipped_counted_and_named(
@@ -240,7 +240,7 @@ def test_vocabulary_of_another_detector_is_refused(bundle: Path, photos: Path, t
 
 def test_defaults_of_the_command_are_the_librarys() -> None:
     defaults = {option.name: option.default for option in command.params}
-    assert (defaults["iou"], defaults["device"], defaults["threads"]) == (runtime.IOU, "cpu", 0)
+    assert (defaults["device"], defaults["threads"]) == ("cpu", 0)
 
 
 def test_video_gives_an_annotated_video_and_a_document_with_its_frames(

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from prompt_tune import graph
 from prompt_tune.coco import Found, Truth
 from prompt_tune.datasets import Sample
-from prompt_tune.evaluate import average_precision, batches, detect_regions, suppress
+from prompt_tune.evaluate import average_precision, batches, choose_nms_iou, detect_regions, suppress
+from prompt_tune.overlap import box_iou
 from prompt_tune.regions import cache_regions
 from prompt_tune.world import World
 
@@ -100,6 +101,26 @@ def test_suppress_many_detections_keeps_the_best_300_of_a_class() -> None:
     got = suppress(boxes, scores)
     assert np.bincount(got.classes).tolist() == [300, 300]
     assert got.scores.min() == scores[100, 0]
+
+
+def test_limit_of_overlap_is_the_one_with_the_highest_ap() -> None:
+    """Two boxes on one object that overlap by 0.65, and two objects that do by as much."""
+    box, near, other = (0, 0, 100, 100), (0, 0, 100, 65), (300, 300, 350, 350)
+    twice = found((box, 0.9), (near, 0.8), (other, 0.7))
+    assert choose_nms_iou([truth(box, other)], [twice], 1) == 0.6
+    assert choose_nms_iou([truth(box, near)], [twice], 1) == 0.7
+    assert choose_nms_iou([truth(box)], [found((box, 0.9))], 1) == 0.7  # all alike: the loosest
+    assert choose_nms_iou([truth()], [found()], 1) == 0.7
+
+
+def test_suppress_at_the_limits_of_classes_drops_more_of_these_alone() -> None:
+    boxes, scores = _boxes_and_scores(300, 3, seed=1)
+    loose, tight = suppress(boxes, scores), suppress(boxes, scores, nms_iou=np.array([1, 0.3, 1], np.float32))
+    for k in (0, 2):
+        np.testing.assert_array_equal(tight.scores[tight.classes == k], loose.scores[loose.classes == k])
+    assert 0 < (tight.classes == 1).sum() < (loose.classes == 1).sum()
+    overlap = box_iou(*[tight.boxes_xyxy[tight.classes == 1]] * 2)
+    assert np.triu(overlap, 1).max() <= 0.3
 
 
 def test_suppress_drops_scores_at_conf_and_keeps_other_classes_of_a_box() -> None:

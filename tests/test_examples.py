@@ -5,12 +5,11 @@ import io
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from prompt_tune.detections import Detections
-from prompt_tune.examples import TILE_PIXELS, Example, Judged, Labels, box_iou, judge, outcome, picture, pictures
+from prompt_tune.examples import TILE_PIXELS, Example, Judged, Labels, judge, outcome, picture, pictures
 
 NAMES = ("gizmo", "widget")
 
@@ -82,22 +81,6 @@ def test_ignored_labels_make_neither_misses_nor_false_alarms() -> None:
     judged = judge(found([[0, 0, 10, 10]], [0.9], [0]), labels([[0, 0, 10, 9]], [0], [True]))
     result = outcome([judged], 0, NAMES, 0.5, n_best=3)
     assert (result.objects, result.hits, result.misses, result.false_alarms) == (0, 0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "wanted"),
-    [
-        (np.zeros((0, 4)), [[0, 0, 1, 1]], np.zeros((0, 1))),
-        ([[0, 0, 10, 10]], [[0, 0, 10, 7], [0, 0, 20, 10], [10, 0, 20, 10], [2, 2, 7, 6]], [[0.7, 0.5, 0, 0.2]]),
-        ([[0, 0, 4, 4], [2, 2, 6, 6]], [[2, 2, 6, 6]], [[4 / 28], [1]]),
-    ],
-)
-def test_box_iou_of_boxes_worked_out_by_hand(
-    first: npt.ArrayLike, second: npt.ArrayLike, wanted: npt.ArrayLike
-) -> None:
-    got = box_iou(np.asarray(first, np.float32), np.asarray(second, np.float32))
-    assert got.shape == np.asarray(wanted).shape
-    np.testing.assert_allclose(got, np.asarray(wanted), atol=1e-7)
 
 
 def test_picture_shows_the_crop_with_detection_and_label_drawn_apart() -> None:

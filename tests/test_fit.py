@@ -39,13 +39,29 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_keeps_the_best_epoch_of_the_validation_images(custom: Path, tmp_path: Path) -> None:
-    result = fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=4))
+    result = fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=4, nms_iou=0.7))
     lines = RunFolder(tmp_path / "run").read_metrics()
     best = max(lines, key=lambda line: line["ap"])
-    assert (result.epoch, result.ap, result.ap50) == (best["epoch"], best["ap"], best["ap50"])
+    assert result.epoch == best["epoch"]
+    assert (result.ap, result.ap50) == pytest.approx((best["ap"], best["ap50"]), abs=0.005)  # of scores below 0.01 too
     assert result.finished and lines[-1]["loss"] < lines[0]["loss"]
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
     assert provenance["epoch"] == result.epoch and provenance["val_ap"] == round(result.ap, 6)
+
+
+def test_limit_of_overlap_is_chosen_on_the_validation_images_or_given(custom: Path, tmp_path: Path) -> None:
+    by_limit = {}
+    for iou in (0.7, 0.6, 0.5, 0.0):
+        by_limit[iou] = fit(
+            "tiny", custom, tmp_path / f"{iou}", config=FitConfig(epochs=4, nms_iou=iou), cache=tmp_path / "cache"
+        )
+    learned = {iou: Vocabulary.load(result.run / "learned.vocab.safetensors") for iou, result in by_limit.items()}
+    assert learned[0.7].nms_iou is None  # the graph does it
+    assert learned[0.6].nms_iou is not None and set(learned[0.6].nms_iou.tolist()) == {float(np.float32(0.6))}
+    best = max((0.7, 0.6, 0.5), key=lambda iou: by_limit[iou].ap)
+    assert by_limit[0.0].ap == by_limit[best].ap > by_limit[0.7].ap
+    np.testing.assert_array_equal(learned[0.0].nms_iou_rows, learned[best].nms_iou_rows)
+    assert {result.epoch for result in by_limit.values()} == {by_limit[0.7].epoch}
 
 
 def test_ctrl_c_keeps_what_is_there_and_resume_ends_with_the_same_bytes(custom: Path, tmp_path: Path) -> None:
@@ -333,7 +349,7 @@ def test_replayed_images_that_are_held_out_raise_thresholds_and_leave_precision(
     """The held-out ones count for thresholds alone: AP is that of the labelled validation images."""
     original = custom.parent.parent / "original" / "images" / "val"
     source = ReplaySource(str(original), 1.0)
-    fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=2), replay=[source])
+    fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=4), replay=[source])
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
     assert provenance["val_images"] == 10  # and 2 more behind them
     assert provenance["train_images"] == 10 and 8 <= provenance["replay_images"] <= 10

@@ -90,7 +90,9 @@ def test_program_on_random_detector_finds_what_the_runtime_finds(
     more = [
         save(learned_for(bundle, "a", "b", n_prompts=2, seed=1), tmp_path / "more.vocab.safetensors"),
         save(
-            learned_for(bundle, "a", "c", "d", seed=2, calibration=calibration(3)),
+            learned_for(
+                bundle, "a", "c", "d", seed=2, calibration=calibration(3), nms_iou=np.array([0.3, 1, 0.5], np.float32)
+            ),
             tmp_path / "calibrated.vocab.safetensors",
         ),
         save(learned_for(bundle, "e", "f", seed=3, guide_mode="own"), tmp_path / "own.vocab.safetensors"),
@@ -137,7 +139,8 @@ def test_photo_that_lies_on_its_side_is_turned_as_the_runtime_does(tiny: Path, t
 
 
 def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleType, tmp_path: Path) -> None:
-    for fields in ({}, {"calibration": calibration(2), "thresholds": np.array([0.1, 0.9], np.float32)}):
+    numbers = {"thresholds": np.array([0.1, 0.9], np.float32), "nms_iou": np.array([0.5, 1], np.float32)}
+    for fields in ({}, {"calibration": calibration(2)} | numbers):
         wanted = learned_for_tiny(("Käfer", "b"), unit_rows(2, 3), **fields)
         got = program.read_vocabulary(save(wanted, tmp_path / "some.vocab.safetensors"))
         assert (got.label, got.about["names"]) == ("some", list(wanted.names))
@@ -146,6 +149,7 @@ def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleTyp
         np.testing.assert_array_equal(got.thresholds, wanted.thresholds)
         identity = np.tile(np.array([1, 0], np.float32), (2, 1))
         np.testing.assert_array_equal(got.calibration, wanted.calibration if fields else identity)
+        np.testing.assert_array_equal(got.nms_iou, wanted.nms_iou if fields else [1, 1])
     assert len(inspect.getsource(program.read_vocabulary).splitlines()) <= MOST_LINES_OF_READER
 
 

@@ -19,6 +19,7 @@ from small_bundle import IMAGE_SIZE, learned_for, photo, small_bundle
 from prompt_tune.detections import Detections
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.images import letterbox
+from prompt_tune.overlap import distinct
 from prompt_tune.providers import Device, device_of
 from prompt_tune.runtime import Detector
 from prompt_tune.vocabulary import Vocabulary
@@ -184,6 +185,40 @@ def test_each_class_has_its_own_threshold_unless_told_otherwise(bundle: Path) ->
     assert {4, 9} <= set(expected.class_ids)
     assert len(detector.detect(image, original_conf=1, learned_conf=1)[0]) == 0
     assert len(detector.detect(image, iou=0.1)[0]) < len(detector.detect(image)[0])
+
+
+def test_class_with_a_limit_of_overlap_is_suppressed_at_it_and_no_other(bundle: Path) -> None:
+    names, image = [f"thing {number}" for number in range(4)], photo(96, 96)
+    limits = np.array([0.3, 1, 0.5, 1], np.float32)
+    loose, tight = (learned_for(bundle, *names, thresholds=np.float32(0.05), nms_iou=n) for n in (None, limits))
+    (before,) = Detector(bundle, use_bundled=False, learned=[loose], threads=1).detect(image)
+    detector = Detector(bundle, use_bundled=False, learned=[tight], threads=1)
+    (found,) = detector.detect(image)
+    assert content(found.of("original")) == content(before.of("original"))
+    rows = graph_rows(bundle, image, detector.vocabularies["original"].embeddings, tight.embeddings)[1]
+    rows = rows[rows[:, 5] > np.float32(0.05)]
+    kept = distinct(rows[:, 1:5], rows[:, 5], rows[:, 6].astype(int), limits)
+    ours = found.of("learned")
+    assert ours.scores.tobytes() == rows[kept, 5].tobytes()
+    all_of_them = before.of("learned")
+    for k in range(4):
+        n_left, n_before = (int((part.class_ids == k).sum()) for part in (ours, all_of_them))
+        assert 0 < n_left < n_before if limits[k] < 1 else n_left == n_before > 0
+    assert content(detector.detect(image, iou=0.7)[0]) == content(before)  # a number of the caller's is for all
+
+
+def test_limit_of_overlap_holds_for_a_vocabulary_that_guides_itself(bundle: Path) -> None:
+    image = photo(96, 96)
+    loose, tight = (
+        learned_for(bundle, "one", "two", guide_mode="own", thresholds=np.float32(0.05), nms_iou=n)
+        for n in (None, np.array([0.3, 1], np.float32))
+    )
+    before, found = (
+        Detector(bundle, use_bundled=False, learned=[part], threads=1).detect(image)[0].of("learned")
+        for part in (loose, tight)
+    )
+    counts = [np.bincount(part.class_ids, minlength=2).tolist() for part in (before, found)]
+    assert 0 < counts[1][0] < counts[0][0] and counts[0][1] == counts[1][1] > 0
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(2.0, 1.5), (0.5, -0.5), (1.0, 0.0), (1.0, 3.0)])

@@ -81,7 +81,13 @@ def test_vocabulary_that_guides_has_its_own_digest_as_guide(fields: dict[str, An
 
 def calibrated() -> Vocabulary:
     return learned(
-        "lorry", "car", "van", n_prompts=2, thresholds=[0.1, 0.2, 0.3], calibration=[[1, 0.1], [2, 0.2], [3, 0.3]]
+        "lorry",
+        "car",
+        "van",
+        n_prompts=2,
+        thresholds=[0.1, 0.2, 0.3],
+        calibration=[[1, 0.1], [2, 0.2], [3, 0.3]],
+        nms_iou=[0.4, 0.5, 0.6],
     )
 
 
@@ -91,6 +97,7 @@ def test_select_takes_the_rows_of_the_names_in_their_order() -> None:
     assert np.array_equal(selected.embeddings, calibrated().embeddings[[2, 0]])
     assert np.allclose(selected.thresholds, [0.3, 0.1])
     assert selected.calibration is not None and np.allclose(selected.calibration, [[3, 0.3], [1, 0.1]])
+    assert selected.nms_iou is not None and np.allclose(selected.nms_iou, [0.6, 0.4])
     assert selected.guide == GUIDE
 
 
@@ -154,7 +161,9 @@ def test_padded_repeats_prompts_and_keeps_their_maximum() -> None:
 
 def test_merge_keeps_order_pads_prompts_and_fills_calibration() -> None:
     one = learned("lorry", n_prompts=1, seed=1, thresholds=0.1, provenance={"seed": 1})
-    two = learned("car", "van", n_prompts=3, seed=2, thresholds=0.2, calibration=[[2, 0.5], [3, 1]])
+    two = learned(
+        "car", "van", n_prompts=3, seed=2, thresholds=0.2, calibration=[[2, 0.5], [3, 1]], nms_iou=[0.5, 0.75]
+    )
     merged = merge([one, two])
     assert merged.names == ("lorry", "car", "van") and merged.n_prompts == 3
     assert np.array_equal(merged.embeddings[:1], one.padded(3)) and np.array_equal(
@@ -162,12 +171,13 @@ def test_merge_keeps_order_pads_prompts_and_fills_calibration() -> None:
     )
     assert np.allclose(merged.thresholds, [0.1, 0.2, 0.2])
     assert merged.calibration is not None and merged.calibration.tolist() == [[1, 0], [2, 0.5], [3, 1]]
+    assert merged.nms_iou is not None and merged.nms_iou.tolist() == [1, 0.5, 0.75]
     assert (merged.kind, merged.detector, merged.text_tower, merged.guide) == ("learned", DETECTOR, TOWER, GUIDE)
     assert merged.provenance == {
         "merged": [{"digest": one.digest, "provenance": {"seed": 1}}, {"digest": two.digest, "provenance": {}}]
     }
     assert merge([one, two]).to_bytes() == merged.to_bytes()
-    assert merge([one]).calibration is None
+    assert merge([one]).calibration is None and merge([one]).nms_iou is None
 
 
 @pytest.mark.parametrize(

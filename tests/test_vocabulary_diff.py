@@ -13,7 +13,7 @@ from prompt_tune.cli import command
 from prompt_tune.vocabulary import Vocabulary
 from prompt_tune.vocabulary_diff import Change, Moved, VocabularyDiff, diff
 
-NOTHING = VocabularyDiff(False, (), (), (), (), (), False, ())
+NOTHING = VocabularyDiff(False, (), (), (), (), (), (), False, ())
 
 
 def turned(vocabulary: Vocabulary, row: int, cosine: float) -> np.ndarray:
@@ -74,6 +74,14 @@ def test_threshold_and_calibration_are_listed_as_decimal_numbers() -> None:
         rethresholded=(Change("a", 0.25, 0.4),),
         recalibrated=(Change("a", None, [2.0, 0.1]), Change("b", None, [1.0, 0.0])),
     )
+
+
+def test_limits_of_overlap_are_listed() -> None:
+    before = learned("a", "b", nms_iou=[0.5, 0.6])
+    after = replace(before, nms_iou=np.array([0.5, 0.7], np.float32))
+    assert diff(before, after) == replace(NOTHING, resuppressed=(Change("b", 0.6, 0.7),))
+    assert not diff(before, after).is_empty
+    assert diff(before, replace(before, nms_iou=None)).resuppressed == (Change("a", 0.5, None), Change("b", 0.6, None))
 
 
 def test_other_order_of_classes_is_said() -> None:

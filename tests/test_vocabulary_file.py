@@ -82,14 +82,16 @@ def test_file_of_golden_vocabulary_is_what_the_format_says() -> None:
     assert hashlib.sha256(golden().to_bytes()).hexdigest() == GOLDEN_SHA256
 
 
-def test_file_with_calibration_holds_it_sorted_by_name(tmp_path: Path) -> None:
-    calibration = np.array([[1, 0], [2, -0.5]], np.float32)
-    tensors = {"calibration": ("F32", (2, 2), calibration.tobytes())} | golden_tensors()
-    assert replace(golden(), calibration=calibration).to_bytes() == raw_file(tensors=tensors)
+def test_file_with_optional_tensors_holds_them_sorted_by_name(tmp_path: Path) -> None:
+    calibration, nms_iou = np.array([[1, 0], [2, -0.5]], np.float32), np.array([0.5, 0.6], np.float32)
+    tensors = {"calibration": ("F32", (2, 2), calibration.tobytes()), **golden_tensors()}
+    tensors = dict(sorted((tensors | {"nms_iou": ("F32", (2,), nms_iou.tobytes())}).items()))
+    assert replace(golden(), calibration=calibration, nms_iou=nms_iou).to_bytes() == raw_file(tensors=tensors)
     path = tmp_path / "a.vocab.safetensors"
     path.write_bytes(raw_file(tensors=tensors))
-    loaded = Vocabulary.load(path).calibration
-    assert loaded is not None and np.array_equal(loaded, calibration)
+    loaded = Vocabulary.load(path)
+    assert loaded.calibration is not None and np.array_equal(loaded.calibration, calibration)
+    assert loaded.nms_iou is not None and np.array_equal(loaded.nms_iou, nms_iou)
 
 
 def test_file_of_same_content_has_same_bytes_however_it_was_made(tmp_path: Path) -> None:
@@ -322,6 +324,10 @@ def floats(*shape: int, value: float = 0.0, at: tuple[int, ...] | None = None) -
             tensors_with(calibration=floats(2, 2)),
             "a scale above 0 and a shift for each class. Received: shape (2, 2), values f",
         ),
+        (tensors_with(nms_iou=floats(3, value=0.5)), "`nms_iou` must be 2 numbers above 0, up to 1, one a class."),
+        (tensors_with(nms_iou=floats(2)), "Received: shape (2,), values from 0 to 0."),
+        (tensors_with(nms_iou=floats(2, value=1.25)), "Received: shape (2,), values from 1.25 to 1.25."),
+        (tensors_with(nms_iou=floats(2, value=np.nan)), "`nms_iou` must be 2 numbers above 0"),
     ],
 )
 def test_load_of_bad_tensors_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -225,7 +225,9 @@ def test_vocabularies_are_added_switched_off_removed_and_refused(
     calibration = np.tile(np.array([0.7, 0.3], np.float32), (len(names), 1))  # (80, 2)
     backwards = original.embeddings[::-1].copy()  # (80, n_prompts, 512)
     files = {
-        "calibrated": learned_for_tiny(names, original.embeddings, calibration=calibration),
+        "calibrated": learned_for_tiny(
+            names, original.embeddings, calibration=calibration, nms_iou=np.full(len(names), 0.1, np.float32)
+        ),
         "own": learned_for_tiny(names[::-1], backwards, guide_mode="own", guide=guide_digest(backwards)),
         "foreign": learned_for_tiny(("a",), unit_rows(1, 1), detector="e" * 64),
     }

@@ -19,19 +19,22 @@ import onnxruntime
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAD_GREY = 114
+IOU = 0.7  # a box that overlaps a better one of its class by more than this is dropped in the graph
 ROUNDING = 1e-5  # the inverse of a calibration rounds: the graph's threshold goes down by this share
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and of learned classes
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Embeddings (n_cls, n_prompts, 512), thresholds (n_cls,), calibration (n_cls, 2): scale and shift of the logit."""
+    """Embeddings (n_cls, n_prompts, 512), thresholds (n_cls,), calibration (n_cls, 2): scale and shift of the logit;
+    nms_iou (n_cls,): a class's own limit of overlap, after that of the graph."""
 
     label: str
     about: dict[str, Any]  # names, kind, guide_mode, digests of detector, text_tower and guide
     embeddings: np.ndarray
     thresholds: np.ndarray
     calibration: np.ndarray
+    nms_iou: np.ndarray
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -46,13 +49,15 @@ def read_vocabulary(path: Path) -> Vocabulary:
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         tensors[name] = np.frombuffer(data[begin:end], "<f4").reshape(entry["shape"])
-    unchanged = np.tile(np.array([1, 0], np.float32), (len(about["names"]), 1))  # (n_cls, 2)
+    n_cls = len(about["names"])
+    unchanged = np.tile(np.array([1, 0], np.float32), (n_cls, 1))  # (n_cls, 2)
     return Vocabulary(
         path.name.removesuffix(".vocab.safetensors"),
         about,
         tensors["embeddings"],
         tensors["thresholds"],
         tensors.get("calibration", unchanged),
+        tensors.get("nms_iou", np.ones(n_cls, np.float32)),
     )
 
 
@@ -83,19 +88,20 @@ class Detector:
             if labels.count(vocabulary.label) > 1:
                 raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; rename one of the files.")
 
-    def detect(self, image: Image.Image, conf: float | None = None, iou: float = 0.7) -> list[dict[str, Any]]:
+    def detect(self, image: Image.Image, conf: float | None = None) -> list[dict[str, Any]]:
         """Detections of an upright RGB image, boxes in its pixels; `conf` takes the place of each class's threshold."""
         pixels, scale, left, top = letterbox(image, self.graph["image_size"])
         images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)  # (1, 3, h, w)
         together = [part for part in self.learned if part.about["guide_mode"] == "original"]
         groups = [[self.original], together]
-        tables = list(self._run(images, [self.original], together, conf, iou))
+        tables = list(self._run(images, [self.original], together, conf))
         for part in self.learned:
             if part.about["guide_mode"] == "own":  # it guides the network itself: a pass of its own
                 groups.append([part])
-                tables.append(self._run(images, [part], [], conf, iou)[0])
+                tables.append(self._run(images, [part], [], conf)[0])
         found = []
         for group, rows in zip(groups, tables, strict=True):
+            rows = distinct(rows, np.concatenate([np.ones(0, np.float32), *(part.nms_iou for part in group)]))
             boxes = (rows[:, 1:5] - np.array([left, top] * 2, np.float32)) / np.float32(scale)
             boxes = np.clip(boxes, 0, np.array(image.size * 2, np.float32))
             for box, row in zip(boxes, rows, strict=True):
@@ -115,10 +121,10 @@ class Detector:
         return found
 
     def _run(
-        self, images: np.ndarray, original: list[Vocabulary], learned: list[Vocabulary], conf: float | None, iou: float
+        self, images: np.ndarray, original: list[Vocabulary], learned: list[Vocabulary], conf: float | None
     ) -> Any:
         """One pass: two tables (n, 7) of image index, x1, y1, x2, y2 in pixels of the input, score, class."""
-        numbers = (iou, graph_conf(original, conf), graph_conf(learned, conf))
+        numbers = (IOU, graph_conf(original, conf), graph_conf(learned, conf))
         feed = {"images": images, "original": packed(original), "learned": packed(learned)}
         for name, value in zip(("iou", "original_conf", "learned_conf"), numbers, strict=True):
             feed[name] = np.array([value], np.float32)
@@ -139,6 +145,23 @@ def locate(group: list[Vocabulary], index: int) -> tuple[Vocabulary, int]:
             return part, index
         index -= len(part.thresholds)
     raise IndexError(index)
+
+
+def distinct(rows: np.ndarray, nms_iou: np.ndarray) -> np.ndarray:
+    """The rows (n, 7) of one image without those that overlap a better one of their class by more than its limit."""
+    kept: dict[int, list[np.ndarray]] = {}
+    for row in rows:  # the graph gives them class by class, the best first
+        better, limit = kept.setdefault(int(row[6]), []), nms_iou[int(row[6])]
+        if limit == 1 or all(overlap(row[1:5], other[1:5]) <= limit for other in better):
+            better.append(row)
+    return np.array([row for part in kept.values() for row in part], np.float32).reshape(-1, 7)
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two boxes (4,): x1, y1, x2, y2."""
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    shared = np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0).prod()
+    return float(shared / max((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - shared, 1e-9))
 
 
 def graph_conf(group: list[Vocabulary], conf: float | None) -> float:

@@ -1,7 +1,7 @@
 // A bundle's graph in onnxruntime-web, with any number of learned vocabularies beside the original one.
 
 import { letterbox, toImage } from "./letterbox.js";
-import { calibrated, checkMadeFor, graphConf, limitOf, ORIGINAL, pack, readVocabulary } from "./vocabulary.js";
+import { calibrated, checkMadeFor, distinct, graphConf, limitOf, ORIGINAL, pack, readVocabulary } from "./vocabulary.js";
 
 const GRAPH_VERSION = 1;
 const IOU = 0.7; // a box that overlaps a better one of its class by more than this is dropped
@@ -119,7 +119,7 @@ export class Detector {
 /** The rows of one group of vocabularies that count, as detections. */
 function keep(rows, packed, conf, placed) {
   const found = [];
-  for (const row of rows) {
+  for (const row of distinct(rows, packed)) {
     const one = packed.classes[row[6]];
     const score = calibrated(row[5], one);
     const box = toImage(row.subarray(1, 5), placed);

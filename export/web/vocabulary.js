@@ -30,6 +30,7 @@ export function readVocabulary(buffer, fileName) {
     embeddings: tensor("embeddings"), // (count, nPrompts, 512)
     thresholds: tensor("thresholds"), // (count,)
     calibration: header.calibration ? tensor("calibration") : null, // (count, 2): scale and shift of the logit
+    nmsIou: header.nms_iou ? tensor("nms_iou") : null, // (count,): a class's own limit of overlap, after the graph's
   };
 }
 
@@ -71,6 +72,18 @@ export function limitOf({ part, id }, conf) {
   return conf === null ? part.thresholds[id] : Math.fround(conf);
 }
 
+/** The rows of one image without those that overlap a better one of their class by more than its own limit. */
+export function distinct(rows, packed) {
+  const kept = new Map(); // by class
+  for (const row of rows) { // the graph gives them class by class, the best first
+    const { part, id } = packed.classes[row[6]];
+    if (!kept.has(row[6])) kept.set(row[6], []);
+    const better = kept.get(row[6]);
+    if (part.nmsIou === null || !better.some((one) => overlap(one, row) > part.nmsIou[id])) better.push(row);
+  }
+  return [...kept.values()].flat();
+}
+
 /** The lowest score of the graph that can matter, before calibration; 1, which no score exceeds, without classes. */
 export function graphConf(packed, conf) {
   let lowest = 1;
@@ -87,6 +100,14 @@ export function graphConf(packed, conf) {
 export function calibrated(score, one) {
   const [scale, shift] = calibrationOf(one);
   return scale === 1 && shift === 0 ? score : Math.fround(sigmoid(scale * logit(score) + shift));
+}
+
+/** Intersection over union of the boxes of two rows. */
+function overlap(one, other) {
+  const side = (from, to) => Math.max(0, Math.min(one[to], other[to]) - Math.max(one[from], other[from]));
+  const area = (row) => (row[3] - row[1]) * (row[4] - row[2]);
+  const shared = side(1, 3) * side(2, 4);
+  return shared / Math.max(area(one) + area(other) - shared, 1e-9);
 }
 
 function calibrationOf({ part, id }) {

@@ -58,7 +58,7 @@ NAMES = "NAME, or LABEL:NAME in one vocabulary, or LABEL:* for all of it. Can be
 @click.option("--show", multiple=True, metavar="NAME", help=f"Show this class only: {NAMES}")
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
 @device_option
-@click.option("--iou", default=0.7, show_default=True, type=SCORE, help="Overlap above which the weaker box goes.")
+@click.option("--iou", type=SCORE, help="Overlap above which the weaker box goes; default: 0.7, and each class's own.")
 @click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
 @click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; goes before --conf.")
 @click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; goes before --conf.")
@@ -77,7 +77,7 @@ def command(
     show: tuple[str, ...],
     hide: tuple[str, ...],
     device: str,
-    iou: float,
+    iou: float | None,
     conf: float | None,
     original_conf: float | None,
     learned_conf: float | None,

@@ -88,6 +88,7 @@ _DEFAULT = FitConfig()
     "--region-budget", type=int, nargs=3, default=_DEFAULT.region_budget, show_default=True, help=HELP["region_budget"]
 )
 @click.option("--precision", default=_DEFAULT.precision, show_default=True, help=HELP["precision"])
+@click.option("--nms-iou", default=_DEFAULT.nms_iou, show_default=True, help=HELP["nms_iou"])
 @click.option("--calibrate", is_flag=True, default=_DEFAULT.calibrate, help=HELP["calibrate"])
 @click.option("--seed", default=_DEFAULT.seed, show_default=True, help=HELP["seed"])
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1.")

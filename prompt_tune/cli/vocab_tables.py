@@ -23,11 +23,15 @@ def classes_table(vocabulary: "Vocabulary") -> Table:
     table.add_column("threshold", justify="right")
     if vocabulary.calibration is not None:
         table.add_column("scale, shift", justify="right")
+    if vocabulary.nms_iou is not None:
+        table.add_column("NMS IoU", justify="right")
     for i, name in enumerate(vocabulary.names):
         n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # those repeated to pad are one
         cells: list[str | Text] = [str(i), Text(name), str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
         if vocabulary.calibration is not None:
             cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
+        if vocabulary.nms_iou is not None:
+            cells.append(f"{vocabulary.nms_iou[i]:.3g}")
         table.add_row(*cells)
     return table
 
@@ -62,7 +66,11 @@ def differences_table(found: "VocabularyDiff") -> Table:
     rows = [("added", name, "", "") for name in found.added]
     rows += [("removed", name, "", "") for name in found.removed]
     rows += [("moved", moved.name, "", f"cosine {moved.cosine:.6f}") for moved in found.moved]
-    for what, changes in (("threshold", found.rethresholded), ("scale, shift", found.recalibrated)):
+    for what, changes in (
+        ("threshold", found.rethresholded),
+        ("scale, shift", found.recalibrated),
+        ("NMS IoU", found.resuppressed),
+    ):
         rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
     if found.reordered:
         rows.append(("order", "", "", "other class ids"))
