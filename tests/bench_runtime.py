@@ -2,7 +2,8 @@
 
 `python tests/bench_runtime.py [--classes N ...] [--batch N ...] [--quick] [--out FOLDER]`; a stopped run goes on in its
 FOLDER. Ours has the first 80 classes as original vocabulary and the others as a learned one. A row's engines take turns
-in a process of its own; each threshold is set so that about 100 detections a picture pass.
+in a process of its own, or with `--apart` have a process each, one after another, for rows that need much memory. Each
+threshold is set so that about 100 detections a picture pass.
 """
 
 import json
@@ -56,6 +57,7 @@ Engine = Callable[[list[np.ndarray], float], Timed]  # of RGB pictures at a thre
 @click.option(
     "--quick", is_flag=True, help="A smoke run: scale n, 160 px, 80 and 100 classes, batch 1 and 2, 3 rounds."
 )
+@click.option("--apart", is_flag=True, help="One engine in memory at a time, instead of turns.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of everything that is made; default: a new one.")
 def main(
     classes: tuple[int, ...],
@@ -64,6 +66,7 @@ def main(
     rounds: int,
     scale: str,
     quick: bool,
+    apart: bool,
     out: Path | None,
 ) -> None:
     """Measure, and print a line a row and engine, and the ratios beside their aims."""
@@ -93,36 +96,56 @@ def main(
     results = _read(out / "results.json", protocol)
     click.echo(f"{'classes':>8}{'batch':>6}  {'engine':<10}" + "".join(f"{s:>9}" for s in (*STAGES, "ratio", "found")))
     for n_cls in classes:
-        for n_images in batch:
+        confs: dict[str, float] = {}
+        for n_images in sorted(batch):
             row = f"{n_cls} x {n_images}"
             if row not in results["rows"]:
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                    done = process.submit(measure_row, out, scale, n_cls, n_images, size, rounds)
-                    results["rows"][row] = done.result()
+                measured: Json = {}
+                for names in [(name,) for name in ENGINES] if apart else [ENGINES]:
+                    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                        done = process.submit(measure_row, out, scale, n_cls, n_images, size, rounds, names, confs)
+                        measured |= done.result()
+                results["rows"][row] = measured
                 with replacing(out / "results.json") as path:
                     path.write_text(json.dumps(results, indent=1) + "\n")
+            confs = confs or {name: results["rows"][row][name]["conf"] for name in ENGINES}
             _print_row(n_cls, n_images, results["rows"][row])
     _print_aims(results["rows"], batch)
 
 
-def measure_row(out: Path, scale: str, n_cls: int, n_images: int, size: int, rounds: int) -> Json:
-    """Milliseconds of each engine's stages (medians), its threshold, and detections a picture."""
+def measure_row(
+    out: Path,
+    scale: str,
+    n_cls: int,
+    n_images: int,
+    size: int,
+    rounds: int,
+    names: tuple[str, ...],
+    confs: dict[str, float],
+) -> Json:
+    """Milliseconds of the stages (medians) of some engines, which take turns, their thresholds, and detections a
+    picture.
+
+    Args: confs: their thresholds for fewer pictures, where they are known: the search starts near them.
+    """
     images = [photo(*PHOTO_HW, seed=SEED + k) for k in range(n_images)]
     embeddings = unit_rows(n_cls, seed=SEED)
     checkpoint = _checkpoint(out, scale)
     baked = _bake(checkpoint, embeddings, n_images, size, out / f"baked-{n_cls}-{n_images}.onnx")
-    engines: dict[str, Engine] = {
-        "ours": _ours(_bundle(checkpoint, embeddings, size, out / f"bundle-{n_cls}")),
-        "predictor": _predictor(baked, size),
-        "bare": _bare(baked, size),
+    bundle = _bundle(checkpoint, embeddings, size, out / f"bundle-{n_cls}")
+    loaders: dict[str, Callable[[], Engine]] = {
+        "ours": lambda: _ours(bundle),
+        "predictor": lambda: _predictor(baked, size),
+        "bare": lambda: _bare(baked, size),
     }
+    engines = {name: loaders[name]() for name in names}
     row: Json = {}
     for name, engine in engines.items():
-        conf = _threshold(engine, images)
+        conf = _threshold(engine, images, near=confs.get(name))
         for _ in range(WARM_UP):
             engine(images, conf)
         row[name] = {"conf": conf}
-    timed: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
+    timed: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     found: dict[str, list[np.ndarray]] = {}
     for _ in range(rounds):
         for name, engine in engines.items():
@@ -131,7 +154,7 @@ def measure_row(out: Path, scale: str, n_cls: int, n_images: int, size: int, rou
     for name, calls in timed.items():
         row[name] |= {stage: 1000 * statistics.median(call[stage] for call in calls) for stage in STAGES}
         row[name]["found"] = sum(map(len, found[name])) / n_images
-    if n_cls == N_ORIGINAL:  # more classes guide the baked graph differently: nothing to compare
+    if n_cls == N_ORIGINAL and names == ENGINES:  # more classes guide the baked graph differently: nothing to compare
         small = [photo(3 * size // 4, size, seed=SEED + k) for k in range(n_images)]  # not resized: no two resize alike
         _check_agreement(engines, small, max(row[name]["conf"] for name in ENGINES))
     return row
@@ -271,13 +294,13 @@ def _stages(started: float, first: float, last: float, ended: float) -> dict[str
     return {"pre": first - started, "network": last - first, "post": ended - last, "total": ended - started}
 
 
-def _threshold(engine: Engine, images: list[np.ndarray]) -> float:
+def _threshold(engine: Engine, images: list[np.ndarray], near: float | None) -> float:
     """The score above which about `DETECTIONS` a picture pass. Comes from above: below it, suppression takes ages."""
 
     def count(logit: float) -> float:
         return sum(map(len, engine(images, _sigmoid(logit))[1])) / len(images)
 
-    low = high = 10.0
+    low = high = 10.0 if near is None else float(np.log(near / (1 - near))) + 2
     while count(low) < DETECTIONS and low > -10:
         low, high = low - 1, low
     for _ in range(6):
