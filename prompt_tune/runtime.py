@@ -27,6 +27,7 @@ from prompt_tune.vocabulary import Vocabulary, short
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
+MAX_SCORES = 2**28  # float32 scores of the images in the network at once, 1 GiB; it takes some six times that in all
 LEARNED = "learned"  # label of a learned vocabulary that comes without a file name
 VOCABULARY_SUFFIX = ".vocab.safetensors"
 
@@ -158,7 +159,8 @@ class Detector:
                  original_conf, learned_conf: score in 0..1 above which a detection counts, for all classes of the
                      original vocabulary and of all others; None takes each class's own threshold from its vocabulary.
                  show, hide: only these classes, and without those; as in `choose_classes`.
-                 batch: images that go through the network at once.
+                 batch: images that go through the network at once; fewer where thousands of classes would make too
+                     many scores for the memory of most machines.
         Returns: one `Detections` an image, boxes in original pixels, those of the original vocabulary first.
         Raises:  DataError: an image cannot be read. VocabularyError: a name to show or hide is unknown.
                  PromptTuneError: a number is out of range. GraphError: ONNX Runtime fails.
@@ -177,8 +179,9 @@ class Detector:
         wanted += [_Wanted.of(part, learned_conf, iou, chosen) for part in (state.together, *own)]
         images = [images] if isinstance(images, (np.ndarray, str, Path)) else images
         found = []
-        for first in range(0, len(images), batch):
-            pixels = [self._letterboxed(image) for image in images[first : first + batch]]
+        at_once = max(1, min(batch, MAX_SCORES // self._n_scores(state)))
+        for first in range(0, len(images), at_once):
+            pixels = [self._letterboxed(image) for image in images[first : first + at_once]]
             found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
         return found
 
@@ -201,6 +204,12 @@ class Detector:
             original_conf=original_conf,
             learned_conf=learned_conf,
         )
+
+    def _n_scores(self, state: "_State") -> int:
+        """Scores of one image in the largest pass: classes times anchors."""
+        n_anchors = sum((self.image_size // stride) ** 2 for stride in self._session.metadata["strides"])
+        parts = [len(part.packed.classes) for part in state.own.values()]
+        return n_anchors * max(len(state.original.packed.classes) + len(state.together.packed.classes), *parts, 1)
 
     def _letterboxed(self, image: Image) -> tuple[np.ndarray, Letterbox]:
         """uint8 (h, w, 3) of the network's input, and where the image lies in it."""

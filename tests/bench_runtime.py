@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -104,11 +105,16 @@ def main(
                 for names in [(name,) for name in ENGINES] if apart else [ENGINES]:
                     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                         done = process.submit(measure_row, out, scale, n_cls, n_images, size, rounds, names, confs)
-                        measured |= done.result()
+                        try:
+                            measured |= done.result()
+                        except BrokenProcessPool:
+                            if not apart:
+                                raise
+                            measured |= dict.fromkeys(names)  # killed: out of memory
                 results["rows"][row] = measured
                 with replacing(out / "results.json") as path:
                     path.write_text(json.dumps(results, indent=1) + "\n")
-            confs = confs or {name: results["rows"][row][name]["conf"] for name in ENGINES}
+            confs = confs or {name: mine["conf"] for name, mine in results["rows"][row].items() if mine}
             _print_row(n_cls, n_images, results["rows"][row])
     _print_aims(results["rows"], batch)
 
@@ -231,12 +237,18 @@ def _ours(bundle: Path) -> Engine:
         started = time.perf_counter()
         found = detector.detect(images, original_conf=conf, learned_conf=conf, batch=len(images))
         ended = time.perf_counter()
-        ((first, last),) = calls
         tables = []
         for one in found:
             numbers = one.class_ids + N_ORIGINAL * (np.array(one.vocabularies, dtype=object) != "original")
             tables.append(np.column_stack((one.boxes_xyxy, one.scores, numbers)))  # (n, 6)
-        return _stages(started, first, last, ended), tables
+        network = sum(last - first for first, last in calls)  # several where all scores at once would be too many
+        after = ended - calls[-1][1]
+        return {
+            "pre": ended - started - network - after,
+            "network": network,
+            "post": after,
+            "total": ended - started,
+        }, tables
 
     return engine
 
@@ -341,9 +353,12 @@ def _print_row(n_cls: int, n_images: int, row: Json) -> None:
     """A line an engine; the ratio is that of totals, of ours to it."""
     for name in ENGINES:
         mine = row[name]
+        if mine is None:
+            click.echo(f"{n_cls:>8}{n_images:>6}  {name:<10} killed: out of memory")
+            continue
         figures = "".join(f"{mine[stage]:>9.1f}" for stage in STAGES)
-        ratio = row["ours"]["total"] / mine["total"]
-        click.echo(f"{n_cls:>8}{n_images:>6}  {name:<10}{figures}{ratio:>9.2f}{mine['found']:>9.0f}")
+        ratio = f"{row['ours']['total'] / mine['total']:.2f}" if row["ours"] else "-"
+        click.echo(f"{n_cls:>8}{n_images:>6}  {name:<10}{figures}{ratio:>9}{mine['found']:>9.0f}")
 
 
 def _print_aims(rows: Json, batches: tuple[int, ...]) -> None:

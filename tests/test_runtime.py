@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from small_bundle import IMAGE_SIZE, learned_for, photo, small_bundle
 
+from prompt_tune import runtime
 from prompt_tune.detections import Detections
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.images import letterbox
@@ -100,6 +101,27 @@ def test_images_one_or_many_arrays_or_paths_give_the_same(detector: Detector, tm
     assert [content(found) for found in detector.detect([paths[0], images[1], str(paths[2])])] == expected
     assert content(detector.detect(str(paths[1]))[0]) == expected[1]
     assert detector.detect([]) == []
+
+
+def test_batch_whose_scores_are_too_many_goes_in_parts(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Detector(bundle, threads=1)
+    images = [photo(60, 90, seed=seed) for seed in range(5)]
+    singly, sizes = detector.detect(images), []
+    run = detector._session.run
+
+    def counted(network_input: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(network_input.shape()[0])
+        return run(network_input, *arguments, **options)
+
+    monkeypatch.setattr(detector._session, "run", counted)
+    n_anchors = sum((IMAGE_SIZE // stride) ** 2 for stride in (8, 16, 32))
+    monkeypatch.setattr(runtime, "MAX_SCORES", 2 * n_anchors * len(detector.classes))
+    for one, other in zip(singly, detector.detect(images, batch=4), strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+    assert sizes == [2, 2, 1]
+    monkeypatch.setattr(runtime, "MAX_SCORES", 1)
+    detector.detect(images[:2], batch=2)
+    assert sizes[3:] == [1, 1]
 
 
 def test_batches_keep_images_apart(detector: Detector) -> None:
