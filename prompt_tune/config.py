@@ -55,7 +55,8 @@ class FitConfig:
     )
     region_budget: tuple[int, int, int] = setting(
         (RegionBudget.in_box, RegionBudget.top, RegionBudget.random),
-        "Anchors kept of a training image: in an object's box, with the highest original scores, random.",
+        "Anchors kept of a training image: in an object's box, with the highest original scores, random. Guide own "
+        "keeps all.",
     )
     precision: float = setting(
         0.0, "Precision at IoU 0.5 on the validation images that thresholds are chosen for; 0: the best F1."

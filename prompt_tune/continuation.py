@@ -126,6 +126,39 @@ class Earlier:
             embeddings[i] = row[np.arange(context.n_prompts) % len(context.texts[i])]
         return embeddings
 
+    def keep_unfound(self, learned: Vocabulary, unfound: Sequence[str]) -> Vocabulary:
+        """A vocabulary in which classes that nothing could be chosen for keep threshold, calibration and limit of
+        overlap as they were.
+
+        Args: unfound: names that the validation images never showed; those that this run has are kept, and logged.
+        """
+        names = [name for name in unfound if name in self.learned.names]
+        if not names:
+            return learned
+        logger.warning(
+            "The threshold stays as in %s for %d classes that were never found in the validation images: %s",
+            self.run.folder,
+            len(names),
+            ", ".join(names),
+        )
+        rows, old = ([part.names.index(name) for name in names] for part in (learned, self.learned))
+
+        def kept(now: np.ndarray, was: np.ndarray) -> np.ndarray:
+            changed = now.copy()
+            changed[rows] = was[old]
+            return changed
+
+        calibrated, limited = (
+            any(getattr(part, name) is not None for part in (learned, self.learned))
+            for name in ("calibration", "nms_iou")
+        )
+        return replace(
+            learned,
+            thresholds=kept(learned.thresholds, self.learned.thresholds),
+            calibration=kept(learned.calibration_rows, self.learned.calibration_rows) if calibrated else None,
+            nms_iou=kept(learned.nms_iou_rows, self.learned.nms_iou_rows) if limited else None,
+        )
+
     def join(self, context: PromptContext, learned: Vocabulary) -> tuple[PromptContext, Vocabulary]:
         """What was trained now, and behind it the earlier classes that were not: their rows, thresholds and context
         are what they were.

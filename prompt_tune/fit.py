@@ -282,7 +282,8 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> tuple[list[Fou
     matched = match_classes(truths, founds, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
     final = matched if calibration is None else apply_calibration(matched, calibration)
-    thresholds = choose_thresholds(names, final, precision=config.precision)
+    known = () if job.earlier is None else job.earlier.learned.names
+    thresholds = choose_thresholds(names, final, precision=config.precision, known=known)
     learned = Vocabulary(
         names=names,
         embeddings=embeddings,
@@ -309,7 +310,8 @@ def _write_result(run: RunFolder, trainer: Trainer, job: _Job) -> tuple[list[Fou
     )
     whole = context
     if job.earlier is not None:
-        whole, learned = job.earlier.join(context, learned)
+        unfound = [name for name, part in zip(names, matched, strict=True) if not part.correct.any()]
+        whole, learned = job.earlier.join(context, job.earlier.keep_unfound(learned, unfound))
     save_context(whole, run.prompts, config.guide)
     learned.save(run.learned)
     run.draw_curves()

@@ -3,7 +3,7 @@ with original ones nor between classes, so one number does not serve all.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +42,22 @@ class Thresholds:
         return {"rule": self.rule, "expected": expected}
 
 
-def choose_thresholds(names: Sequence[str], matched: Sequence[Matched], *, precision: float = 0.0) -> Thresholds:
+def choose_thresholds(
+    names: Sequence[str], matched: Sequence[Matched], *, precision: float = 0.0, known: Collection[str] = ()
+) -> Thresholds:
     """The threshold of each class.
 
     Args:    names, matched: of the classes; the detections of the validation images, calibrated where the vocabulary
                  will be. precision: 0 takes the best F1 at IoU 0.5; above 0, the lowest score at which the precision
                  of all that is above it is at least this. Where it is nowhere, the highest precision counts.
+             known: classes that get a threshold from elsewhere if none can be chosen, and are not named in the log.
     Returns: thresholds halfway between the lowest score that is to count and the next one below, so that neither
              float16 in the cache nor another engine moves a detection across. A class without an object or without a
              right detection keeps 0.25, and one log line names it. Another names those that are hardly learned and will
              fire often.
     """
     rows = [_choose(part, precision) for part in matched]
-    unset = [name for name, row in zip(names, rows, strict=True) if row is None]
+    unset = [name for name, row in zip(names, rows, strict=True) if row is None and name not in known]
     if unset:
         logger.warning(
             "The threshold stays at %g for %d classes that were never found in the validation images: %s",

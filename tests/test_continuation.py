@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,30 @@ def test_frozen_classes_are_bit_equal_after_training(place: Path, earlier: Path,
     start = run_fit(place, "new", tmp_path / "start", replace(config, epochs=1, learning_rate=1e-9), from_run=earlier)
     assert start.finished
     assert not np.allclose(load_file(tmp_path / "start" / "prompts.safetensors")["ctx"][0], after[0], atol=1e-3)
+
+
+def test_class_that_the_new_validation_images_never_show_keeps_its_threshold_and_calibration(
+    place: Path, earlier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(place / "both", tmp_path / "both")
+    for path in (tmp_path / "both" / "labels" / "val").iterdir():  # of the second class, FORKLIFT
+        path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("1 ")))
+    marked = tmp_path / "marked"
+    shutil.copytree(earlier, marked)
+    was = replace(learned(earlier), nms_iou=np.full(2, 0.625, np.float32))
+    was.save(marked / "learned.vocab.safetensors")
+    config = replace(SHORT, freeze_old=True)
+    with caplog.at_level(logging.WARNING, logger="prompt_tune"):
+        fit("tiny", tmp_path / "both" / "data.yaml", tmp_path / "run", config=config, from_run=marked)
+    assert f"The threshold stays as in {marked} for 1 classes" in caplog.text and "stays at 0.25" not in caplog.text
+    now = learned(tmp_path / "run")
+    old, new = was.names.index(FORKLIFT), now.names.index(FORKLIFT)
+    assert now.thresholds[new] == was.thresholds[old] != np.float32(0.25)
+    assert was.calibration is not None and not np.array_equal(was.calibration[old], [1, 0])
+    assert np.array_equal(now.calibration_rows[new], was.calibration[old])
+    assert now.nms_iou_rows[new] == np.float32(0.625)
+    assert now.nms_iou_rows[now.names.index(SPROCKET)] != np.float32(0.625)
+    assert now.provenance["thresholds"]["expected"].keys() == {SPROCKET}
 
 
 def test_frozen_run_that_is_stopped_goes_on_to_the_same_bytes(place: Path, earlier: Path, tmp_path: Path) -> None:
