@@ -20,7 +20,7 @@ from prompt_tune.examples import HIT_IOU, Example, Judged, Labels, Picture, judg
 from prompt_tune.images import Letterbox
 from prompt_tune.interpretation import movements, nearest_tokens
 from prompt_tune.loss import region_logits
-from prompt_tune.overlap import NMS_IOU, box_iou
+from prompt_tune.overlap import box_iou
 from prompt_tune.packing import Packed
 from prompt_tune.regions import RegionCache
 from prompt_tune.report import ClassSection, Confusion, FitReport, curve, figure, versions, write_fit_page
@@ -191,7 +191,7 @@ def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, s
         made_from["carried over, not trained here"] = ", ".join(learned.provenance["carried"]["names"])
     settings = {name.replace("_", " "): _written(value) for name, value in config["settings"].items()}
     if not config["settings"]["nms_iou"]:
-        settings["nms iou"] = f"{learned.nms_iou_rows.clip(max=NMS_IOU).min():g}, chosen on the validation images"
+        settings["nms iou"] = f"{learned.provenance['nms_iou']:g}, chosen on the validation images"
     digests = {name.replace("_", " "): digest for name, digest in config["digests"].items()}
     return {
         "Settings": settings,
