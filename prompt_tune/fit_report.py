@@ -31,7 +31,10 @@ from prompt_tune.world import World
 PICTURES_EACH = 6  # hits, misses and false alarms of a class
 PICTURED_CLASSES = 24  # with pictures: about 3 MB
 FIGURES = {  # pictures of a run folder
-    "curves.png": ("Training loss, and AP and AP50 on the validation images, by epoch.", "Learning, epoch by epoch."),
+    "curves.png": (
+        "Training loss, and AP and AP50 on the validation images, by epoch.",
+        "Learning, epoch by epoch, after suppression at 0.7.",
+    ),
     "reliability.png": (
         "Share of right detections by score, and the number of detections.",
         "Reliability: how often a detection with this score is right.",

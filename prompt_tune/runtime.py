@@ -3,8 +3,10 @@
 NumPy, ONNX Runtime and Pillow only: an inference box has no torch.
 """
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +62,7 @@ class Detector:
                  use_bundled: load the bundle's own learned vocabulary too.
                  image_size: side in pixels of the square that images are letterboxed to, a multiple of 32; None takes
                      the bundle's.
-                 threads: CPU threads of ONNX Runtime; 0 means all cores.
+                 threads: CPU threads of ONNX Runtime, and of reading and scaling a batch; 0 means all cores.
         Raises:  GraphError: a part of the bundle is missing, or the graph is damaged or not ours.
                  VocabularyError: a vocabulary is damaged, was made for another detector, guide or text tower, or its
                  label is taken. ProviderError: the device is not usable.
@@ -88,6 +90,7 @@ class Detector:
             )
         self._check_made_for_this(self._original, ORIGINAL_FILE)
         self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="letterbox")
         self._nothing = self._loaded({})
         self._state = _State({}, self._loaded({ORIGINAL: self._original}), self._nothing, {})
         for vocabulary in ([self.bundle / LEARNED_FILE] if use_bundled else []) + list(learned):
@@ -181,7 +184,9 @@ class Detector:
         found = []
         at_once = max(1, min(batch, MAX_SCORES // self._n_scores(state)))
         for first in range(0, len(images), at_once):
-            pixels = [self._letterboxed(image) for image in images[first : first + at_once]]
+            part = images[first : first + at_once]
+            side_by_side = self._readers.map if len(part) > 1 else map  # Pillow works without Python's lock
+            pixels = list(side_by_side(self._letterboxed, part))
             found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
         return found
 
