@@ -10,6 +10,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -97,8 +98,9 @@ def main(out: Path | None, seeds: int, shots: Sequence[int], only: str | None, w
         _print_new_names(console, out, [cell for cell in cells if cell[0] == table], table)
 
 
+@cache
 def job_of(out: Path, table: str) -> Job:
-    """The job of a table: all six unknown names, or a half of the names that is trained."""
+    """The job of a table: all six unknown names, or a half of the names that is trained. One a process: it caches."""
     if table == "methods":
         return Job(out / "six", UNKNOWN)
     looks = KNOWN if table == "known" else UNKNOWN
