@@ -64,7 +64,7 @@ class FitConfig:
     nms_iou: float = setting(
         0.0,
         "Overlap above which the weaker of two boxes of a learned class goes; 0: of 0.7, 0.6 and 0.5 what gives the "
-        "highest AP on the validation images.",
+        "highest AP50 on the validation images.",
     )
     calibrate: bool = setting(
         False, "Fit a scale and shift of each class's logit, so that a score says how often a detection is right."

@@ -82,13 +82,16 @@ def average_precision(truths: Sequence[Truth], founds: Sequence[Found], n_cls: i
 
 
 def choose_nms_iou(truths: Sequence[Truth], founds: Sequence[Found], n_cls: int) -> float:
-    """The limit of overlap, one of `NMS_IOUS`, that gives detections the highest AP; of equal ones the loosest.
+    """The limit of overlap, one of `NMS_IOUS`, that gives detections the highest AP50; of equal ones the loosest.
+
+    At the IoU that thresholds are chosen at, a second box on an object is wrong. AP hardly tells: at a stricter IoU,
+    one of the two may be right where the better-scored one is not.
 
     Args: as of `average_precision`; the detections are those that the detector's own suppression leaves.
     """
     limits = [np.full(n_cls, iou, np.float32) for iou in NMS_IOUS]
-    aps = [average_precision(truths, [suppress_more(f, limit) for f in founds], n_cls).ap for limit in limits]
-    return NMS_IOUS[int(np.argmax(aps))]  # the first where no class has an object
+    ap50 = [average_precision(truths, [suppress_more(f, limit) for f in founds], n_cls).ap50 for limit in limits]
+    return NMS_IOUS[int(np.argmax(ap50))]  # the first where no class has an object
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def test_suppress_many_detections_keeps_the_best_300_of_a_class() -> None:
     assert got.scores.min() == scores[100, 0]
 
 
-def test_limit_of_overlap_is_the_one_with_the_highest_ap() -> None:
+def test_limit_of_overlap_is_the_one_with_the_highest_ap50() -> None:
     """Two boxes on one object that overlap by 0.65, and two objects that do by as much."""
     box, near, other = (0, 0, 100, 100), (0, 0, 100, 65), (300, 300, 350, 350)
     twice = found((box, 0.9), (near, 0.8), (other, 0.7))

@@ -58,8 +58,8 @@ def test_limit_of_overlap_is_chosen_on_the_validation_images_or_given(custom: Pa
     learned = {iou: Vocabulary.load(result.run / "learned.vocab.safetensors") for iou, result in by_limit.items()}
     assert learned[0.7].nms_iou is None  # the graph does it
     assert learned[0.6].nms_iou is not None and set(learned[0.6].nms_iou.tolist()) == {float(np.float32(0.6))}
-    best = max((0.7, 0.6, 0.5), key=lambda iou: by_limit[iou].ap)
-    assert by_limit[0.0].ap == by_limit[best].ap > by_limit[0.7].ap
+    best = max((0.7, 0.6, 0.5), key=lambda iou: by_limit[iou].ap50)
+    assert by_limit[0.0].ap50 == by_limit[best].ap50 > by_limit[0.7].ap50
     np.testing.assert_array_equal(learned[0.0].nms_iou_rows, learned[best].nms_iou_rows)
     assert {result.epoch for result in by_limit.values()} == {by_limit[0.7].epoch}
 
