@@ -53,12 +53,19 @@ class Labelling:
         labelled = {names[k] for sample in images.samples for k in sample.classes[~sample.ignore]}
         keys, thresholds, calibration, nms_iou = [], [], [], []
         for label, vocabulary in vocabularies.items():
-            for i, name in enumerate(vocabulary.names):
+            numbers = zip(
+                vocabulary.names,
+                vocabulary.thresholds,
+                vocabulary.calibration_rows,
+                vocabulary.nms_iou_rows,
+                strict=True,
+            )
+            for name, threshold, scale_shift, limit in numbers:
                 if name in labelled:
                     keys.append((label, name))
-                    thresholds.append(vocabulary.thresholds[i])
-                    calibration.append(vocabulary.calibration_rows[i])
-                    nms_iou.append(vocabulary.nms_iou_rows[i])
+                    thresholds.append(threshold)
+                    calibration.append(scale_shift)
+                    nms_iou.append(limit)
         if not keys:
             raise DataError(f"`{data}`: `{split}` has labels of {', '.join(labelled)} alone, which no vocabulary has.")
         rows = {k: [row for row, key in enumerate(keys) if key[1] == name] for k, name in enumerate(names)}

@@ -29,7 +29,7 @@ from prompt_tune.vocabulary import Vocabulary, short
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-MAX_SCORES = 2**28  # float32 scores of the images in the network at once, 1 GiB; it takes some six times that in all
+MAX_SCORES = 2**28  # float32 scores of the images in the network at once, 1 GiB; it takes some seven times that in all
 LEARNED = "learned"  # label of a learned vocabulary that comes without a file name
 VOCABULARY_SUFFIX = ".vocab.safetensors"
 
