@@ -1,28 +1,28 @@
 """prompt-tune: teach YOLO-World new classes by learning only the words in front of their names."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prompt_tune.version import __version__
+
 if TYPE_CHECKING:
     from prompt_tune.errors import PromptTuneError
-    from prompt_tune.runtime import Detector
-    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.runtime.detections import Detections
+    from prompt_tune.runtime.detector import Detector
+    from prompt_tune.tuning.fit import fit
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 if not (Path(__file__).parent / "prompts").is_dir():  # a checkout: `prompts` and `export` stand beside the package
     __path__.append(str(Path(__file__).parents[1]))
 
-try:
-    __version__ = version("prompt-tune")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0.0.0"
-
-__all__ = ["Detector", "PromptTuneError", "Vocabulary", "__version__"]
+__all__ = ["Detections", "Detector", "PromptTuneError", "Vocabulary", "__version__", "fit"]
 _HOMES = {
-    "Detector": "prompt_tune.runtime",
+    "Detections": "prompt_tune.runtime.detections",
+    "Detector": "prompt_tune.runtime.detector",
     "PromptTuneError": "prompt_tune.errors",
-    "Vocabulary": "prompt_tune.vocabulary",
+    "Vocabulary": "prompt_tune.vocabulary.vocabulary",
+    "fit": "prompt_tune.tuning.fit",
 }
 
 

@@ -3,13 +3,10 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from prompt_tune.contract import NMS_IOU, GuideMode
 from prompt_tune.errors import RunError
-from prompt_tune.overlap import NMS_IOU
-from prompt_tune.vocabulary import GuideMode
 
 TINY_IMAGE_SIZE, IMAGE_SIZE = 256, 640  # px: what `tiny`, and what YOLO-World's checkpoints were trained at
-
-
 TokenPosition = Literal["end", "middle", "front"]  # of the class name: behind, within, or before the context
 
 

@@ -1,4 +1,4 @@
-"""The contract with the ONNX graph (DESIGN, section 7), for who writes it and who runs it: names, and its metadata."""
+"""Numbers and names that several rooms share: the contract of the ONNX graph and of vocabulary files."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,23 @@ from prompt_tune.errors import GraphError
 if TYPE_CHECKING:
     import onnxruntime
 
-Precision = Literal["float32", "float16"]  # of convolutions and attention; boxes, scores, suppression are float32
+METADATA_KEY = "prompt-tune"  # the one key of metadata in every file: safetensors writes several in random order
 
-METADATA_KEY = "prompt-tune"
+# vocabularies
+EMBED_DIM = 512  # CLIP ViT-B/32's text embedding, which YOLO-World's head and neck are built for
+Kind = Literal["original", "learned", "plain"]
+GuideMode = Literal["original", "own"]
+DEFAULT_THRESHOLD = 0.25  # ultralytics' `conf` for prediction
+IDENTITY = (1.0, 0.0)  # scale and shift of a calibration that changes nothing
+
+# detection and suppression
+NMS_IOU = 0.7  # ultralytics' default for suppression
+UNLIMITED = 1.0  # a class's own NMS IoU where it has none: no overlap exceeds it
+MAX_PER_CLASS = 300  # detections per class and image, ultralytics' `max_det`
+METRIC_CONF = 0.001  # ultralytics' validator's: low enough that the tail of the curve is in it
+
+# the ONNX graph (DESIGN, section 7)
+Precision = Literal["float32", "float16"]  # of convolutions and attention; boxes, scores, suppression are float32
 GRAPH_VERSION = 1
 INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
 OUTPUTS = ("original_detections", "learned_detections")

@@ -25,14 +25,14 @@ import numpy as np
 from fine_tuning import DEFAULT_EPOCHS, fine_tune
 
 from prompt_tune.config import FitConfig
+from prompt_tune.datasets.sample import write_sample
 from prompt_tune.files import replacing
-from prompt_tune.sample import write_sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prompt_tune.datasets import Sample
-    from prompt_tune.world import World
+    from prompt_tune.datasets.samples import Sample
+    from prompt_tune.models.world import World
 
 SEED = 0
 ROUNDS = 3  # of the plain pass and of the caching, in turn; medians are compared
@@ -166,12 +166,12 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
     """Seconds of the plain pass and of the caching of the training images, in turn, and MB of a cached image."""
     import torch
 
-    from prompt_tune.build import original_vocabulary
     from prompt_tune.config import RegionBudget
-    from prompt_tune.datasets import read_dataset
-    from prompt_tune.regions import FORWARD_BATCH, RegionCache, cache_regions
-    from prompt_tune.text import TextTower
-    from prompt_tune.world import World
+    from prompt_tune.datasets.reading import read_dataset
+    from prompt_tune.models.embeddings import original_vocabulary
+    from prompt_tune.models.text_tower import TextTower
+    from prompt_tune.models.world import World
+    from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, cache_regions
 
     shutil.rmtree(folder, ignore_errors=True)  # not between the rounds: it keeps the file system busy for a while
     world = World.load(model)
@@ -210,8 +210,8 @@ def _plain_pass(world: "World", guide: "Tensor", samples: "Sequence[Sample]", im
     """Features of all images, read ahead and in batches as the caching does; all but the last image's are dropped."""
     import torch
 
-    from prompt_tune.images import letterbox, read_rgb
-    from prompt_tune.regions import FORWARD_BATCH
+    from prompt_tune.runtime.images import letterbox, read_rgb
+    from prompt_tune.tuning.regions import FORWARD_BATCH
 
     def read(first: int) -> np.ndarray:
         batch = samples[first : first + FORWARD_BATCH]
@@ -231,11 +231,11 @@ def _plain_pass(world: "World", guide: "Tensor", samples: "Sequence[Sample]", im
 
 def measure_fit(model: str | Path, tower: str | None, data: Path, run: Path, config: FitConfig) -> Json:
     """Seconds of `fit` in all and by stage, what it reached, and the peak of its memory."""
-    from prompt_tune import yolo
-    from prompt_tune.fit import fit
+    from prompt_tune.models import ultralytics
+    from prompt_tune.tuning.fit import fit
 
     for name in ("ultralytics.nn.tasks", "ultralytics.utils.tal"):
-        yolo.quiet_import(name)
+        ultralytics.quiet_import(name)
     for name in ("open_clip", "faster_coco_eval", "matplotlib.figure"):
         __import__(name)
     shutil.rmtree(run, ignore_errors=True)

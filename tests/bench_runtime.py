@@ -179,12 +179,12 @@ def _bake(checkpoint: Path, embeddings: np.ndarray, batch: int, size: int, path:
     """
     import torch
 
-    from prompt_tune import yolo
+    from prompt_tune.models import ultralytics
 
     if path.is_file():
         return path
-    exporter = yolo.quiet_import("ultralytics.engine.exporter")
-    model: Any = yolo.load_checkpoint(checkpoint)
+    exporter = ultralytics.quiet_import("ultralytics.engine.exporter")
+    model: Any = ultralytics.load_checkpoint(checkpoint)
     model.names = {i: f"class {i}" for i in range(len(embeddings))}
     model.txt_feats = torch.from_numpy(embeddings)[None]  # (1, n_cls, 512)
     model.model[-1].nc = len(embeddings)
@@ -198,9 +198,9 @@ def _bake(checkpoint: Path, embeddings: np.ndarray, batch: int, size: int, path:
 
 def _bundle(checkpoint: Path, embeddings: np.ndarray, size: int, folder: Path) -> Path:
     """Ours: the first classes original, the others learned."""
-    from prompt_tune.graph import export_graph
-    from prompt_tune.vocabulary import Vocabulary, guide_digest
-    from prompt_tune.world import World
+    from prompt_tune.deployment.graph import export_graph
+    from prompt_tune.models.world import World
+    from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
     if (folder / "detector.onnx").is_file():
         return folder
@@ -219,7 +219,7 @@ def _bundle(checkpoint: Path, embeddings: np.ndarray, size: int, folder: Path) -
 
 def _ours(bundle: Path) -> Engine:
     """`Detector.detect`; the network's part is what passes within the graph session."""
-    from prompt_tune.runtime import Detector
+    from prompt_tune.runtime.detector import Detector
 
     detector = Detector(bundle, use_bundled=(bundle / "learned.vocab.safetensors").is_file())
     run, calls = detector._session.run, []
@@ -255,9 +255,9 @@ def _ours(bundle: Path) -> Engine:
 
 def _predictor(path: Path, size: int) -> Engine:
     """ultralytics' own way: `YOLO(file)(pictures)`."""
-    from prompt_tune import yolo
+    from prompt_tune.models import ultralytics
 
-    model: Any = yolo.quiet_import("ultralytics").YOLO(str(path), task="detect")
+    model: Any = ultralytics.quiet_import("ultralytics").YOLO(str(path), task="detect")
 
     def engine(images: list[np.ndarray], conf: float) -> Timed:
         bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images]  # what it takes; not counted
@@ -278,12 +278,12 @@ def _bare(path: Path, size: int) -> Engine:
     import onnxruntime
     import torch
 
-    from prompt_tune import yolo
+    from prompt_tune.models import ultralytics
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    letterbox = yolo.quiet_import("ultralytics.data.augment").LetterBox((size, size), auto=False)
-    suppress = yolo.quiet_import("ultralytics.utils.nms").non_max_suppression
-    scale_boxes = yolo.quiet_import("ultralytics.utils.ops").scale_boxes
+    letterbox = ultralytics.quiet_import("ultralytics.data.augment").LetterBox((size, size), auto=False)
+    suppress = ultralytics.quiet_import("ultralytics.utils.nms").non_max_suppression
+    scale_boxes = ultralytics.quiet_import("ultralytics.utils.ops").scale_boxes
 
     def engine(images: list[np.ndarray], conf: float) -> Timed:
         started = time.perf_counter()

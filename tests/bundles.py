@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from places import WEIGHTS
 from torch import Tensor
 from vocabularies import unit_rows
 
-import prompt_tune
-from prompt_tune import graph
-from prompt_tune.bundle import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.contract import GRAPH_VERSION
-from prompt_tune.vocabulary import Vocabulary
-from prompt_tune.world import World
+from prompt_tune.deployment import graph
+from prompt_tune.models.world import World
+from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 SIZE = 256  # pixels of the sample set's images
 TWIN = "twin of "  # begins the name of a learned class that copies an original one
@@ -56,7 +56,7 @@ def make_bundle(folder: Path, *, leaky: bool = False) -> Path:
 
 def original_vocabulary() -> Vocabulary:
     """That of `tiny`."""
-    return Vocabulary.load(Path(prompt_tune.__file__).parent / "tiny" / ORIGINAL_FILE)
+    return Vocabulary.load(WEIGHTS / ORIGINAL_FILE)
 
 
 def learned_for_tiny(names: tuple[str, ...], embeddings: np.ndarray, **fields: Any) -> Vocabulary:

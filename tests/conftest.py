@@ -15,7 +15,7 @@ import pytest
 from towers import make_tower
 
 if TYPE_CHECKING:
-    from prompt_tune.world import World
+    from prompt_tune.models.world import World
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def world(checkpoint: Path) -> "World":
     """The random checkpoint, loaded on the CPU."""
-    from prompt_tune.world import World
+    from prompt_tune.models.world import World
 
     return World.load(checkpoint)
 
@@ -52,9 +52,9 @@ def _make_checkpoint(path: Path, *, scale: str = "n", seed: int = 0, version: st
     import torch
     from torch import nn
 
-    from prompt_tune import yolo
+    from prompt_tune.models import ultralytics
 
-    tasks = yolo.quiet_import("ultralytics.nn.tasks")
+    tasks = ultralytics.quiet_import("ultralytics.nn.tasks")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = tasks.WorldModel(f"yolov8{scale}-world{version}.yaml", ch=3, nc=80, verbose=False)

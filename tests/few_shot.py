@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tune.build import original_vocabulary
 from prompt_tune.config import RegionBudget
-from prompt_tune.datasets import Sample, read_dataset
-from prompt_tune.names import read_classes
-from prompt_tune.regions import RegionCache, cache_regions
-from prompt_tune.sample import BENCH, CLASSES, original_scene, write_description, write_image
-from prompt_tune.scenes import HELD_OUT, TRAINED, Look, Scene, draw_scene, random_look
-from prompt_tune.text import TextTower
-from prompt_tune.vocabulary import Vocabulary
-from prompt_tune.world import World
+from prompt_tune.datasets.reading import read_dataset
+from prompt_tune.datasets.sample import BENCH, CLASSES, original_scene, write_description, write_image
+from prompt_tune.datasets.samples import Sample
+from prompt_tune.datasets.scenes import HELD_OUT, TRAINED, Look, Scene, draw_scene, random_look
+from prompt_tune.models.embeddings import original_vocabulary
+from prompt_tune.models.text_tower import TextTower
+from prompt_tune.models.world import World
+from prompt_tune.tuning.regions import RegionCache, cache_regions
+from prompt_tune.vocabulary.names import read_classes
+from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 IMAGE_SIZE = 256  # px, what `tiny` was trained at
 COUNTS = {

@@ -42,13 +42,13 @@ def _trainer(data: Path, folder: Path, epochs: int) -> tuple[Any, Path]:
     import torch
     from matplotlib import font_manager
 
-    from prompt_tune import yolo
-    from prompt_tune.text import TextTower
-    from prompt_tune.world import World
+    from prompt_tune.models import ultralytics
+    from prompt_tune.models.text_tower import TextTower
+    from prompt_tune.models.world import World
 
-    tasks = yolo.quiet_import("ultralytics.nn.tasks")
-    utils = yolo.quiet_import("ultralytics.utils")
-    base: Any = yolo.quiet_import("ultralytics.models.yolo.world.train").WorldTrainer
+    tasks = ultralytics.quiet_import("ultralytics.nn.tasks")
+    utils = ultralytics.quiet_import("ultralytics.utils")
+    base: Any = ultralytics.quiet_import("ultralytics.models.yolo.world.train").WorldTrainer
     # a data set's names are checked for a font, which would be downloaded
     shutil.copyfile(font_manager.findfont("DejaVu Sans"), Path(utils.USER_CONFIG_DIR) / "Arial.ttf")
     tower = TextTower.load("tiny")

@@ -57,15 +57,15 @@ def write_checkpoint(path: Path, tower: str, *, scale: str = SCALE, seed: int = 
     import torch
     from torch import nn
 
-    from prompt_tune import yolo
-    from prompt_tune.names import read_classes
-    from prompt_tune.text import TextTower
+    from prompt_tune.models import ultralytics
+    from prompt_tune.models.text_tower import TextTower
+    from prompt_tune.vocabulary.names import read_classes
 
     if path.is_file():
         return path
     names = [prompts[0] for prompts in read_classes("coco")]
     text = torch.from_numpy(TextTower.load(tower).embed(names))  # (80, 512)
-    tasks = yolo.quiet_import("ultralytics.nn.tasks")
+    tasks = ultralytics.quiet_import("ultralytics.nn.tasks")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = tasks.WorldModel(f"yolov8{scale}-worldv2.yaml", ch=3, nc=len(names), verbose=False)

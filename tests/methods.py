@@ -15,25 +15,25 @@ from few_shot import IMAGE_SIZE, Job
 from fine_tuning import fine_tune
 from torch import Tensor, nn
 
-from prompt_tune.bundle import GRAPH_FILE, ORIGINAL_FILE
-from prompt_tune.coco import Found, Truth
 from prompt_tune.config import FitConfig
-from prompt_tune.context import PromptContext
-from prompt_tune.evaluate import Precision, average_precision, choose_nms_iou, detect_regions, suppress_more
+from prompt_tune.contract import DEFAULT_THRESHOLD
+from prompt_tune.deployment.graph import export_graph
+from prompt_tune.evaluation.matching import match_classes
+from prompt_tune.evaluation.metrics import Found, Precision, Truth, average_precision
+from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds, suppress_more
+from prompt_tune.evaluation.verify import changed_bits
 from prompt_tune.files import replacing
-from prompt_tune.graph import export_graph
-from prompt_tune.images import letterbox, read_rgb
-from prompt_tune.metrics import match_classes
-from prompt_tune.names import read_templates
-from prompt_tune.regions import RegionCache, Regions
-from prompt_tune.retention import changed_bits
-from prompt_tune.runtime import Detector
-from prompt_tune.tasks import GuidedTask, RegionTask, Task
-from prompt_tune.teacher import template_embeddings
-from prompt_tune.thresholds import choose_thresholds
-from prompt_tune.trainer import Trainer
-from prompt_tune.vocabulary import DEFAULT_THRESHOLD, Vocabulary, guide_digest
-from prompt_tune.world import World
+from prompt_tune.models.context import PromptContext
+from prompt_tune.models.text_tower import template_embeddings
+from prompt_tune.models.world import World
+from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.tuning.regions import RegionCache, Regions
+from prompt_tune.tuning.tasks import GuidedTask, RegionTask, Task, detect_regions
+from prompt_tune.tuning.trainer import Trainer
+from prompt_tune.vocabulary.format import GRAPH_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.names import read_templates
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 Json = dict[str, Any]
 
@@ -242,7 +242,7 @@ def _original_after(job: Job, method: Method, embeddings: np.ndarray) -> Json:
         )
         tables.append([detector.raw(image, original_conf=0.001)[0] for image in inputs])
         bits = sum(changed_bits(*pair) for pair in zip(*tables, strict=True))
-        truths = [Truth(s.boxes_xyxy, s.classes, s.ignore) for s in job.samples("original")]
+        truths = [s.labels for s in job.samples("original")]
         before, after = ([Found(t[:, 1:5], t[:, 5], t[:, 6].astype(int)) for t in part] for part in tables)
     aps = [average_precision(truths, founds, n_cls).ap for founds in (before, after)]
     return {"original_before": aps[0], "original_after": aps[1], "bits": bits}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from vocabularies import TOWER, unit_rows
 
-from prompt_tune.vocabulary import Vocabulary, guide_digest
-from prompt_tune.world import World
+from prompt_tune.models.world import World
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 IMAGE_SIZE = 96  # three strides: small enough for tests, large enough that boxes differ
 
@@ -16,7 +16,7 @@ IMAGE_SIZE = 96  # three strides: small enough for tests, large enough that boxe
 @cache
 def small_bundle(world: World, folder: Path) -> Path:
     """A bundle with 80 original classes and the learned `gizmo` and `forklift`, three prompts each."""
-    from prompt_tune.graph import export_graph
+    from prompt_tune.deployment.graph import export_graph
 
     assert world.names is not None and world.class_embeddings is not None
     export_graph(world, folder / "detector.onnx", image_size=IMAGE_SIZE)

@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from places import WEIGHTS
 
 from prompt_tune import Detector, Vocabulary
-from prompt_tune.bundle import export_bundle
 from prompt_tune.config import FitConfig
-from prompt_tune.context import PromptContext
+from prompt_tune.datasets.sample import write_sample
+from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import ModelError, PromptTuneError, VocabularyError
-from prompt_tune.fit import fit
-from prompt_tune.images import read_rgb
-from prompt_tune.loss import region_logits
-from prompt_tune.sample import write_sample
-from prompt_tune.text import TextTower
-from prompt_tune.trainer import Trainer
-from prompt_tune.vocabulary import guide_digest
-from prompt_tune.world import World
+from prompt_tune.models.context import PromptContext
+from prompt_tune.models.text_tower import TextTower
+from prompt_tune.models.world import World, region_logits
+from prompt_tune.runtime.images import read_rgb
+from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.trainer import Trainer
+from prompt_tune.vocabulary.vocabulary import guide_digest
 
 SHORT = FitConfig(epochs=3)
 
@@ -80,7 +80,7 @@ def test_fit_leaves_detector_and_tower_bit_equal(sample: Path, tmp_path: Path, m
             super().__init__(*parts, **options)
             trainers.append(self)
 
-    monkeypatch.setattr("prompt_tune.fit.Trainer", Kept)
+    monkeypatch.setattr("prompt_tune.tuning.fit.Trainer", Kept)
     fit("tiny", sample / "custom" / "custom.yaml", tmp_path / "run", config=FitConfig(epochs=1))
     world, tower = trainers[0].task.world, trainers[0].context.tower
     fresh_world, fresh_tower = World.load("tiny"), TextTower.load("tiny")
@@ -276,9 +276,8 @@ def test_resume_on_labels_that_were_edited_is_refused(tmp_path: Path) -> None:
 
 def _shipped() -> Path:
     """The folder of `tiny`."""
-    import prompt_tune
 
-    return Path(prompt_tune.__file__).parent / "tiny"
+    return WEIGHTS
 
 
 def test_shipped_original_vocabulary_is_its_own_guide() -> None:

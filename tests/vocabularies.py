@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_tune.errors import VocabularyError
-from prompt_tune.vocabulary import Vocabulary
+from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 DETECTOR, TOWER, GUIDE = "d" * 64, "7" * 64, "9" * 64
 

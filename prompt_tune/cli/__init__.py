@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from prompt_tune import __version__
 from prompt_tune.errors import PromptTuneError
+from prompt_tune.version import __version__
 
 # command -> (module, one line of help): `--help` shows these without importing a module that is heavy
 COMMANDS = {

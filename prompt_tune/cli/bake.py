@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prompt_tune.bake import Shift
+    from prompt_tune.deployment.bake import Shift
 
 SKIPPED_SHOWN = 5  # images that cannot be read, by name
 
@@ -25,7 +25,7 @@ def command(run: Path, out: Path, images: str | None, device: str) -> None:
     For people who stay with ultralytics: YOLOWorld("custom.pt") predicts, tracks and exports with it. There all classes
     guide the neck together, so original boxes and scores move, which in a bundle they cannot.
     """
-    from prompt_tune.bake import bake
+    from prompt_tune.deployment.bake import bake
 
     baked = bake(run, out, images=images, device=device)
     n_learned = len(baked.names) - baked.n_original

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prompt_tune.providers import Device
+    from prompt_tune.runtime.providers import Device
 
 
 @click.command()
@@ -33,10 +33,10 @@ def command(out: Path, n_images: int, seed: int, device: "Device") -> None:
     from rich.table import Table
 
     from prompt_tune.cli.progress import stages
-    from prompt_tune.demo import demo
+    from prompt_tune.tiny.demo import demo
 
-    with stages() as report:
-        summary = demo(out, n_images=n_images, seed=seed, device=device, report=report)
+    with stages() as progress:
+        summary = demo(out, n_images=n_images, seed=seed, device=device, progress=progress)
     table = Table("", "before", "after", title="tiny, six new classes, ONNX Runtime")
     table.add_row("new classes, AP50 (test images)", f"{summary.zero_shot_ap50:.3f}", f"{summary.learned_ap50:.3f}")
     table.add_row(

@@ -14,7 +14,7 @@ import click
 from prompt_tune.cli.options import device_option
 
 if TYPE_CHECKING:
-    from prompt_tune.annotations import Annotated
+    from prompt_tune.media.annotate import Annotated
 
 TABLE_ROWS = 20  # classes in the table; the rest is one line
 SCORE = click.FloatRange(0, 1)
@@ -90,12 +90,12 @@ def command(
     ones in thick bright ones, and detections.json in COCO's format, where each annotation says which vocabulary it is
     from. Ctrl-C ends it after the frame at hand, and what is written is whole.
     """
-    from prompt_tune.annotations import DEFAULT_OUTPUTS, annotate
     from prompt_tune.cli.progress import stages
-    from prompt_tune.detections import choose_classes
     from prompt_tune.errors import DataError, VocabularyError
-    from prompt_tune.runtime import Detector
-    from prompt_tune.sources import open_source
+    from prompt_tune.media.annotate import DEFAULT_OUTPUTS, annotate
+    from prompt_tune.media.sources import open_source
+    from prompt_tune.runtime.detections import choose_classes
+    from prompt_tune.runtime.detector import Detector
 
     if out is None and (save or not stream):
         raise click.UsageError("Missing option '--out', the folder to write to; only --stream alone does without.")
@@ -113,7 +113,7 @@ def command(
     except VocabularyError as error:
         raise click.UsageError(str(error)) from error
     lines = sys.stdout if stream else None  # before the progress bar puts its own in its place
-    with _stoppable() as stop, stages() as report:
+    with _stoppable() as stop, stages() as progress:
         result = annotate(
             detector,
             opened,
@@ -125,7 +125,9 @@ def command(
             learned_conf=conf if learned_conf is None else learned_conf,
             show=show or None,
             hide=hide,
-            report=None if stream and sys.stdout.isatty() else report,  # lines and a bar would write over one another
+            progress=None
+            if stream and sys.stdout.isatty()
+            else progress,  # lines and a bar would write over one another
             stop=stop,
         )
     if stream:
@@ -169,7 +171,7 @@ def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from prompt_tune.detections import ORIGINAL
+    from prompt_tune.runtime.detections import ORIGINAL
 
     for reason in result.skipped:
         click.echo(f"Skipped: {reason}", err=True)

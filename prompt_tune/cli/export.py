@@ -23,7 +23,7 @@ def command(run: Path, out: Path, half: bool) -> None:
     that runs them, and the deployment kit: python/detect.py, and a page for browsers in web/. The graph is compared
     with PyTorch on shapes that its export never saw.
     """
-    from prompt_tune.bundle import export_bundle
+    from prompt_tune.deployment.bundle import export_bundle
 
     export_bundle(run, out, half=half)
     click.echo(f"Bundle: {out}")

@@ -6,7 +6,7 @@ from typing import get_args
 import click
 
 from prompt_tune.config import HELP, FitConfig, TokenPosition
-from prompt_tune.vocabulary import GuideMode
+from prompt_tune.contract import GuideMode
 
 _DEFAULT = FitConfig()
 
@@ -112,11 +112,11 @@ def command(
     The defaults are what the tables in the README say. Ctrl-C keeps the best epoch so far, and --resume goes on.
     """
     from prompt_tune.cli.progress import stages
-    from prompt_tune.fit import fit
-    from prompt_tune.names import read_classes
-    from prompt_tune.replay import parse_replay
+    from prompt_tune.datasets.replay import parse_replay
+    from prompt_tune.tuning.fit import fit
+    from prompt_tune.vocabulary.names import read_classes
 
-    with stages() as report:
+    with stages() as progress:
         result = fit(
             model,
             data,
@@ -130,7 +130,7 @@ def command(
             cache=cache,
             resume=resume,
             device=device,
-            report=report,
+            progress=progress,
         )
     click.echo(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "

@@ -2,7 +2,7 @@
 
 import click
 
-from prompt_tune.providers import DEVICES
+from prompt_tune.runtime.providers import DEVICES
 
 DEVICE_HELP = (
     "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; auto: cuda where it works, else cpu, and it says "

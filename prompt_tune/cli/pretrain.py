@@ -19,7 +19,7 @@ def command(out: Path, seed: int, device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from prompt_tune.pretrain.run import pretrain
+    from prompt_tune.tiny.pretrain import pretrain
 
     skill = pretrain(out, seed=seed, device=device)
     table = Table("measure", "value", title="tiny on scenes that training never drew")

@@ -1,23 +1,25 @@
 """Progress bars for work in stages, with rate and time left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from prompt_tune.progress import Progress
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
+def stages() -> Iterator[Progress]:
     """A callback (stage, done, total, note) that shows one bar a stage on standard error; total None: nobody knows."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         ProgressColumn,
         Task,
         TaskID,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bars
     from rich.text import Text
 
     class RateColumn(ProgressColumn):
@@ -36,11 +38,11 @@ def stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
         TextColumn("{task.fields[note]}"),
     )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Bars(*columns, console=Console(stderr=True)) as bars:
 
-        def report(stage: str, done: int, total: int | None, note: str) -> None:
+        def progress(stage: str, done: int, total: int | None, note: str) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, note="")
-            progress.update(tasks[stage], completed=done, total=total, note=note)
+                tasks[stage] = bars.add_task(stage, total=total, note="")
+            bars.update(tasks[stage], completed=done, total=total, note=note)
 
-        yield report
+        yield progress

@@ -14,8 +14,8 @@ import click
 def command(out: Path, n_images: int, seed: int) -> None:
     """Write the sample set: a custom job of six new classes, and labelled scenes of tiny's original vocabulary."""
     from prompt_tune.cli.progress import stages
-    from prompt_tune.sample import write_sample
+    from prompt_tune.datasets.sample import write_sample
 
-    with stages() as report:
-        custom, original = write_sample(out, n_images=n_images, seed=seed, report=report)
+    with stages() as progress:
+        custom, original = write_sample(out, n_images=n_images, seed=seed, progress=progress)
     click.echo(f"{custom}\n{original}")

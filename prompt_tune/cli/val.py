@@ -11,7 +11,7 @@ from prompt_tune.cli.options import DEVICE_HELP
 from prompt_tune.errors import PromptTuneError
 
 if TYPE_CHECKING:
-    from prompt_tune.validate import Validation
+    from prompt_tune.evaluation.validate import Validation
 
 TABLE_ROWS = 100  # classes in a table; --json has all
 LABELS = {
@@ -77,19 +77,19 @@ def command(
     for each class also precision and recall at IoU 0.5 above its threshold, which is what `detect` shows.
     """
     from prompt_tune.cli.progress import stages
-    from prompt_tune.names import read_classes
+    from prompt_tune.vocabulary.names import read_classes
 
     try:
         import faster_coco_eval  # noqa: F401  # found missing now, not after all images
 
-        from prompt_tune.metrics import draw_curves
-        from prompt_tune.validate import validate
+        from prompt_tune.evaluation.validate import validate
+        from prompt_tune.report.figures import draw_curves
     except ImportError as error:
         raise PromptTuneError(
             f"`val` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
             "(pip install 'prompt-tune[fit]')."
         ) from error
-    with stages() as report:
+    with stages() as progress:
         result = validate(
             place,
             data,
@@ -97,7 +97,7 @@ def command(
             engine=engine,  # type: ignore[arg-type]
             names=None if names is None else [prompts[0] for prompts in read_classes(names)],
             device=device,
-            report=report,
+            progress=progress,
         )
     for reason in result.skipped:
         click.echo(f"Skipped: {reason}", err=True)

@@ -12,7 +12,7 @@ from prompt_tune.cli.options import device_option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from prompt_tune.verify import Verification
+    from prompt_tune.evaluation.verify import Verification
 
 REGRESSION = 3  # exit status of a check that found one
 TABLE_ROWS = 20  # false alarms and collisions in a table; --json has all
@@ -68,17 +68,17 @@ def command(
     collisions (a learned and an original detection above their thresholds on the same box: IoU 0.7 or more).
     """
     from prompt_tune.cli.progress import stages
-    from prompt_tune.report import write_verification_page
-    from prompt_tune.verify import verify
+    from prompt_tune.evaluation.verify import verify
+    from prompt_tune.report.page import write_verification_page
 
-    with stages() as report:
+    with stages() as progress:
         result = verify(
             bundle,
             images,
             learned=learned,
             data=data,
             device=device,  # type: ignore[arg-type]  # click.Choice has checked it
-            report=report,
+            progress=progress,
         )
     if page is not None:
         write_verification_page(page, result, bundle, learned)

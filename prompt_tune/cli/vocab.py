@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
-    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 FILE = click.Path(path_type=Path)
 OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file to write (*.vocab.safetensors).")
@@ -64,10 +64,10 @@ def build(
     """Make a vocabulary file from class names, with the detector's text tower."""
     if kind == "original" and (prompts is not None or original is not None):
         raise click.UsageError("--kind original goes with neither --prompts nor --original: it is a guide itself.")
-    from prompt_tune.names import read_classes
+    from prompt_tune.vocabulary.names import read_classes
 
     classes = read_classes(names)  # a mistake here is told before anything heavy is loaded
-    from prompt_tune.build import build_vocabulary
+    from prompt_tune.models.embeddings import build_vocabulary
 
     vocabulary = build_vocabulary(
         model,
@@ -87,7 +87,7 @@ def show(file: Path) -> None:
     from rich.console import Console
 
     from prompt_tune.cli.vocab_tables import classes_table, origin_table
-    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(file)
     console = Console(highlight=False)
@@ -100,8 +100,8 @@ def show(file: Path) -> None:
 @OUT
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Put the classes of several vocabulary files, for one detector and guide, into one file."""
-    from prompt_tune.vocabulary import Vocabulary
-    from prompt_tune.vocabulary import merge as merge_vocabularies
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
+    from prompt_tune.vocabulary.vocabulary import merge as merge_vocabularies
 
     _save(merge_vocabularies([Vocabulary.load(file) for file in files]), out)
 
@@ -117,7 +117,7 @@ def rename(file: Path, names: tuple[str, ...], out: Path) -> None:
     old, new = names[::2], names[1::2]
     if len(set(old)) < len(old):
         raise click.UsageError("A class gets one new name; an OLD stands twice.")
-    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     _save(Vocabulary.load(file).rename(dict(zip(old, new, strict=True))), out)
 
@@ -128,7 +128,7 @@ def rename(file: Path, names: tuple[str, ...], out: Path) -> None:
 @OUT
 def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
     """Leave classes out, by their names."""
-    from prompt_tune.vocabulary import Vocabulary
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     _save(Vocabulary.load(file).remove(names), out)
 
@@ -148,8 +148,8 @@ def diff_files(before: Path, after: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from prompt_tune.cli.vocab_tables import differences_table
-    from prompt_tune.vocabulary import Vocabulary
-    from prompt_tune.vocabulary_diff import diff
+    from prompt_tune.vocabulary.diff import diff
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     found = diff(Vocabulary.load(before), Vocabulary.load(after))
     if as_json:
@@ -197,7 +197,7 @@ def convert(
 
     Embeddings stay as they are, bit for bit. Those formats have one embedding a class.
     """
-    from prompt_tune.convert import convert as convert_file
+    from prompt_tune.vocabulary.foreign import convert as convert_file
 
     written = convert_file(source, out, classes=classes, original=original, kind=kind, normalise=normalise)
     click.echo(f"Wrote {' and '.join(map(str, written))}.")

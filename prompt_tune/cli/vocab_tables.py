@@ -7,11 +7,11 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tune.vocabulary import short
+from prompt_tune.vocabulary.checks import short
 
 if TYPE_CHECKING:
-    from prompt_tune.vocabulary import Vocabulary
-    from prompt_tune.vocabulary_diff import VocabularyDiff
+    from prompt_tune.vocabulary.diff import VocabularyDiff
+    from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 
 def classes_table(vocabulary: "Vocabulary") -> Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tune.datasets.places import read_text, resolve, root_of
-from prompt_tune.datasets.samples import LabelledImage, Labels, Row
+from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -21,7 +21,7 @@ _SPLIT_KEYS = {"images", "annotations"}
 _YAML_KEYS = {"path", "train", "val", "test"}
 
 
-def read_coco_yaml(description: Path, content: dict[str, Any]) -> Labels:
+def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
     """The labels that a YAML with `images` and `annotations` of each split describes.
 
     Raises:  DataError: a key, a place or an annotation breaks a rule.
@@ -49,13 +49,13 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> Labels:
     return _read(places)
 
 
-def read_roboflow(folder: Path) -> Labels:
+def read_roboflow(folder: Path) -> RawLabels:
     """The labels of a folder in Roboflow's layout. Raises: DataError: an annotation breaks a rule."""
     places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in ROBOFLOW_FOLDERS.items()}
     return _read({split: place for split, place in places.items() if place[1].exists()})
 
 
-def _read(places: dict[str, tuple[Path, Path]]) -> Labels:
+def _read(places: dict[str, tuple[Path, Path]]) -> RawLabels:
     """The labels of splits, each an image folder and an annotation file; class indices in the order of category ids."""
     files = {split: _read_json(file) for split, (_, file) in places.items()}
     categories: dict[int, str] = {}
@@ -78,7 +78,7 @@ def _read(places: dict[str, tuple[Path, Path]]) -> Labels:
     kept = [index for index in sorted(categories) if index in used or categories[index] not in supercategories]
     class_ids: dict[int | str | None, int] = {index: position for position, index in enumerate(kept)}
     splits = {split: _images(files[split], *places[split], class_ids) for split in files}
-    return Labels(tuple(categories[index] for index in kept), "coco", splits)
+    return RawLabels(tuple(categories[index] for index in kept), "coco", splits)
 
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:

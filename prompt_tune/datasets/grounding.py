@@ -26,7 +26,6 @@ _IMAGE_FOLDER = "images"  # beside a JSON file that comes without a YAML
 # what is kept of the file while it is parsed: the rest (polygons, for one) is most of its gigabytes
 _KEPT = {"images", "annotations", "id", "file_name", "width", "height", "caption"}
 _KEPT_OF_BOX = {"id", "image_id", "bbox", "tokens_positive"}
-
 _Box = tuple[float, float, float, float]
 
 

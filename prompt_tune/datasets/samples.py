@@ -1,4 +1,4 @@
-"""What every reader of labels gives (`Labels`), and the checked samples that are made of it."""
+"""What every reader of labels gives (`RawLabels`), and the checked samples that are made of it."""
 
 import logging
 import math
@@ -10,30 +10,51 @@ from typing import Literal
 import numpy as np
 
 from prompt_tune.errors import DataError
-from prompt_tune.images import image_size
+from prompt_tune.runtime.images import image_size
 
 Kind = Literal["yolo", "coco", "voc"]
-
 EDGE_PIXELS = 2.0  # a box may reach this far beyond the image, since annotation tools round: it is clipped
 EDGE_SHARE = 0.01  # or this share of the image's side, where that is more (ultralytics allows the same)
 _NAMED = 5  # damaged images that a warning names; `Split.skipped` has them all
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """One image and its boxes.
+class Labels:
+    """The labels of one image, or of one view of it. Whoever holds them says in which frame the boxes are.
 
-    `boxes_xyxy` float32 (n, 4): pixels of the original image (upright), clipped to it, with an area; `classes` int64
-    (n,): indices into `DataSet.names`; `ignore` bool (n,): `iscrowd` or `difficult`, neither positive nor negative;
-    `size_wh`: width and height in pixels.
+    Attributes:
+        boxes_xyxy: (n, 4) float32.
+        classes: (n,) int64, the class of each box by number.
+        ignore: (n,) bool. True for a box that is neither positive nor negative (`iscrowd`, `difficult`).
     """
 
-    path: Path
     boxes_xyxy: np.ndarray
     classes: np.ndarray
     ignore: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @classmethod
+    def none(cls) -> "Labels":
+        """The labels of an image without objects."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image and its labels.
+
+    Attributes:
+        path: The image file.
+        labels: Boxes in pixels of the original, upright image, clipped to it, each with an area. Classes are indices
+            into `DataSet.names`.
+        size_wh: Width and height of the upright image in pixels.
+    """
+
+    path: Path
+    labels: Labels
     size_wh: tuple[int, int]
 
 
@@ -66,7 +87,7 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
-class Labels:
+class RawLabels:
     """A data set as read, nothing checked against the images yet. `splits` has `train` and may have `val`, `test`."""
 
     names: tuple[str, ...]
@@ -122,11 +143,13 @@ def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> 
         else:
             flat.append(row.where)
     sample = Sample(
-        path=image.path,
-        boxes_xyxy=np.array([box for _, box in boxes], np.float32).reshape(-1, 4),  # (n, 4)
-        classes=np.array([row.class_id for row, _ in boxes], np.int64),
-        ignore=np.array([row.ignore for row, _ in boxes], bool),
-        size_wh=size_wh,
+        image.path,
+        Labels(
+            boxes_xyxy=np.array([box for _, box in boxes], np.float32).reshape(-1, 4),  # (n, 4)
+            classes=np.array([row.class_id for row, _ in boxes], np.int64),
+            ignore=np.array([row.ignore for row, _ in boxes], bool),
+        ),
+        size_wh,
     )
     return sample, flat
 

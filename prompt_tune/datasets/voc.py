@@ -10,9 +10,9 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from prompt_tune.datasets.places import read_list, read_text
-from prompt_tune.datasets.samples import LabelledImage, Labels, Row
+from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
-from prompt_tune.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.images import IMAGE_SUFFIXES
 
 # folders of images and of annotations, and what their coordinates count from: the devkit's first pixel is 1, and its
 # boxes include the last one, so that xmin - 1 and xmax are edges; other tools write edges
@@ -25,7 +25,7 @@ def is_voc(folder: Path) -> bool:
     return _layout(folder) is not None
 
 
-def read_voc(folder: Path) -> Labels:
+def read_voc(folder: Path) -> RawLabels:
     """The labels of a folder that `is_voc`. Raises: DataError: a list or an XML file breaks a rule."""
     layout = _layout(folder)
     if layout is None:
@@ -52,7 +52,7 @@ def read_voc(folder: Path) -> Labels:
         ]
         for split, members in read.items()
     }
-    return Labels(tuple(names), "voc", splits)
+    return RawLabels(tuple(names), "voc", splits)
 
 
 class _Thing(NamedTuple):

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tune.datasets.places import read_list, read_text, resolve, root_of
-from prompt_tune.datasets.samples import LabelledImage, Labels, Row
+from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
-from prompt_tune.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.images import IMAGE_SUFFIXES
 
 _BOX_FIELDS = 5
 _LEAST_POLYGON_FIELDS = 7  # a class and three points
 
 
-def read_yolo(description: Path, content: dict[str, Any]) -> Labels:
+def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
     """The labels that an ultralytics YAML describes.
 
     Args:    description: the YAML file, for paths and errors.
@@ -34,7 +34,7 @@ def read_yolo(description: Path, content: dict[str, Any]) -> Labels:
         if content.get(key):
             paths = _image_paths(root, content[key], description, key)
             splits[split] = [LabelledImage(path, _read_labels(_label_path(path)), normalised=True) for path in paths]
-    return Labels(names, "yolo", splits)
+    return RawLabels(names, "yolo", splits)
 
 
 def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:

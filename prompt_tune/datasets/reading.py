@@ -1,0 +1,213 @@
+"""Labelled images to learn from: ultralytics YAML, COCO JSON or Pascal VOC, recognised by what is in the place."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
+from prompt_tune.datasets.grounding import GROUNDING_KEY
+from prompt_tune.datasets.places import read_yaml
+from prompt_tune.datasets.samples import Kind, RawLabels, Sample, Split, make_split
+from prompt_tune.datasets.voc import is_voc, read_voc
+from prompt_tune.datasets.yolo import read_yolo
+from prompt_tune.errors import DataError
+
+SplitName = Literal["train", "val", "test"]
+HELD_OUT_SHARE = 0.2  # of the training images, where a data set brings no validation images
+_YAML_SUFFIXES = (".yaml", ".yml")
+_WANTED = (
+    "Give an ultralytics YAML, a YAML that names COCO files (`train: {images: FOLDER, annotations: FILE}`), a folder "
+    f"with `{ROBOFLOW_FOLDERS['train']}/{ROBOFLOW_FILE}`, or a Pascal VOC folder (`images` and `annotations`)."
+)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set whose labels were checked against its images.
+
+    `names`: the classes, in class-id order; `source`: what was read; `held_out`: `val` was taken from `train`.
+    """
+
+    names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split | None
+    source: Path
+    kind: Kind
+    held_out: bool
+
+
+def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | None = None) -> DataSet:
+    """A data set in any of the formats, its images' headers read and its boxes checked.
+
+    Images without objects are background. Damaged or missing images are left out, counted and named (`Split.skipped`
+    and a warning); damage in the middle of a file shows only when the image is decoded. Without validation images, a
+    fifth of the training images is held out.
+
+    Args:    source: a YAML file or a folder.
+             seed: chooses the images that are held out.
+             names: names for the classes, in class-id order, in place of the data set's own.
+    Raises:  DataError: nothing that can be read is there, a label breaks a rule, `train` or `val` has no box, or
+             `names` do not fit.
+    """
+    place = Path(source).expanduser()
+    labels = _read_labels(place)
+    if "train" not in labels.splits:
+        raise DataError(f"`{place}` has no `train`: it has no training images. {_WANTED}")
+    n_cls = len(labels.names)
+    chosen = _chosen_names(labels.names, names, place)
+    splits = {split: make_split(images, split, n_cls) for split, images in labels.splits.items()}
+    _require_boxes(splits["train"], "train", place)
+    held_out = "val" not in splits
+    if held_out:
+        splits["train"], splits["val"] = _hold_out(splits["train"], seed, place)
+        log.info(
+            "`%s` has no validation images: %d of its %d training images, drawn with seed %d, are held out.",
+            place,
+            len(splits["val"].samples),
+            sum(len(splits[split].samples) for split in ("train", "val")),
+            seed,
+        )
+    else:
+        _require_boxes(splits["val"], "val", place)
+        _warn_of_shared_images(splits["train"], splits["val"])
+    counts = _box_counts(splits["train"], n_cls)
+    without = [name for name, count in zip(chosen, counts, strict=True) if count == 0]
+    if without:
+        log.warning("%d classes have no box in the training images: %s", len(without), ", ".join(without))
+    return DataSet(chosen, splits["train"], splits["val"], splits.get("test"), place, labels.kind, held_out)
+
+
+def read_split(
+    source: str | Path, split: SplitName, *, seed: int = 0, names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], Split]:
+    """The classes and one split of a data set, which may be all that it has: what a measurement needs.
+
+    Args:    source, names: as of `read_dataset`.
+             split: where there are no validation images, "train" and "val" are what `read_dataset` makes of `train`.
+             seed: chooses the images that are held out.
+    Raises:  DataError: as of `read_dataset`; or there is no such split, or it has no box.
+    """
+    place = Path(source).expanduser()
+    labels = _read_labels(place)
+    chosen = _chosen_names(labels.names, names, place)
+    held_out = "val" not in labels.splits and split != "test"
+    stored = "train" if held_out else split
+    if stored not in labels.splits:
+        raise DataError(f"`{place}` has no `{split}` images. It has: {', '.join(labels.splits) or 'none at all'}.")
+    images = make_split(labels.splits[stored], stored, len(labels.names))
+    if held_out:
+        train, val = _hold_out(images, seed, place)
+        images = val if split == "val" else train
+        log.info(
+            "`%s` has no validation images: `%s` is what seed %d makes of its training images.", place, split, seed
+        )
+    _require_boxes(images, split, place)
+    return chosen, images
+
+
+def find_labels(place: Path) -> RawLabels | None:
+    """The labels at a place, whichever format they are in, as they are read; None for a folder that is no data set.
+
+    Raises:  DataError: there is no such place, it is another kind of file, or what is there breaks a rule.
+    """
+    if place.is_file() and place.suffix.lower() in _YAML_SUFFIXES:
+        return _read_description(place)
+    if place.is_file():
+        raise DataError(f"`{place}` is no data set. {_WANTED}")
+    if not place.is_dir():
+        raise DataError(f"`{place}`: no such file or folder. {_WANTED}")
+    if any((place / folder / ROBOFLOW_FILE).exists() for folder in ROBOFLOW_FOLDERS.values()):
+        return read_roboflow(place)
+    if is_voc(place):
+        return read_voc(place)
+    descriptions = sorted(path for path in place.iterdir() if path.suffix.lower() in _YAML_SUFFIXES)
+    if len(descriptions) == 1:
+        return _read_description(descriptions[0])
+    if descriptions:
+        shown = ", ".join(path.name for path in descriptions)
+        raise DataError(f"`{place}` has {len(descriptions)} YAML files ({shown}). Give one of them.")
+    return None
+
+
+def _read_labels(place: Path) -> RawLabels:
+    labels = find_labels(place)
+    if labels is None:
+        raise DataError(f"`{place}` is no data set that we know. {_WANTED}")
+    return labels
+
+
+def _read_description(file: Path) -> RawLabels:
+    content = read_yaml(file)
+    if GROUNDING_KEY in content:
+        raise DataError(
+            f"`{file}` describes a grounding set, which has no classes to learn. Give this file to `--replay`, or "
+            "another data set here."
+        )
+    is_coco = any(isinstance(content.get(split), dict) for split in ("train", "val", "test"))
+    return read_coco_yaml(file, content) if is_coco else read_yolo(file, content)
+
+
+def _chosen_names(own: tuple[str, ...], names: Sequence[str] | None, place: Path) -> tuple[str, ...]:
+    chosen = tuple(own if names is None else names)
+    if len(chosen) != len(own):
+        raise DataError(
+            f"`names` must name the {len(own)} classes of `{place}` ({', '.join(own)}). Received: {len(chosen)} names."
+        )
+    if chosen != own and set(chosen) == set(own):
+        raise DataError(
+            f"`names` has the classes of `{place}` in another order, which would exchange them: {', '.join(own)}."
+        )
+    if not all(name.strip() for name in chosen):
+        raise DataError(f"`{place}`: a class name is empty. Give every class a name.")
+    repeated = sorted({name for name in chosen if chosen.count(name) > 1})
+    if repeated:
+        raise DataError(f"`{place}`: class names must differ. Repeated: {', '.join(repeated)}.")
+    return chosen
+
+
+def _require_boxes(split: Split, name: str, place: Path) -> None:
+    if not any(_has_box(sample) for sample in split.samples):
+        raise DataError(
+            f"`{place}`: the {len(split.samples)} images of `{name}` have no box. Check that the label files are where "
+            "the format has them (ultralytics: `labels/` beside `images/`)."
+        )
+
+
+def _hold_out(train: Split, seed: int, place: Path) -> tuple[Split, Split]:
+    """Training and validation images: a fifth of those with boxes, and a fifth of the background, go to the latter."""
+    rng = np.random.default_rng(seed)
+    held: set[int] = set()
+    for has_box in (True, False):
+        members = [index for index, sample in enumerate(train.samples) if _has_box(sample) == has_box]
+        if has_box and len(members) < 2:
+            raise DataError(
+                f"`{place}` has no `val`, and one image with boxes cannot be split. Label more, or add `val`."
+            )
+        count = round(len(members) * HELD_OUT_SHARE)
+        held.update(rng.permutation(members)[: max(count, 1) if has_box else count].tolist())
+    kept = tuple(sample for index, sample in enumerate(train.samples) if index not in held)
+    return replace(train, samples=kept), Split(tuple(train.samples[index] for index in sorted(held)))
+
+
+def _has_box(sample: Sample) -> bool:
+    return bool((~sample.labels.ignore).any())
+
+
+def _box_counts(split: Split, n_cls: int) -> np.ndarray:
+    """Boxes of each class that are not ignored: int64 (n_cls,)."""
+    counts = np.zeros(n_cls, np.int64)
+    for sample in split.samples:
+        counts += np.bincount(sample.labels.classes[~sample.labels.ignore], minlength=n_cls)
+    return counts
+
+
+def _warn_of_shared_images(train: Split, val: Split) -> None:
+    shared = {sample.path for sample in train.samples} & {sample.path for sample in val.samples}
+    if shared:
+        log.warning("%d validation images are training images too: the figures will be too good.", len(shared))

@@ -1,0 +1,174 @@
+"""An ultralytics checkpoint with original and learned classes set, for people who stay with ultralytics.
+
+There all classes guide the neck together, so original boxes and scores move; `measure_shift` says by how much.
+"""
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tune.contract import DEFAULT_THRESHOLD
+from prompt_tune.errors import DataError, RunError
+from prompt_tune.files import replacing
+from prompt_tune.models import ultralytics
+from prompt_tune.models.embeddings import load_run
+from prompt_tune.models.suppression import find
+from prompt_tune.models.world import World
+from prompt_tune.runtime.boxes import box_iou, match
+from prompt_tune.runtime.detections import Detections
+from prompt_tune.runtime.images import find_images, letterbox, read_rgb
+from prompt_tune.vocabulary.foreign import single_prompts
+
+SUFFIX = ".pt"
+SAME_BOX_IOU = 0.5  # detections of one class that overlap by this with either guide are one
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What the joint guide does to original detections: those with a score above 0.25, before and after.
+
+    images: that were read. skipped: one line for each that cannot be. before: detections with the original guide. lost,
+    gained: those that no detection of the class overlaps with the other guide. largest, mean: change of the score of
+    the others, in 0..1; 0 where there is none.
+    """
+
+    images: int
+    skipped: tuple[str, ...]
+    before: int
+    lost: int
+    gained: int
+    largest: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What was written: names in the order of class ids, the original ones first; `shift` where it was measured."""
+
+    names: tuple[str, ...]
+    n_original: int
+    shift: Shift | None
+
+
+def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, device: str = "cpu") -> Baked:
+    """Writes the detector of a run as an ultralytics checkpoint that has all classes set and needs no text tower.
+
+    ultralytics has one threshold for all classes, no calibration, and one embedding a class. A learned class with the
+    name of an original one gets " (learned)" behind it.
+
+    Args:    run: a run folder of `fit`.
+             out: the `.pt` to write.
+             images: an image, a folder or a glob pattern on which to measure how original detections move; or None.
+             device: torch device for measuring.
+    Raises:  RunError: `out` is no .pt or cannot be written, or the run is incomplete. VocabularyError: a class has
+             several prompts. ModelError: the run's detector cannot be used. DataError: no image can be read.
+    """
+    out = Path(out)
+    if out.suffix.lower() != SUFFIX:
+        raise RunError(f"An ultralytics checkpoint is a {SUFFIX} file. Received: {out.name}.")
+    config, world, original, learned = load_run(Path(run), device=device)
+    rows = np.concatenate([single_prompts(original, out), single_prompts(learned, out)])  # (n, 512)
+    taken = set(original.names)
+    names = original.names + tuple(f"{name} (learned)" if name in taken else name for name in learned.names)
+    if learned.calibration is not None:
+        logger.info("%s has no place for the calibration: learned scores there are those without it.", out)
+    if learned.nms_iou is not None:
+        logger.info("%s has no place for limits of overlap: predict with iou=%g.", out, learned.nms_iou.min())
+    if learned.guide_mode == "own":
+        logger.info("The learned classes were to guide the neck alone: in %s their scores move as well.", out)
+    shift = None
+    if images is not None:
+        shift = measure_shift(world, torch.tensor(rows), len(original.names), images, image_size=config["image_size"])
+    save_checkpoint(world, names, torch.tensor(rows), out, image_size=config["image_size"])
+    return Baked(names, len(original.names), shift)
+
+
+def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Path, *, image_size: int) -> None:
+    """Writes the detector as ultralytics does, with these classes: the same arguments give the same bytes.
+
+    Args:    names: n class names.
+             rows: (n, 512) float32, unit rows: what guides the neck and what regions are compared with.
+             image_size: pixels; ultralytics takes it where its user gives none.
+    Raises:  RunError: the file cannot be written.
+    """
+    model: Any = copy.deepcopy(world.model).cpu()
+    model.txt_feats = rows[None].cpu().clone()  # (1, n, 512), no buffer
+    model.names = dict(enumerate(names))
+    model.model[-1].nc = len(names)  # what its head splits its output by; the YAML's decides the head's width
+    model.clip_model = None
+    model.pt_path = out.name
+    checkpoint = {
+        "epoch": -1,
+        "model": model,
+        "ema": None,
+        "optimizer": None,
+        "train_args": {"task": "detect", "imgsz": image_size},
+        "version": ultralytics.quiet_import("ultralytics").__version__,
+    }
+    try:
+        with replacing(out) as path, path.open("wb") as file:  # of a path, torch would store the name in the file
+            torch.save(checkpoint, file)
+    except OSError as error:
+        raise RunError(f"Cannot write {out}: {error.strerror}. Choose another place or make room.") from error
+
+
+@torch.no_grad()
+def measure_shift(world: World, rows: Tensor, n_original: int, images: str | Path, *, image_size: int) -> Shift:
+    """How original detections move when all classes guide the neck, as in ultralytics, and not the original ones alone.
+
+    Args:    rows: (n, 512) float32, unit; the first `n_original` are the original classes.
+             images: as of `bake`. image_size: pixels of the square that they are letterboxed to.
+    Raises:  DataError: there is no image that can be read.
+    """
+    rows = rows.to(world.device)
+    weight, bias = world.fold(rows[:n_original])
+    counts, changes, skipped = np.zeros(3, np.int64), [np.zeros(0)], []  # before, lost, gained
+    paths = find_images(images)
+    for path in paths:
+        try:
+            pixels = torch.tensor(letterbox(read_rgb(path), image_size)[0], device=world.device)  # (h, w, 3)
+        except DataError as error:
+            skipped.append(str(error))
+            continue
+        image = pixels.permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
+        before, after = (_detect(world, image, guide, weight, bias) for guide in (rows[:n_original], rows))
+        moved = _matched_changes(before, after)
+        counts += (len(before), len(before) - len(moved), len(after) - len(moved))
+        changes.append(moved)
+    if len(skipped) == len(paths):
+        raise DataError(f"None of the {len(paths)} images of `{images}` can be read. The first: {skipped[0]}")
+    change = np.concatenate(changes)
+    before_count, lost, gained = (int(count) for count in counts)
+    return Shift(
+        images=len(paths) - len(skipped),
+        skipped=tuple(skipped),
+        before=before_count,
+        lost=lost,
+        gained=gained,
+        largest=float(change.max(initial=0)),
+        mean=float(change.mean()) if len(change) else 0.0,
+    )
+
+
+def _detect(world: World, image: Tensor, guide: Tensor, weight: Tensor, bias: Tensor) -> Detections:
+    """Detections of one image in pixels of the network's input, under a guide."""
+    head, boxes_xyxy = world.features(image, guide)
+    level = world.anchors(*image.shape[2:])[2]
+    scores = world.logits(head, level, weight, bias).sigmoid()  # (1, A, n_original)
+    return find(boxes_xyxy[0].cpu(), scores[0].cpu(), conf=DEFAULT_THRESHOLD)
+
+
+def _matched_changes(before: Detections, after: Detections) -> np.ndarray:
+    """(m,) float64: how much the scores of the detections that are in both differ, each matched once."""
+    same = before.class_ids[:, None] == after.class_ids  # (n, k)
+    overlap = np.where(same, box_iou(before.boxes_xyxy, after.boxes_xyxy), -1.0)
+    partner = match(overlap, before.scores, np.array([SAME_BOX_IOU]))[:, 0]  # (n,)
+    both = partner >= 0
+    return np.abs(after.scores[partner[both]].astype(np.float64) - before.scores[both])

@@ -1,0 +1,262 @@
+"""The ONNX graph (opset 17): frozen detector, contrastive head and suppression, with the vocabularies as inputs.
+
+Original and learned classes never meet in one operation, so no learned row can change a bit of an original detection.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prompt_tune.contract import GRAPH_VERSION, INPUTS, MAX_PER_CLASS, METADATA_KEY, OUTPUTS
+from prompt_tune.errors import GraphError
+from prompt_tune.files import replacing
+from prompt_tune.models.suppression import suppress
+from prompt_tune.models.world import World
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 17
+DETECTION_COLUMNS = 7  # image index, x1, y1, x2, y2, score, class
+DYNAMIC_AXES = {
+    "images": {0: "batch", 2: "height", 3: "width"},
+    "original": {0: "n_original", 1: "n_prompts"},
+    "learned": {0: "n_learned", 1: "n_learned_prompts"},
+    "original_detections": {0: "n_original_detections"},
+    "learned_detections": {0: "n_learned_detections"},
+}
+# batch, height and width in strides, n_original, n_prompts, n_learned, n_prompts of the learned
+TRACED_SHAPE = (2, 3, 2, 3, 2, 2, 3)
+CHECKED_SHAPES = ((1, 2, 3, 5, 1, 0, 1), (3, 1, 4, 1, 3, 7, 2), (1, 4, 4, 80, 1, 1, 1))
+RTOL, ATOL = 1e-3, 1e-5  # DETR's test of its ONNX export; boxes are compared as shares of the input's longer side
+FLOAT32_ERRORS = 4  # random weights can make rounding errors grow: the graph may be off by a few times torch's own
+
+
+class DetectorGraph(nn.Module):
+    """What is traced: images and two vocabularies in, two tables of detections out (DESIGN, section 7)."""
+
+    def __init__(self, world: World) -> None:
+        """Holds `world`, whose parameters become the graph's initializers."""
+        super().__init__()
+        self.world = world
+        self.detector = world.model
+        self.head = world.head  # registered, or each use of its constants would embed a copy
+        self.eval()
+
+    def raw(self, images: Tensor, original: Tensor, learned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Before suppression.
+
+        Args:    images: (b, 3, h, w) float32, RGB in 0..1.
+                 original: (n_original, n_prompts, 512) float32, guide and classes in one.
+                 learned: (n_learned, n_prompts', 512) float32; n_learned may be 0.
+        Returns: boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input; scores (b, n_original, A) and
+                 (b, n_learned, A), in 0..1.
+        """
+        head_maps, boxes_xyxy = self.world.feature_maps(images, original.flatten(0, 1))
+        flat = [head_map.flatten(2) for head_map in head_maps]  # (b, c3, h * w / stride^2) a level
+        return boxes_xyxy, self._scores(flat, original), self._scores(flat, learned)
+
+    def forward(
+        self,
+        images: Tensor,
+        original: Tensor,
+        learned: Tensor,
+        iou: Tensor,
+        original_conf: Tensor,
+        learned_conf: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Detections of both vocabularies, each suppressed on its own.
+
+        Args:    images, original, learned: as in `raw`.
+                 iou: (1,) float32, a box that overlaps a better one of its class by more than this is dropped.
+                 original_conf, learned_conf: (1,) float32, detections have a score above this.
+        Returns: two (n, 7) float32: image index, x1, y1, x2, y2 in pixels of the network's input, score, class. Sorted
+                 by image, then class, then falling score, then anchor.
+        """
+        boxes_xyxy, original_scores, learned_scores = self.raw(images, original, learned)
+        return (
+            _detections(boxes_xyxy, original_scores, iou, original_conf),
+            _detections(boxes_xyxy, learned_scores, iou, learned_conf),
+        )
+
+    def _scores(self, head: list[Tensor], embeddings: Tensor) -> Tensor:
+        """(b, n_cls, A): a class scores the maximum over its prompts. The vocabulary is folded once a call."""
+        weight, bias = self.world.fold(embeddings.flatten(0, 1))
+        levels = [weight[i] @ features + bias[i][:, None] for i, features in enumerate(head)]
+        logits = torch.cat(levels, dim=2)  # (b, n_cls * n_prompts, A)
+        n_cls, n_prompts = embeddings.shape[:2]
+        prompts = logits.reshape(logits.shape[0], n_cls, n_prompts, logits.shape[2])  # (b, n_cls, n_prompts, A)
+        return prompts.amax(dim=2).sigmoid()
+
+
+def export_graph(
+    world: World, path: Path | str, *, image_size: int = 640, opset: int = OPSET, exact: World | None = None
+) -> None:
+    """Writes the detector as an ONNX file, whole or not at all, once it agrees with torch.
+
+    Args:    world: the detector, on the CPU.
+             path: of the file to write.
+             image_size: pixels of the square that images are letterboxed to unless the user wants another; it only
+                 stands in the metadata.
+             opset: of the graph.
+             exact: the detector in float32, where `world` is its float16 copy (`half.half_world`).
+    Raises:  GraphError: the graph is not valid, or does not agree with torch on shapes that were not traced.
+    """
+    metadata = {
+        "version": GRAPH_VERSION,
+        "detector": world.digest,
+        "embed_dim": world.embed_dim,
+        "image_size": image_size,
+        "strides": list(world.strides),
+        "precision": "float32" if exact is None else "float16",
+    }
+    with replacing(path) as temporary:
+        _trace(DetectorGraph(world), temporary, opset)
+        _label(temporary, metadata)
+        check_graph(world, temporary, exact=exact)
+
+
+def check_graph(world: World, path: Path | str, *, exact: World | None = None) -> None:
+    """Compares a graph with torch on shapes that its export never saw.
+
+    Before suppression, scores and boxes are compared with torch in float64: they agree within `RTOL`, `ATOL` and
+    `FLOAT32_ERRORS` times the largest error of torch in `world`'s own precision. After it, the rows are exactly those
+    that suppression in torch makes of the graph's own scores and boxes.
+
+    Args:    world: the detector that the graph was made of.
+             path: of the ONNX file.
+             exact: as of `export_graph`.
+    Raises:  GraphError: the file is no valid ONNX graph, or disagrees.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        model = onnx.load(path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OSError, ValueError) as error:
+        raise GraphError(f"'{path}' is not a valid ONNX graph ({error!r:.200}).") from error
+    session = raw_session(model)
+    reference = DetectorGraph(world)
+    true = copy.deepcopy(DetectorGraph(exact or world)).double()
+    for shape in CHECKED_SHAPES:
+        _check_shape(session, reference, true, shape)
+
+
+def raw_session(model: "onnx.ModelProto") -> Any:
+    """A CPU session whose outputs are the graph's, then boxes and scores of the original and of the learned classes."""
+    import onnx
+    import onnxruntime
+
+    raw = [name for node in model.graph.node if node.op_type == "NonMaxSuppression" for name in node.input[:2]]
+    for name in dict.fromkeys(raw):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class _Suppress(torch.autograd.Function):
+    """`suppress` for each image in torch, one `NonMaxSuppression` node in the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, boxes_xyxy: Tensor, scores: Tensor, limit: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
+        rows = []
+        for image, (boxes, class_scores) in enumerate(zip(boxes_xyxy, scores, strict=True)):
+            label, anchor = suppress(boxes, class_scores.T, conf=float(conf), iou=float(iou))
+            rows.append(torch.stack((torch.full_like(label, image), label, anchor), dim=1))  # (n, 3)
+        return torch.cat(rows)
+
+    @staticmethod
+    def symbolic(g: Any, boxes_xyxy: Any, scores: Any, limit: Any, iou: Any, conf: Any) -> Any:
+        return g.op("NonMaxSuppression", boxes_xyxy, scores, limit, iou, conf)
+
+
+def _detections(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
+    """(n, 7) rows of one vocabulary, from boxes (b, A, 4) and scores (b, n_cls, A)."""
+    limit = torch.tensor([MAX_PER_CLASS], dtype=torch.int64)
+    kept: Any = _Suppress.apply(boxes_xyxy, scores, limit, iou, conf)  # (n, 3)
+    image, index, anchor = kept[:, 0], kept[:, 1], kept[:, 2]
+    n_cls, n_anchors = scores.shape[1], scores.shape[2]
+    boxes = boxes_xyxy.reshape(-1, 4)[image * n_anchors + anchor]  # (n, 4)
+    score = scores.reshape(-1)[(image * n_cls + index) * n_anchors + anchor]  # (n,)
+    return torch.cat((image[:, None].float(), boxes, score[:, None], index[:, None].float()), dim=1)  # (n, 7)
+
+
+def _trace(module: DetectorGraph, path: Path, opset: int) -> None:
+    """Writes the module as an ONNX file, batch, sizes and vocabularies dynamic."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's deprecation, and sizes that are traced: check_graph tells
+        torch.onnx.export(
+            module,
+            (*_example(TRACED_SHAPE, max(module.world.strides)), *_thresholds()),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_axes=DYNAMIC_AXES,
+        )
+
+
+def _label(path: Path, metadata: dict[str, Any]) -> None:
+    """Adds our metadata to an ONNX file, and the width of the outputs, which the exporter does not know."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_value = DETECTION_COLUMNS
+    onnx.save(model, path)
+
+
+def _example(shape: Sequence[int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Seeded images and vocabularies of one of the shapes above."""
+    batch, height, width, n_original, n_prompts, n_learned, n_learned_prompts = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    images = torch.rand(batch, 3, height * stride, width * stride, generator=generator)
+    original = F.normalize(torch.randn(n_original, n_prompts, 512, generator=generator), dim=-1)
+    learned = F.normalize(torch.randn(n_learned, n_learned_prompts, 512, generator=generator), dim=-1)
+    return images, original, learned
+
+
+def _thresholds() -> tuple[Tensor, Tensor, Tensor]:
+    """iou, original_conf and learned_conf of the examples."""
+    return torch.tensor([0.7]), torch.tensor([1e-3]), torch.tensor([1e-2])
+
+
+def _check_shape(session: Any, reference: DetectorGraph, exact: DetectorGraph, shape: Sequence[int]) -> None:
+    """One forward pass in ONNX Runtime against one in torch; `exact` is `reference` in float64."""
+    example, thresholds = _example(shape, max(reference.world.strides)), _thresholds()
+    feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, (*example, *thresholds), strict=True)}
+    on_input = f"on input {tuple(example[0].shape)}"
+    try:
+        arrays = session.run(None, feed)
+    except Exception as error:  # the classes of ONNX Runtime's errors share no base but Exception
+        raise GraphError(f"The exported graph fails {on_input} ({error!r:.200}).") from error
+    *detections, boxes, original, learned = (torch.from_numpy(array) for array in arrays)
+    with torch.no_grad():
+        rounded, wanted = reference.raw(*example), exact.raw(*(tensor.double() for tensor in example))
+    side = max(example[0].shape[2:])
+    names, units = ("boxes", "original scores", "learned scores"), (side, 1, 1)
+    for name, unit, got, near, true in zip(names, units, (boxes, original, learned), rounded, wanted, strict=True):
+        if got.shape != true.shape or not _agree(got / unit, near / unit, true / unit):
+            raise GraphError(f"The exported graph's {name} differ from torch's {on_input}.")
+    iou, *confs = thresholds
+    for rows, scores, conf, name in zip(detections, (original, learned), confs, OUTPUTS, strict=True):
+        if not torch.equal(rows, _detections(boxes, scores, iou, conf)):
+            raise GraphError(f"The exported graph's {name} differ from torch's {on_input}.")
+
+
+def _agree(got: Tensor, near: Tensor, true: Tensor) -> bool:
+    """Whether `got` is as close to float64's `true` as float32's `near` lets expect. Never where a number is NaN."""
+    if not true.numel():
+        return True
+    allowed = ATOL + RTOL * true.abs() + FLOAT32_ERRORS * (near - true).abs().max()
+    return bool(((got - true).abs() <= allowed).all())

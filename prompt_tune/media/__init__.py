@@ -1,0 +1,1 @@
+"""Images, videos and streams in; pictures, videos and labels out."""

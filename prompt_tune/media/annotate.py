@@ -1,0 +1,156 @@
+"""Detections of all frames of a source, written as pictures, videos and labels, in constant memory."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal, TextIO
+
+from prompt_tune.errors import DataError
+from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
+from prompt_tune.media.sinks import Pictures, Sink, Videos
+from prompt_tune.media.sources import Source
+from prompt_tune.progress import Progress
+from prompt_tune.runtime.detections import ClassKey, choose_classes
+from prompt_tune.runtime.detector import Detector
+from prompt_tune.version import __version__
+
+Output = Literal["pictures", "coco", "yolo", "csv"]
+DEFAULT_OUTPUTS: tuple[Output, ...] = ("pictures", "coco")
+MISSING_PLACE = "`out` must be a folder where something is to be saved. Received: none."
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What `annotate` did.
+
+    images, frames: images, and frames of videos, cameras and streams, that were looked at. skipped: one line for each
+    file that cannot be read, or not all of it. missed: see `Source`. broken: why a stream ended before its time.
+    stopped: somebody stopped it, or nobody reads the lines any more. detections: how many of each (vocabulary label,
+    class name); classes without any are left out. images_with: likewise, images or frames that have that class.
+    """
+
+    images: int
+    frames: int
+    skipped: tuple[str, ...]
+    missed: int
+    broken: str | None
+    stopped: bool
+    detections: Mapping[ClassKey, int]
+    images_with: Mapping[ClassKey, int]
+
+
+def annotate(
+    detector: Detector,
+    source: Source,
+    *,
+    out: Path | str | None = None,
+    save: Collection[Output] = DEFAULT_OUTPUTS,
+    lines: TextIO | None = None,
+    iou: float | None = None,
+    original_conf: float | None = None,
+    learned_conf: float | None = None,
+    show: Sequence[str] | None = None,
+    hide: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Annotated:
+    """Detects in the frames of a source, one at a time, and writes what is asked for; nothing grows with their number.
+
+    Args:    detector: with its vocabularies loaded.
+             source: from `open_source`.
+             out: folder to write to; files of the same names are replaced, each whole or not at all.
+             save: "pictures" (annotated; of a video an annotated video), "coco" (detections.json), "yolo" (a data set
+                 to learn from), "csv" (detections.csv).
+             lines: file that gets a line of JSON for each frame at once.
+             iou, original_conf, learned_conf, show, hide: as in `Detector.detect`.
+             progress: called with (stage, done, total, note); total is None where nobody knows it.
+             stop: asked after each frame; when it says yes, the files are finished as they are.
+    Returns: what was found. A file that cannot be read is skipped, counted and named.
+    Raises:  DataError: nothing of the source can be read, a picture would replace an image that is read, or `out`
+             cannot be written. Then no document is left, only pictures and labels, each whole.
+    """
+    chosen = choose_classes(detector.classes, show=show, hide=hide)
+    options: dict[str, float | None] = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
+    sinks: list[Sink] = [] if lines is None else [JsonLines(lines)]
+    if save:
+        if out is None:
+            raise DataError(MISSING_PLACE)
+        shown = tuple(key for key in detector.classes if key in chosen)
+        sinks += _sinks(Path(out), save, detector, source, shown, options)
+    counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
+    stopped = False
+    with closing(source.frames()) as frames, ExitStack() as opened:
+        first = next(frames, None)
+        if first is None:
+            raise DataError(_nothing(source))
+        for sink in sinks:  # only now: a source that cannot be read leaves no file
+            opened.enter_context(sink)
+        for frame in chain([first], frames):
+            done = counts.total()
+            if progress:
+                progress("detect", done + len(source.skipped), source.total, frame.name)
+            (found,) = detector.detect(frame.image, **options, show=show, hide=hide)  # type: ignore[arg-type]
+            try:
+                for sink in sinks:
+                    sink.write(frame, found)
+            except BrokenPipeError:  # who reads the lines has seen enough
+                stopped = True
+            counts[frame.index is None] += 1
+            keys = list(zip(found.vocabularies, found.class_names, strict=True))
+            detections.update(keys)
+            images_with.update(set(keys))
+            if stopped := stopped or stop():
+                break
+    if progress:
+        total = counts.total() + len(source.skipped)
+        progress("detect", total, source.total if stopped else total, "")
+    skipped = tuple(source.skipped.values())
+    return Annotated(
+        counts[True], counts[False], skipped, source.missed, source.broken, stopped, detections, images_with
+    )
+
+
+def _sinks(
+    out: Path,
+    save: Collection[Output],
+    detector: Detector,
+    source: Source,
+    shown: Sequence[ClassKey],
+    options: dict[str, float | None],
+) -> list[Sink]:
+    """The sinks of these names, pictures first."""
+    sinks: list[Sink] = []
+    if "pictures" in save:
+        sinks += [Pictures(out, source.paths), Videos(out, source.paths)]
+    if "coco" in save:
+        sinks.append(Coco(out, detector.classes, info={**_info(detector), **options}, skipped=source.skipped))
+    if "yolo" in save:
+        sinks.append(Yolo(out, shown))
+    if "csv" in save:
+        sinks.append(Csv(out))
+    return sinks
+
+
+def _info(detector: Detector) -> dict[str, object]:
+    """Where the detections come from."""
+    vocabularies = {
+        label: {"kind": part.kind, "guide_mode": part.guide_mode, "digest": part.digest, "classes": len(part.names)}
+        for label, part in detector.vocabularies.items()
+    }
+    return {
+        "description": f"Detections by prompt-tune {__version__}",
+        "detector": detector.digest,
+        "image_size": detector.image_size,
+        "vocabularies": vocabularies,
+    }
+
+
+def _nothing(source: Source) -> str:
+    """Why there is no frame at all."""
+    if source.broken:
+        return source.broken
+    first = next(iter(source.skipped.values()), "no image was given.")
+    return first if len(source.skipped) == 1 else f"None of {len(source.skipped)} images can be read: {first}"

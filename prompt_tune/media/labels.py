@@ -1,0 +1,235 @@
+"""Detections as labels: COCO JSON, a YOLO data set, CSV, and lines of JSON. See `sinks`."""
+
+import csv
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Self, TextIO
+
+from PIL import Image
+
+from prompt_tune.errors import DataError
+from prompt_tune.media.sinks import Sink, told, with_suffix, writing
+from prompt_tune.media.sources import Frame
+from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
+from prompt_tune.runtime.images import IMAGE_SUFFIXES
+
+COCO_FILE = "detections.json"
+CSV_FILE = "detections.csv"
+YOLO_FOLDER = "yolo"
+ORIGIN = ("file_name", "video", "frame", "seconds")
+ROW = ("vocabulary", "class", "score", "box_xyxy")
+LABEL_QUALITY = 95  # JPEG; frames that somebody will train on
+SHARE_DECIMALS = 6  # YOLO labels: a hundredth of a pixel in 10,000
+SECOND_DECIMALS = 3
+
+
+class Coco(Sink):
+    """detections.json: COCO's `images`, `categories` and `annotations`, the latter with `score` and `vocabulary`."""
+
+    def __init__(
+        self,
+        out: Path,
+        classes: Sequence[ClassKey],
+        *,
+        info: Mapping[str, object] | None = None,
+        skipped: Mapping[str, str] | None = None,
+    ) -> None:
+        """One document.
+
+        Args: out: folder to write to.
+              classes: (vocabulary label, class name) of all that may be found.
+              info: where the detections come from.
+              skipped: names of files that cannot be read -> why; read when the document is finished.
+        """
+        super().__init__()
+        self._out, self._classes, self._info = out, classes, info or {}
+        self._skipped = {} if skipped is None else skipped  # may still be empty, and grow
+        self._category_ids = {key: number for number, key in enumerate(classes, start=1)}
+        self._images = self._annotations = 0
+
+    def __enter__(self) -> Self:
+        self._target = self._files.enter_context(writing(self._out / COCO_FILE))
+        self._image_lines, self._annotation_lines = self._spool(), self._spool()
+        return self
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        """See `Sink`."""
+        width, height = found.size_wh
+        entry = {"id": self._images + 1, **_origin(frame), "width": width, "height": height}
+        with told(self._out / COCO_FILE):
+            _line(self._image_lines, self._images, entry)
+            self._images += 1
+            for row in found.to_coco(self._images, self._category_ids, first_id=self._annotations + 1):
+                _line(self._annotation_lines, self._annotations, row)
+                self._annotations += 1
+
+    def _spool(self) -> IO[str]:
+        """A file without a name beside the target: the lists of the document grow side by side, on disk."""
+        return self._files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._out))
+
+    def _finish(self) -> None:
+        info = {**self._info, "skipped": list(self._skipped)}
+        with told(self._out / COCO_FILE), open(self._target, "w", encoding="utf-8") as file:
+            file.write(f'{{"info": {_json(info)},\n"images": [\n')
+            _append(file, self._image_lines)
+            file.write(f'\n],\n"categories": {_json(coco_categories(self._classes))},\n"annotations": [\n')
+            _append(file, self._annotation_lines)
+            file.write("\n]}\n")
+
+
+class Yolo(Sink):
+    """A data set in ultralytics' format in the folder `yolo`: images, labels and data.yaml, to correct and learn from.
+
+    An image is copied as it is; a frame of a video becomes a JPEG. A name that two vocabularies have counts as
+    "LABEL:NAME". Scores and thresholds are not in the format: what was not found is background.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[ClassKey]) -> None:
+        """Args: out: folder that gets the folder `yolo`. classes: (vocabulary label, class name) of those shown.
+
+        Raises: DataError: there is a data set already, or no class.
+        """
+        super().__init__()
+        self._root = out / YOLO_FOLDER
+        if self._root.exists():
+            raise DataError(
+                f"`{self._root}` is there already, and its labels would mix with the new ones. Remove it, or choose "
+                "another --out."
+            )
+        if not classes:
+            raise DataError("YOLO labels need a class: all are hidden. Show one.")
+        names = [name for _, name in classes]
+        self._names = [name if names.count(name) == 1 else f"{label}:{name}" for label, name in classes]
+        self._class_ids = {key: number for number, key in enumerate(classes)}
+        self._labels: set[Path] = set()  # of images, whose list is in memory anyway; frames have names of their own
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        """See `Sink`."""
+        image = self._image_place(frame)
+        label = _yolo_label(image)
+        with writing(image) as temporary:
+            if frame.path is not None and image.suffix == frame.path.suffix:
+                shutil.copyfile(frame.path, temporary)
+            else:
+                Image.fromarray(frame.image).save(temporary, quality=LABEL_QUALITY)
+        with writing(label) as temporary:
+            temporary.write_text("".join(self._rows(found)), encoding="utf-8")
+
+    def _image_place(self, frame: Frame) -> Path:
+        """Where the image goes: a.png and a.jpg would share the label a.txt, so the second becomes a-2.jpg."""
+        first = image = with_suffix(self._root / "images" / frame.file_name, IMAGE_SUFFIXES, ".png")
+        if frame.index is None:
+            number = 1
+            while _yolo_label(image) in self._labels:
+                number += 1
+                image = first.with_stem(f"{first.stem}-{number}")
+            self._labels.add(_yolo_label(image))
+        return image
+
+    def _rows(self, found: Detections) -> Iterator[str]:
+        """The lines `class x y w h`, centre and size in shares of the image's; a box without an area is none."""
+        width, height = found.size_wh
+        for box, key in zip(found.boxes_xyxy, zip(found.vocabularies, found.class_names, strict=True), strict=True):
+            left, top, right, bottom = (float(value) for value in box)
+            shares = (
+                (left + right) / 2 / width,
+                (top + bottom) / 2 / height,
+                (right - left) / width,
+                (bottom - top) / height,
+            )
+            x, y, w, h = (f"{share:.{SHARE_DECIMALS}f}" for share in shares)
+            if float(w) > 0 and float(h) > 0:
+                yield f"{self._class_ids[key]} {x} {y} {w} {h}\n"
+
+    def _finish(self) -> None:
+        lines = [f"  {number}: {_json(name)}\n" for number, name in enumerate(self._names)]  # JSON text is YAML text
+        with writing(self._root / "data.yaml") as temporary:
+            temporary.write_text(
+                "# Labels that a detector made: correct them before you trust them. `prompt-tune fit` holds out a\n"
+                "# fifth of the images for validation; ultralytics wants a line `val: FOLDER` with its own images.\n"
+                f"train: images\nnames:\n{''.join(lines)}",
+                encoding="utf-8",
+            )
+
+
+class Csv(Sink):
+    """detections.csv: a line a detection, boxes in pixels of the image; spreadsheets read it."""
+
+    def __init__(self, out: Path) -> None:
+        """Args: out: folder to write to."""
+        super().__init__()
+        self._path = out / CSV_FILE
+
+    def __enter__(self) -> Self:
+        temporary = self._files.enter_context(writing(self._path))
+        self._file = self._files.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
+        self._writer = csv.writer(self._file)
+        self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2"))
+        return self
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        """See `Sink`."""
+        origin = _origin(frame)
+        with told(self._path):
+            for *row, box in _rows(found):
+                self._writer.writerow((*(origin.get(name) for name in ORIGIN), *row, *box))
+
+
+class JsonLines(Sink):
+    """A line of JSON for each frame, written at once: for pipes."""
+
+    def __init__(self, file: TextIO) -> None:
+        """Args: file: open for text; it stays open."""
+        super().__init__()
+        self._file = file
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        """See `Sink`."""
+        width, height = found.size_wh
+        rows = [dict(zip(ROW, (*row, box), strict=True)) for *row, box in _rows(found)]
+        entry = {**_origin(frame), "width": width, "height": height, "detections": rows}
+        self._file.write(_json(entry) + "\n")
+        self._file.flush()
+
+
+def _yolo_label(image: Path) -> Path:
+    """ultralytics' rule: the last folder `images` of the path becomes `labels`."""
+    parts = list(image.parts)
+    parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _origin(frame: Frame) -> dict[str, object]:
+    """What tells where a frame is from: `ORIGIN`, of an image only its name."""
+    entry: dict[str, object] = {"file_name": frame.file_name}
+    if frame.index is not None:
+        seconds = None if frame.seconds is None else round(frame.seconds, SECOND_DECIMALS)
+        entry |= {"video": frame.name, "frame": frame.index, "seconds": seconds}
+    return entry
+
+
+def _rows(found: Detections) -> Iterator[tuple[str, str, float, list[float]]]:
+    """The detections as CSV and lines of JSON have them: `ROW`."""
+    for box, score, name, label in zip(
+        found.boxes_xyxy, found.scores, found.class_names, found.vocabularies, strict=True
+    ):
+        corners = [round(float(value), PIXEL_DECIMALS) for value in box]
+        yield label, name, round(float(score), SCORE_DECIMALS), corners
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _line(file: IO[str], before: int, entry: object) -> None:
+    """One more entry of a list, a line each."""
+    file.write((",\n" if before else "") + _json(entry))
+
+
+def _append(file: IO[str], lines: IO[str]) -> None:
+    """What was spooled, piece by piece."""
+    lines.seek(0)
+    shutil.copyfileobj(lines, file)

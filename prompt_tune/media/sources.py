@@ -1,0 +1,189 @@
+"""Where images come from: files, folders, glob patterns, videos, cameras and network streams, one frame at a time.
+
+Videos, cameras and streams are read with PyAV (FFmpeg), the extra `video`; images need the base install only.
+"""
+
+import os
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from prompt_tune.errors import DataError
+from prompt_tune.media.video import Video, count_frames, open_address, open_camera, open_file, require_av
+from prompt_tune.runtime.images import IMAGE_SUFFIXES, find_files, read_rgb
+
+VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+TIMEOUT = 10.0  # seconds; a stream over a slow line answers in two or three
+Frames = Generator["Frame", None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """An image, or a frame of a video, a camera or a stream.
+
+    name: of the file, below the folder that all files have in common, or "camera-0" or "stream". image: uint8
+    (h, w, 3) RGB, upright. index: number of the frame in its video, from 0; None for an image. seconds: since the first
+    frame of the video; for a live source, by the clock of this machine. path: of an image's file.
+    """
+
+    name: str
+    image: np.ndarray
+    index: int | None = None
+    seconds: float | None = None
+    path: Path | None = None
+
+    @property
+    def file_name(self) -> str:
+        """A name that no other frame has, for labels: a frame of a video is named as an image in a folder."""
+        return self.name if self.index is None else f"{self.name}/{self.index:06}.jpg"
+
+
+class Source(Protocol):
+    """Frames to come, and what became of them.
+
+    total: how many frames, a close estimate for videos; None where nothing tells. live: it ends when somebody stops it.
+    paths: the files. skipped: for each file that cannot be read, or not all of it, its name and the reason. broken: why
+    a stream ended before its time. missed: frames of a live source that passed while earlier ones were worked on.
+    """
+
+    total: int | None
+    live: bool
+    paths: Sequence[Path]
+    skipped: dict[str, str]
+    broken: str | None
+    missed: int
+
+    def frames(self) -> Frames:
+        """The frames, each read when it is asked for; closing the generator frees the camera or the file."""
+        ...
+
+
+def open_source(source: str | Path, *, every: int = 1, timeout: float = TIMEOUT) -> Source:
+    """The source that a text names.
+
+    Args:    source: an image or video file, a folder of them (not the folders in it), a glob pattern, the number of a
+                 camera ("0"), or an address (rtsp://, http://, ...).
+             every: of a video, camera or stream take the first frame and then each `every`-th.
+             timeout: seconds after which a camera or stream that sends nothing is an error.
+    Raises:  DataError: nothing is there, the camera or address cannot be opened, or PyAV is not installed.
+    """
+    if every < 1:
+        raise DataError(f"`every` must be at least 1. Received: {every}.")
+    text = str(source)
+    if text.isdecimal() and not Path(text).exists():
+        return _Stream(open_camera(int(text), timeout=timeout, every=every), f"camera-{int(text)}")
+    if "://" in text:
+        return _Stream(open_address(text, timeout=timeout, every=every), "stream")
+    return _Files(find_files(source, (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES), "image or video"), every)
+
+
+class _Files:
+    """Images and videos on disk, in order."""
+
+    def __init__(self, paths: Sequence[Path], every: int) -> None:
+        self.live = False
+        self.paths = paths
+        self.skipped: dict[str, str] = {}
+        self.broken: str | None = None
+        self.missed = 0
+        self._every = every
+        videos = [path for path in paths if _is_video(path)]
+        if videos:
+            require_av(f"`{videos[0]}` is a video", "Or give a pattern that names images only.")
+        counts = [count_frames(path, every=every) if _is_video(path) else 1 for path in paths]
+        self.total = None if None in counts else sum(count or 0 for count in counts)
+
+    def frames(self) -> Frames:
+        """See `Source`."""
+        absolute = [Path(os.path.abspath(path)) for path in self.paths]  # links stay: names are what the user sees
+        root = os.path.commonpath([path.parent for path in absolute])
+        for path, place in zip(self.paths, absolute, strict=True):
+            name = place.relative_to(root).as_posix()
+            try:
+                if _is_video(path):
+                    yield from self._video(path, name)
+                else:
+                    yield Frame(name, read_rgb(path), path=path)
+            except DataError as error:
+                self.skipped[name] = str(error)
+
+    def _video(self, path: Path, name: str) -> Frames:
+        video = open_file(path, every=self._every)
+        try:
+            yield from _named(video, name)
+        finally:
+            if damage := video.broken or video.damage:
+                self.skipped[name] = damage
+
+
+class _Stream:
+    """A camera or an address. What has no length is live: there the newest frame counts, and older ones make way."""
+
+    def __init__(self, video: Video, name: str) -> None:
+        self.live = video.live
+        self.paths: Sequence[Path] = ()
+        self.skipped: dict[str, str] = {}
+        self.broken: str | None = None
+        self.missed = 0
+        self.total = video.total
+        self._video, self._name = video, name
+
+    def frames(self) -> Frames:
+        """See `Source`."""
+        try:
+            with closing(self._newest() if self.live else _named(self._video, self._name)) as frames:
+                yield from frames
+            self.broken = self._video.broken  # not where somebody stopped it, and the thread saw nothing come any more
+        finally:
+            if self._video.damage:
+                self.skipped[self._name] = self._video.damage
+
+    def _newest(self) -> Frames:
+        """The frames as a thread reads them; one that nobody has taken when the next is there is dropped."""
+        slot: list[Frame] = []  # one frame at most
+        changed, done = threading.Condition(), threading.Event()
+
+        def read() -> None:
+            try:
+                with closing(_named(self._video, self._name)) as frames:
+                    for frame in frames:
+                        with changed:
+                            if done.is_set():
+                                return
+                            self.missed += len(slot)
+                            slot[:] = [frame]
+                            changed.notify()
+            finally:
+                with changed:
+                    done.set()
+                    changed.notify()
+
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read)
+            try:
+                while True:
+                    with changed:
+                        changed.wait_for(lambda: slot or done.is_set())
+                        if not slot:
+                            break
+                        frame = slot.pop()
+                    yield frame
+                reading.result()  # an error of the thread is an error here
+            finally:
+                done.set()
+
+
+def _named(video: Video, name: str) -> Frames:
+    with closing(video.frames()) as frames:
+        for index, image, seconds in frames:
+            yield Frame(name, image, index, seconds)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES

@@ -1,0 +1,156 @@
+"""`prompts.safetensors` of a run: the context vectors, and all that is needed to embed further names with them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tune.config import TokenPosition
+from prompt_tune.contract import METADATA_KEY, GuideMode
+from prompt_tune.errors import ModelError, VocabularyError
+from prompt_tune.files import replacing
+from prompt_tune.models.context import PromptContext
+from prompt_tune.models.text_tower import TextTower
+
+FORMAT_VERSION = 2
+SETTINGS = ("class_specific", "token_position", "prompts_per_class", "initial_words")
+FIELDS = {"version", "classes", "text_tower", "guide_mode", *SETTINGS}
+
+
+def save_context(context: PromptContext, path: Path, guide_mode: GuideMode = "original") -> None:
+    """Write `prompts.safetensors`; the same context has the same bytes.
+
+    Args: guide_mode: what steered the neck while the context was learned.
+    """
+    from safetensors.numpy import save_file
+
+    fields = {
+        "version": FORMAT_VERSION,
+        "classes": context.classes,
+        "text_tower": context.tower.digest,
+        "guide_mode": guide_mode,
+        **{name: getattr(context, name) for name in SETTINGS},
+    }
+    with replacing(path) as temporary:
+        save_file(
+            {"ctx": np.ascontiguousarray(context.ctx.detach().cpu().numpy())},
+            temporary,
+            metadata={METADATA_KEY: json.dumps(fields, sort_keys=True)},
+        )
+
+
+def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]] | None = None) -> PromptContext:
+    """The context of a run, for its own classes or for others.
+
+    Args:    path: prompts.safetensors of a run. tower: the tower it was learned with.
+             classes: None for the run's own. Others may be any where the context is shared; class-specific context
+             belongs to the names that it was learned for.
+    Returns: the context vectors in front of these classes.
+    Raises:  VocabularyError: the file is missing, damaged or of another version, or a class has no context in it.
+             ModelError: the tower is not the one it was learned with.
+    """
+    fields, ctx = _read(path, tower)
+    settings = {name: fields[name] for name in SETTINGS}
+    trained = PromptContext(tower, [tuple(names) for names in fields["classes"]], n_ctx=ctx.shape[-2], **settings)
+    with torch.no_grad():
+        trained.ctx.copy_(ctx)
+    if classes is None or list(classes) == trained.classes:
+        return trained
+    context = PromptContext(tower, classes, n_ctx=ctx.shape[-2], **settings)
+    with torch.no_grad():
+        if not context.class_specific:
+            context.ctx.copy_(ctx)
+            return context
+        for i, prompts in enumerate(context.texts):
+            for j in range(context.n_prompts):
+                names, text = context.classes[i], prompts[j % len(prompts)]
+                context.ctx[i, j] = ctx[_place(trained, names[0], text, j // len(names), path)]
+    return context
+
+
+def embed_with_prompts(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Embeddings of classes behind the learned context of a run.
+
+    Args, Raises: as `load_context`.
+    Returns: (n_cls, n_prompts, 512) float32, unit L2 norm.
+    """
+    return load_context(path, tower, classes).embeddings()
+
+
+def read_guide_mode(path: Path, tower: TextTower) -> GuideMode:
+    """What steered the neck while the context of a run was learned.
+
+    Raises:  as `load_context`.
+    """
+    mode: GuideMode = _read(path, tower)[0]["guide_mode"]
+    return mode
+
+
+def _place(trained: PromptContext, name: str, text: str, copy: int, path: Path) -> tuple[int, int]:
+    """As `PromptContext.find`.
+
+    Raises:  VocabularyError: no class has the text.
+    """
+    place = trained.find(name, text, copy)
+    if place is None:
+        learned = ", ".join(repr(known) for names in trained.classes for known in names)
+        raise VocabularyError(
+            f"{path} has class-specific context for {learned}, and none for {text!r}. Name only these, or learn shared "
+            "context with `fit --shared-context`."
+        )
+    return place
+
+
+def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
+    """Metadata and context vectors of a prompts file, checked, also against the tower."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            fields = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            ctx = file.get_tensor("ctx") if list(file.keys()) == ["ctx"] else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise VocabularyError(
+            f"{path} cannot be read as a prompts file: {error}. Give prompts.safetensors of a run."
+        ) from error
+    if ctx is None or not isinstance(fields, dict) or not _is_valid(fields):
+        raise VocabularyError(
+            f"{path} is not a prompts file of version {FORMAT_VERSION} (one tensor `ctx`, metadata {sorted(FIELDS)}). "
+            "Give prompts.safetensors of a run made with this version."
+        )
+    if fields["text_tower"] != tower.digest:
+        raise ModelError(
+            f"{path} was learned with the text tower {fields['text_tower'][:12]}, and '{tower.spec}' is "
+            f"{tower.digest[:12]}. Give the tower of the run."
+        )
+    n_prompts = max(map(len, fields["classes"])) * fields["prompts_per_class"]
+    lead = (len(fields["classes"]), n_prompts) if fields["class_specific"] else ()
+    right = ctx.ndim == len(lead) + 2 and tuple(ctx.shape[:-2]) == lead and ctx.shape[-1] == tower.ctx_dim
+    if not right or ctx.dtype != torch.float32 or not bool(ctx.isfinite().all()):
+        raise VocabularyError(
+            f"{path}: `ctx` must be finite float32 {(*lead, 'n_ctx', tower.ctx_dim)}. Received: {ctx.dtype} "
+            f"{tuple(ctx.shape)}. Give the file as `fit` wrote it."
+        )
+    return fields, ctx
+
+
+def _is_valid(fields: dict[str, Any]) -> bool:
+    """Whether a prompts file's metadata is of this version and of the right types."""
+    if set(fields) != FIELDS or fields["version"] != FORMAT_VERSION:
+        return False
+    classes, copies = fields["classes"], fields["prompts_per_class"]
+    return (
+        isinstance(classes, list)
+        and bool(classes)
+        and all(isinstance(names, list) and names and all(isinstance(n, str) for n in names) for names in classes)
+        and isinstance(fields["class_specific"], bool)
+        and fields["token_position"] in get_args(TokenPosition)
+        and fields["guide_mode"] in get_args(GuideMode)
+        and type(copies) is int
+        and copies >= 1
+        and all(isinstance(fields[key], str) for key in ("initial_words", "text_tower"))
+    )

@@ -1,0 +1,1 @@
+"""The inference box: NumPy and ONNX Runtime, no torch."""

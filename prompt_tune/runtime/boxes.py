@@ -1,0 +1,78 @@
+"""Boxes that overlap: IoU, greedy matching, and the suppression of a class's own. NumPy only."""
+
+import numpy as np
+
+from prompt_tune.contract import UNLIMITED
+
+
+def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+    """Intersection over union of two lists of boxes in the same frame.
+
+    Args:
+        first_xyxy: (n, 4).
+        second_xyxy: (m, 4).
+        crowd: (m,) bool. For these boxes of the second list, the share of the first box that lies inside takes the
+            place of the IoU: COCO's rule for ignored regions.
+
+    Returns:
+        (n, m) float64 in 0..1.
+    """
+    first, second = first_xyxy[:, None].astype(np.float64), second_xyxy[None].astype(np.float64)  # (n, 1, 4), (1, m, 4)
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])  # (n, m, 2)
+    shared = sides.clip(min=0).prod(axis=-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(axis=-1) for boxes in (first, second)]
+    whole = areas[0] + areas[1] - shared  # (n, m)
+    return shared / np.maximum(whole if crowd is None else np.where(crowd, areas[0], whole), 1e-9)
+
+
+def match(overlap: np.ndarray, scores: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Greedy matching: by falling score, each detection takes the free object that it overlaps most.
+
+    Of equal overlaps the last object is taken, as COCO's evaluator does.
+
+    Args:
+        overlap: (n, m) overlap of n detections with m objects; -1 where they must not be matched.
+        scores: (n,); of equal ones the first goes first.
+        limits: (k,), rising: the overlap from which on an object counts as found, each a matching of its own.
+
+    Returns:
+        (n, k) int64: the object that a detection found at each limit, or -1.
+
+    Source: COCO (arXiv 1405.0312).
+    """
+    n, m = overlap.shape
+    found = np.full((n, len(limits)), -1, np.int64)
+    if not overlap.size:
+        return found
+    backwards = overlap[:, ::-1]  # argmax takes the first of equal ones
+    free, level = np.ones((len(limits), m), bool), np.arange(len(limits))
+    near = np.flatnonzero(overlap.max(1) >= limits[0])  # the others find nothing
+    for row in near[np.argsort(-scores[near], kind="stable")]:
+        candidates = np.where(free, backwards[row], -1)  # (k, m)
+        best = candidates.argmax(1)  # (k,)
+        hit = candidates[level, best] >= limits
+        free[level[hit], best[hit]] = False
+        found[row, hit] = m - 1 - best[hit]
+    return found
+
+
+def distinct(boxes_xyxy: np.ndarray, scores: np.ndarray, classes: np.ndarray, nms_iou: np.ndarray) -> np.ndarray:
+    """Which detections a further greedy suppression leaves, each class at its own limit.
+
+    Frozen boxes come in kinds (an object with its rim and without), which a learned class scores alike: where those of
+    one object overlap by less than the detector's limit, the class needs a tighter one.
+
+    Args:    boxes_xyxy: (n, 4) float32, in one frame. scores: (n,) float32; of equal ones the first is the better.
+             classes: (n,) int64. nms_iou: (n_cls,) float32 in 0..1; a box that overlaps a better one of its class that
+                 is left by more than this is dropped.
+    Returns: (n,) bool.
+    """
+    kept = np.ones(len(scores), bool)
+    for k in np.unique(classes[nms_iou[classes] < UNLIMITED]):
+        rows = np.flatnonzero(classes == k)
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        over = np.triu(box_iou(boxes_xyxy[rows], boxes_xyxy[rows]) > nms_iou[k], 1)  # (m, m): better than, and near
+        for i in np.flatnonzero(over.any(axis=1)):
+            if kept[rows[i]]:
+                kept[rows[over[i]]] = False
+    return kept

@@ -1,0 +1,184 @@
+"""What the runtime found in one image, the same in COCO's JSON, and for `supervision`. Light: NumPy only."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prompt_tune.errors import PromptTuneError, VocabularyError
+from prompt_tune.runtime.boxes import distinct
+
+if TYPE_CHECKING:
+    import supervision
+
+ORIGINAL = "original"  # the label of the vocabulary that the detector is deployed with
+PIXEL_DECIMALS = 3  # in JSON: a thousandth of a pixel, far below what a float32 box is good for
+SCORE_DECIMALS = 6  # in JSON: a float32 in 0..1 has about seven decimal digits
+ClassKey = tuple[str, str]  # (vocabulary label, class name): a class name alone may stand in two vocabularies
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The detections of one image, from the graph to the picture.
+
+    The runtime gives those of the original vocabulary first, in the graph's order, then the learned ones.
+
+    Attributes:
+        boxes_xyxy: (n, 4) float32. From the runtime: in pixels of the original image, inside it.
+        scores: (n,) float32 in 0..1, after the class's calibration where its vocabulary has one.
+        class_ids: (n,) int64, the row of the class in its own vocabulary. In training and measuring, which know classes
+            by number alone, the number of the class there.
+        class_names: n strings; empty where classes are known by number alone.
+        vocabularies: n labels, "original" or that of a learned vocabulary; empty where classes are known by number.
+        size_wh: Width and height of the original image in pixels; (0, 0) where it does not matter.
+    """
+
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    class_ids: np.ndarray
+    class_names: tuple[str, ...] = ()
+    vocabularies: tuple[str, ...] = ()
+    size_wh: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, keep: np.ndarray) -> "Detections":
+        """The detections that `keep` names, in the same order.
+
+        Args: keep: (n,) bool, or (k,) integer rows.
+        """
+        rows = np.arange(len(self))[keep]
+        return Detections(
+            boxes_xyxy=self.boxes_xyxy[rows],
+            scores=self.scores[rows],
+            class_ids=self.class_ids[rows],
+            class_names=tuple(self.class_names[row] for row in rows) if self.class_names else (),
+            vocabularies=tuple(self.vocabularies[row] for row in rows) if self.vocabularies else (),
+            size_wh=self.size_wh,
+        )
+
+    def distinct(self, nms_iou: np.ndarray) -> "Detections":
+        """What a further suppression leaves, each class at its own limit.
+
+        Args:
+            nms_iou: (n_cls,) float32 in 0..1, by class id.
+        """
+        return self.select(distinct(self.boxes_xyxy, self.scores, self.class_ids, nms_iou))
+
+    def of(self, vocabulary: str) -> "Detections":
+        """The detections of one vocabulary, by its label."""
+        return self.select(np.array([label == vocabulary for label in self.vocabularies], dtype=bool))
+
+    def to_coco(
+        self, image_id: int, category_ids: Mapping[ClassKey, int], *, first_id: int = 1
+    ) -> list[dict[str, object]]:
+        """The detections as entries of a COCO `annotations` list; `pycocotools` takes the same list as results.
+
+        Args:    image_id: the image's id in the document.
+                 category_ids: the id of each (vocabulary label, class name).
+                 first_id: the id of the first entry; the others count up from it.
+        Returns: one dictionary a detection: `id`, `image_id`, `category_id`, `bbox` [x, y, width, height] and `area` in
+                 original pixels, `iscrowd` 0, `score`, and `vocabulary`, the label of the vocabulary it comes from.
+        """
+        entries: list[dict[str, object]] = []
+        for row, (label, name) in enumerate(zip(self.vocabularies, self.class_names, strict=True)):
+            left, top, right, bottom = (float(value) for value in self.boxes_xyxy[row])
+            entries.append(
+                {
+                    "id": first_id + row,
+                    "image_id": image_id,
+                    "category_id": category_ids[label, name],
+                    "bbox": [round(value, PIXEL_DECIMALS) for value in (left, top, right - left, bottom - top)],
+                    "area": round((right - left) * (bottom - top), PIXEL_DECIMALS),
+                    "iscrowd": 0,
+                    "score": round(float(self.scores[row]), SCORE_DECIMALS),
+                    "vocabulary": label,
+                }
+            )
+        return entries
+
+    def to_supervision(self, classes: Sequence[ClassKey]) -> "supervision.Detections":
+        """The detections as Roboflow's `supervision` takes them: its annotators, trackers, zones and filters.
+
+        Args:    classes: (vocabulary label, class name) of all, such as `Detector.classes`.
+        Returns: `xyxy` in original pixels, `confidence`, `class_id` and, in `data`, `class_name` and `vocabulary`. The
+                 `class_id` is the row in `classes`, not in the class's vocabulary: there, row 0 of two vocabularies
+                 would have one colour, and one track or suppression in common. That of an original class does not
+                 depend on what else is loaded; the others change when vocabularies are loaded or unloaded.
+        Raises:  PromptTuneError: supervision is not installed. VocabularyError: a class is not one of `classes`.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise PromptTuneError(
+                "supervision is not installed, and this needs it: pip install 'prompt-tune[supervision]'"
+            ) from error
+        row_of = {key: row for row, key in enumerate(classes)}
+        keys = list(zip(self.vocabularies, self.class_names, strict=True))
+        if unknown := [key for key in keys if key not in row_of]:
+            raise VocabularyError(
+                f"{':'.join(unknown[0])!r} is not one of the {len(row_of)} `classes`. Give those of the detector that "
+                "found it, as they were then."
+            )
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy,
+            confidence=self.scores,
+            class_id=np.array([row_of[key] for key in keys], dtype=np.int64),  # (n,)
+            data={
+                "class_name": np.array(self.class_names, dtype=str),  # (n,)
+                "vocabulary": np.array(self.vocabularies, dtype=str),  # (n,)
+            },
+        )
+
+
+def concatenate(parts: Iterable[Detections], size_wh: tuple[int, int]) -> Detections:
+    """The detections of one image from several vocabularies as one, in the order given; none at all is fine."""
+    parts = list(parts)
+    return Detections(
+        boxes_xyxy=np.concatenate([part.boxes_xyxy for part in parts] or [np.zeros((0, 4), np.float32)]),  # (n, 4)
+        scores=np.concatenate([part.scores for part in parts] or [np.zeros(0, np.float32)]),  # (n,)
+        class_ids=np.concatenate([part.class_ids for part in parts] or [np.zeros(0, np.int64)]),  # (n,)
+        class_names=tuple(name for part in parts for name in part.class_names),
+        vocabularies=tuple(label for part in parts for label in part.vocabularies),
+        size_wh=size_wh,
+    )
+
+
+def choose_classes(
+    classes: Sequence[ClassKey], *, show: Sequence[str] | None = None, hide: Sequence[str] | None = None
+) -> frozenset[ClassKey]:
+    """The classes that are wanted.
+
+    Args:    classes: (vocabulary label, class name) of all.
+             show, hide: "NAME" means that class in every vocabulary, "LABEL:NAME" in one, "LABEL:*" all of one.
+                 Without `show`, all classes are shown; what `hide` names is not.
+    Raises:  VocabularyError: a name matches no class; the text lists names that are near.
+    """
+    chosen = frozenset(classes) if show is None else _matching(classes, show)
+    return chosen - _matching(classes, hide or ())
+
+
+def coco_categories(classes: Sequence[ClassKey]) -> list[dict[str, object]]:
+    """COCO's `categories`, ids from 1 in the order given; `vocabulary`, as `supercategory`, is the label."""
+    return [
+        {"id": number, "name": name, "supercategory": label, "vocabulary": label}
+        for number, (label, name) in enumerate(classes, start=1)
+    ]
+
+
+def _matching(classes: Sequence[ClassKey], wanted: Sequence[str]) -> frozenset[ClassKey]:
+    """The classes that any of the strings `wanted` means."""
+    if not wanted:  # in every call of `detect` that hides nothing: 15 ms at 10,000 classes
+        return frozenset()
+    meanings: dict[str, set[ClassKey]] = {}
+    for label, name in classes:
+        for text in (name, f"{label}:{name}", f"{label}:*"):
+            meanings.setdefault(text, set()).add((label, name))
+    for text in wanted:
+        if text not in meanings:
+            near = difflib.get_close_matches(text, meanings, n=5) or sorted({f"{label}:*" for label, _ in classes})
+            raise VocabularyError(f"No loaded class is named {text!r}. Near: {', '.join(near)}.")
+    return frozenset(key for text in wanted for key in meanings[text])

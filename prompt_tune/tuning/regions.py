@@ -1,0 +1,304 @@
+"""The region cache: head features and boxes of images, computed once, since neither depends on the prompts.
+
+One file an image and view, keyed by everything it depends on, so a cache may be shared between runs, continues where it
+was stopped, and never gives a stale answer. Read an image at a time: memory does not grow with the number of images.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tune.config import RegionBudget
+from prompt_tune.datasets.samples import Labels, Sample
+from prompt_tune.errors import DataError, ModelError, RunError
+from prompt_tune.files import replacing
+from prompt_tune.models.world import World
+from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.tuning.views import View, choose_anchors, make_view
+
+FORMAT_VERSION = 2  # of the files, and of views and preprocessing: another number makes every old file a miss
+FORWARD_BATCH = 4  # images in one pass of the detector, always: a result's last bits may depend on the batch's size
+READ_AHEAD = 2  # batches that are decoded while the detector works
+# tensors of a file: the labels, and either regions or what the neck takes, an output a layer
+LABEL_PARTS = {"label_boxes", "label_classes", "label_ignore", "frame_xyxy"}
+REGION_PARTS = {"head", "boxes_xyxy", "anchor"}
+BACKBONE = "backbone."
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Cached anchors of one image and view, in pixels of the network's input.
+
+    Attributes:
+        head: (r, c3) float32, head features.
+        boxes_xyxy: (r, 4) float32.
+        anchor: (r,) int64, rising, the place of each in `World.anchors`.
+        labels: The labels of the view.
+        frame_xyxy: (4,) float32, where the photo lies in the input; around it is grey.
+    """
+
+    head: Tensor
+    boxes_xyxy: Tensor
+    anchor: Tensor
+    labels: Labels
+    frame_xyxy: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RegionCache:
+    """Cached images of a split. `files[i]` lists the files of image i, one a view; `skipped` names damaged images; the
+    last `n_replay` images are replayed ones."""
+
+    files: list[list[Path]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    n_replay: int = 0
+
+    def with_replay(self, replayed: "RegionCache") -> "RegionCache":
+        """These images, and replayed ones behind them."""
+        return RegionCache(self.files + replayed.files, self.skipped + replayed.skipped, len(replayed.files))
+
+    def load(self, image: int, view: int = 0) -> Regions:
+        """The regions of an image in a view.
+
+        Raises:  RunError: the file is gone or damaged.
+        """
+        parts = self._read(image, view)
+        return _regions(parts, parts["head"].float(), parts["boxes_xyxy"], parts["anchor"].long())
+
+    def load_backbone(self, image: int, view: int = 0) -> tuple[dict[int, Tensor], Regions]:
+        """What `World.neck` takes of an image in a view, float32, (1, channels, h, w) a layer, and the image's labels
+        in regions that have no anchor yet: of a cache that was made without a guide.
+
+        Raises:  RunError: the file is gone or damaged.
+        """
+        parts = self._read(image, view)
+        layers = {int(name[len(BACKBONE) :]): part.float()[None] for name, part in parts.items() if BACKBONE in name}
+        return layers, _regions(parts, torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+
+    def has_object(self, image: int) -> bool:
+        """Whether a box of an image counts: it is not to be ignored.
+
+        Raises:  RunError: the file is gone or damaged.
+        """
+        return bool((self._read(image, 0)["label_ignore"] == 0).any())
+
+    def _read(self, image: int, view: int) -> dict[str, Tensor]:
+        """The tensors of a file."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = self.files[image][view]
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise RunError(
+                f"The cached regions {file} are damaged or gone ({error}). Run again: they are computed anew."
+            ) from error
+
+
+def _regions(parts: dict[str, Tensor], head: Tensor, boxes_xyxy: Tensor, anchor: Tensor) -> Regions:
+    """Regions with the labels of a file."""
+    return Regions(
+        head=head,
+        boxes_xyxy=boxes_xyxy,
+        anchor=anchor,
+        labels=Labels(
+            parts["label_boxes"].numpy(), parts["label_classes"].numpy(), parts["label_ignore"].bool().numpy()
+        ),
+        frame_xyxy=parts["frame_xyxy"].numpy(),
+    )
+
+
+@torch.no_grad()
+def cache_regions(
+    world: World,
+    guide: Tensor | None,
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    image_size: int,
+    views: int = 1,
+    budget: RegionBudget | None = None,
+    seed: int = 0,
+) -> Generator[RegionCache, None, None]:
+    """Run the detector once over images and keep what the training needs of each.
+
+    A generator, so that the caller shows progress and may stop: it yields the growing cache after every batch of
+    images, the last time complete.
+
+    Args:    world: the frozen detector. guide: (n_guide, 512) float32, what steers the neck; None keeps what the
+             backbone gives, for a guide that is still being learned. samples: the images.
+             folder: of the files; those that are there and whole are not computed again. image_size: side of the
+             square network input in pixels. views: 1 is the image as it is; each further one is an augmented copy.
+             budget: None keeps all anchors. seed: of views and random anchors.
+    Returns: (yields) files by image; damaged images are left out and named.
+    Raises:  DataError: no image could be read. RunError: the folder cannot be written.
+             ModelError: the detector gives numbers that are not finite.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The cache folder {folder} cannot be made: {error.strerror}. Give another --cache.") from error
+    key = _run_key(world, guide, image_size, budget, seed)
+    cache, weights = RegionCache(), None if guide is None else world.fold(guide)
+    jobs = deque(samples[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
+    ahead: deque[Future[tuple[list[list[_Item]], list[str]]]] = deque()
+    with ThreadPoolExecutor(1) as reader:  # decodes the next images while the detector works on these
+        while jobs or ahead:
+            while jobs and len(ahead) < READ_AHEAD:
+                ahead.append(reader.submit(_read_batch, jobs.popleft(), key, folder, image_size, views, seed))
+            loaded, skipped = ahead.popleft().result()
+            cache.skipped.extend(skipped)
+            cache.files.extend([item.file for item in items] for items in loaded)
+            missing = [item for items in loaded for item in items if item.view is not None]
+            for first in range(0, len(missing), FORWARD_BATCH):
+                _compute(world, guide, weights, missing[first : first + FORWARD_BATCH], budget)
+            yield cache
+    if not cache.files:
+        reason = cache.skipped[0] if cache.skipped else "There is none."
+        raise DataError(f"None of the {len(samples)} images can be used. The first: {reason}")
+
+
+@dataclass(eq=False)
+class _Item:
+    """An image and view on its way into the cache; `view` is None when the file is there already."""
+
+    file: Path
+    view: View | None
+    seed: int
+
+
+def _run_key(world: World, guide: Tensor | None, image_size: int, budget: RegionBudget | None, seed: int) -> bytes:
+    """What all files of a run depend on, as bytes."""
+    fields = {
+        "version": FORMAT_VERSION,
+        "detector": world.digest,
+        "guide": None if guide is None else hashlib.sha256(guide.cpu().contiguous().numpy().tobytes()).hexdigest(),
+        "image_size": image_size,
+        "budget": asdict(budget) if budget else None,
+        "seed": seed,
+        "computed_by": f"torch {torch.__version__} on {world.device.type}",  # others differ in the last bits
+    }
+    return json.dumps(fields, sort_keys=True).encode()
+
+
+def _read_batch(
+    job: Sequence[Sample], run_key: bytes, folder: Path, image_size: int, views: int, seed: int
+) -> tuple[list[list[_Item]], list[str]]:
+    """Decode the images of a batch that are not cached yet. Returns the items of each image, and what was skipped."""
+    loaded, skipped = [], []
+    for sample in job:
+        try:
+            content = hashlib.sha256(sample.path.read_bytes()).digest()
+            items, picture = [], None
+            for k in range(views):
+                of_view = content + k.to_bytes(4, "little")
+                labels = (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore)
+                key = hashlib.sha256(run_key + of_view + b"".join(part.tobytes() for part in labels)).hexdigest()
+                chance = hashlib.sha256(of_view + str(seed).encode()).digest()[:6]
+                item = _Item(folder / f"{key[:40]}.safetensors", None, int.from_bytes(chance, "little"))
+                if not _is_whole(item.file):
+                    picture = picture or letterbox(read_rgb(sample.path), image_size)
+                    item.view = make_view(picture, sample, k, np.random.default_rng(item.seed))
+                items.append(item)
+            loaded.append(items)
+        except DataError as error:
+            skipped.append(str(error))
+        except OSError as error:
+            skipped.append(f"`{sample.path}` cannot be read: {error.strerror}.")
+    return loaded, skipped
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a cached file is there with all its parts; a truncated one is not, and is computed again."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as parts:  # reads the header and checks that the rest has its length
+            found = set(parts.keys()) - LABEL_PARTS
+            whole = set(parts.keys()) >= LABEL_PARTS
+            return whole and (
+                found == REGION_PARTS or (bool(found) and all(name.startswith(BACKBONE) for name in found))
+            )
+    except (SafetensorError, OSError):
+        return False
+
+
+def _compute(
+    world: World,
+    guide: Tensor | None,
+    weights: tuple[Tensor, Tensor] | None,
+    items: list[_Item],
+    budget: RegionBudget | None,
+) -> None:
+    """One pass of the detector over a few views, and their files."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    views = [item.view for item in items if item.view is not None]
+    batch = np.zeros((FORWARD_BATCH, *views[0].image.shape), np.uint8)  # full also where fewer images are missing
+    for place, view in zip(batch, views, strict=False):
+        place[:] = view.image
+    images = torch.from_numpy(batch).to(world.device).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
+    if guide is None or weights is None:
+        outputs = {f"{BACKBONE}{i}": output for i, output in world.backbone(images).items()}
+        rows = [{name: output[i] for name, output in outputs.items()} for i in range(len(items))]
+    else:
+        rows = _region_parts(world, images, guide, weights, items, budget)
+    for item, view, row in zip(items, views, rows, strict=True):
+        parts = {
+            name: part if name == "boxes_xyxy" or not part.is_floating_point() else part.half()
+            for name, part in row.items()
+        }
+        if not all(bool(part.isfinite().all()) for part in parts.values()):
+            raise ModelError(
+                f"The detector '{world.source_name}' gives numbers that are not finite, or too large for float16. "
+                "Its weights are damaged: give another file."
+            )
+        parts = {name: part.cpu().contiguous() for name, part in parts.items()} | {
+            "label_boxes": torch.from_numpy(view.labels.boxes_xyxy),
+            "label_classes": torch.from_numpy(view.labels.classes),
+            "label_ignore": torch.from_numpy(view.labels.ignore).to(torch.uint8),
+            "frame_xyxy": torch.from_numpy(view.frame_xyxy),
+        }
+        try:
+            with replacing(item.file) as path:
+                save_file(parts, path)
+        except (SafetensorError, OSError) as error:
+            raise RunError(
+                f"The region cache {item.file.parent} cannot be written: {error}. Make room, or give another --cache."
+            ) from error
+        item.view = None
+
+
+def _region_parts(
+    world: World,
+    images: Tensor,
+    guide: Tensor,
+    weights: tuple[Tensor, Tensor],
+    items: list[_Item],
+    budget: RegionBudget | None,
+) -> list[dict[str, Tensor]]:
+    """Head features and boxes of the anchors that are kept, an image of the batch at a time."""
+    head, boxes = world.features(images, guide)
+    points, _, level = world.anchors(*images.shape[2:])
+    rows = []
+    for i, item in enumerate(items):
+        keep = torch.arange(len(points))
+        if budget is not None and item.view is not None:
+            scores = world.logits(head[i : i + 1], level, *weights).amax(2)[0].cpu()  # (A,)
+            labels = item.view.labels
+            objects = torch.from_numpy(labels.boxes_xyxy[~labels.ignore])  # (n, 4)
+            generator = torch.Generator().manual_seed(item.seed)
+            keep = choose_anchors(points.cpu(), boxes[i].cpu(), scores, objects, budget, generator)
+        at = keep.to(head.device)
+        rows.append({"head": head[i][at], "boxes_xyxy": boxes[i][at], "anchor": keep.int()})
+    return rows

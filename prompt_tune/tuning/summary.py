@@ -1,0 +1,211 @@
+"""Gathers what a fit's report shows: the kept prompts on the cached validation images, and what they moved."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tune.contract import METRIC_CONF
+from prompt_tune.datasets.samples import Sample
+from prompt_tune.evaluation.matching import HIT_IOU
+from prompt_tune.evaluation.metrics import coco_evaluation
+from prompt_tune.evaluation.outcomes import Example, Judged, outcome
+from prompt_tune.models.context import PromptContext
+from prompt_tune.models.interpretation import movements, nearest_tokens
+from prompt_tune.models.suppression import find
+from prompt_tune.models.world import World, region_logits
+from prompt_tune.report.figures import curve, figure
+from prompt_tune.report.page import ClassSection, Confusion, FitReport, versions, write_fit_page
+from prompt_tune.report.pictures import Picture, pictures
+from prompt_tune.run import RunFolder
+from prompt_tune.runtime.boxes import box_iou
+from prompt_tune.runtime.detections import ORIGINAL, Detections
+from prompt_tune.runtime.images import Letterbox
+from prompt_tune.runtime.packing import Packed
+from prompt_tune.tuning.regions import RegionCache
+from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+PICTURES_EACH = 6  # hits, misses and false alarms of a class
+PICTURED_CLASSES = 24  # with pictures: about 3 MB
+FIGURES = {  # pictures of a run folder
+    "curves.png": (
+        "Training loss, and AP and AP50 on the validation images, by epoch.",
+        "Learning, epoch by epoch, after suppression at 0.7.",
+    ),
+    "reliability.png": (
+        "Share of right detections by score, and the number of detections.",
+        "Reliability: how often a detection with this score is right.",
+    ),
+}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The validation images; and by learned class id and original name, on how many objects both are."""
+
+    images: list[Judged]
+    confused: Counter[tuple[int, str]]
+
+
+def write_fit_report(
+    run: RunFolder,
+    world: World,
+    context: PromptContext,
+    val: RegionCache,
+    samples: Sequence[Sample],
+    founds: Sequence[Detections],
+) -> None:
+    """Write `report.html` of a run folder whose other files are there.
+
+    Args: context: with the kept context vectors. val: the validation images under the original guide, all anchors.
+          samples: the validation images of the data set; those that the cache had to skip are left out.
+          founds: the detections of the kept prompts on them, from `Task.detect`.
+    """
+    config = json.loads(run.config.read_text())
+    learned, original = Vocabulary.load(run.learned), Vocabulary.load(run.original)
+    facts = _facts(config, learned)
+    if len(learned.names) > len(context.classes):  # carried over from an earlier run: these were not trained
+        learned = learned.select([names[0] for names in context.classes])
+    readable = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
+    seen = _look(world, learned, original, val, readable, founds, config["image_size"])
+    evaluation = coco_evaluation(  # in original pixels, as the runtime gives them
+        [image.labels for image in seen.images], [image.found for image in seen.images], len(learned.names)
+    )
+    measured, per_class_ap50 = evaluation.metrics(range(len(learned.names))), evaluation.curves.mean(1)
+    sections = []
+    for k, name in enumerate(learned.names):
+        result = outcome(seen.images, k, learned.names, float(learned.thresholds[k]), n_best=PICTURES_EACH)
+        ap50, threshold = float(per_class_ap50[k]), float(learned.thresholds[k])
+        sections.append(ClassSection(name, context.classes[k], ap50, threshold, result, curve(result)))
+    pictured = sorted(range(len(sections)), key=lambda k: np.nan_to_num(sections[k].ap50, nan=2.0))[:PICTURED_CLASSES]
+    sections, unread = _with_pictures(sections, set(pictured))
+    plain = context.tower.embed_classes(context.texts)
+    write_fit_page(
+        run.report,
+        FitReport(
+            title=run.folder.absolute().name,
+            ap=measured.ap,
+            ap50=measured.ap50,
+            lowest_score=METRIC_CONF,
+            epoch=learned.provenance["epoch"],
+            epochs=config["settings"]["epochs"],
+            train_images=learned.provenance["train_images"],
+            val_images=len(seen.images),
+            original_classes=len(original.names),
+            classes=tuple(sections),
+            pictured=len(pictured),
+            unread=unread,
+            figures=tuple(
+                figure(run.folder / name, *text) for name, text in FIGURES.items() if (run.folder / name).is_file()
+            ),
+            confusions=_confusions(seen, learned, sections),
+            movements=movements(learned.names, learned.embeddings, plain, original.names, original.embeddings),
+            tokens=nearest_tokens(context),
+            facts=facts,
+        ),
+    )
+
+
+@torch.no_grad()
+def _look(
+    world: World,
+    learned: Vocabulary,
+    original: Vocabulary,
+    val: RegionCache,
+    samples: Sequence[Sample],
+    founds: Sequence[Detections],
+    image_size: int,
+) -> _Seen:
+    """Judges the learned detections, and finds the original classes on the objects."""
+    seen = _Seen([], Counter())
+    level = world.anchors(image_size, image_size)[2]
+    ours, others = Packed.of({"learned": learned}), Packed.of({ORIGINAL: original})
+    rows = torch.tensor(original.embeddings).to(world.device)
+    for i, (sample, found) in enumerate(zip(samples, founds, strict=True)):
+        placed = Letterbox.of(sample.size_wh, (image_size, image_size))
+        labels = sample.labels
+        seen.images.append(Judged.of(sample.path, labels, _detections(ours, found, placed, ours.limits(0.0))))
+        regions = val.load(i)
+        near = _near_objects(regions.boxes_xyxy, regions.labels.boxes_xyxy)
+        logits = region_logits(world, regions.head[near].to(world.device), level[near.to(level.device)], rows)
+        on_objects = find(regions.boxes_xyxy[near].to(world.device), logits.sigmoid())
+        original_found = _detections(others, on_objects, placed, others.limits(None))
+        overlaps = box_iou(original_found.boxes_xyxy, labels.boxes_xyxy) >= HIT_IOU  # (n, m)
+        for k in np.flatnonzero(~labels.ignore):
+            names = {original_found.class_names[row] for row in np.flatnonzero(overlaps[:, k])}
+            seen.confused.update((int(labels.classes[k]), name) for name in names)
+    return seen
+
+
+def _near_objects(boxes: Tensor, label_boxes: np.ndarray) -> Tensor:
+    """(n,) int64: the anchors whose boxes overlap an object: original classes are asked about these alone, since there
+    may be thousands of them."""
+    iou = box_iou(boxes.numpy(), label_boxes)  # (A, m)
+    return torch.from_numpy(np.flatnonzero(iou.max(axis=1, initial=0) >= HIT_IOU))
+
+
+def _detections(packed: Packed, found: Detections, placed: Letterbox, limits: np.ndarray) -> Detections:
+    """As the runtime gives them: calibrated, suppressed, in original pixels, above their class's limit."""
+    return packed.detections(found, placed, np.ones(len(packed.classes), bool), limits, packed.overlaps(None))
+
+
+def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tuple[list[ClassSection], tuple[str, ...]]:
+    """The sections with their pictures, each image decoded once; and the images that could not be read again."""
+    wanted = []
+    for k in sorted(pictured):
+        result, name = sections[k].outcome, sections[k].name
+        kinds = {"hit": result.best_hits, "miss": result.best_misses, "false alarm": result.best_false_alarms}
+        wanted += [(example, name, kind) for kind, examples in kinds.items() for example in examples]
+    drawn, unread = pictures(wanted)
+
+    def of(examples: Sequence[Example]) -> tuple[Picture, ...]:
+        return tuple(drawn[example] for example in examples if example in drawn)
+
+    return [
+        replace(
+            section,
+            hits=of(section.outcome.best_hits),
+            misses=of(section.outcome.best_misses),
+            false_alarms=of(section.outcome.best_false_alarms),
+        )
+        for section in sections
+    ], unread
+
+
+def _confusions(seen: _Seen, learned: Vocabulary, sections: Sequence[ClassSection]) -> tuple[Confusion, ...]:
+    """By falling count, then by the learned class's place."""
+    pairs = sorted(seen.confused.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(Confusion(learned.names[k], name, count, sections[k].outcome.objects) for (k, name), count in pairs)
+
+
+def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, str]]:
+    """Settings, origin and versions, as text."""
+    made_from = {"model": config["model"], "data": config["data"], "text tower": config["text_tower"]}
+    if config["replay"]:
+        made_from["replay"] = f"{learned.provenance['replay_images']} images"
+    if "carried" in learned.provenance:
+        made_from["carried over, not trained here"] = ", ".join(learned.provenance["carried"]["names"])
+    settings = {name.replace("_", " "): _written(value) for name, value in config["settings"].items()}
+    if not config["settings"]["nms_iou"]:
+        settings["nms iou"] = f"{learned.provenance['nms_iou']:g}, chosen on the validation images"
+    digests = {name.replace("_", " "): digest for name, digest in config["digests"].items()}
+    return {
+        "Settings": settings,
+        "Made from": {name: str(value) for name, value in made_from.items()},
+        "Digests (SHA-256)": digests | {"learned vocabulary": learned.digest},
+        "Versions": versions("torch", "ultralytics", "open_clip_torch", "numpy", "pillow"),
+    }
+
+
+def _written(value: object) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value) if value != "" else "(none)"

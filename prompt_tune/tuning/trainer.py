@@ -1,0 +1,141 @@
+"""The training loop: AdamW on the context vectors, an epoch at a time, over cached images."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tune.config import FitConfig
+from prompt_tune.contract import METRIC_CONF as METRIC_CONF
+from prompt_tune.evaluation.metrics import Metrics, average_precision
+from prompt_tune.models.context import PromptContext
+from prompt_tune.tuning.loss import teacher_distance
+from prompt_tune.tuning.state import TrainState
+from prompt_tune.tuning.tasks import Task
+
+SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: a learned class's curve ends above it
+
+
+class Trainer:
+    """AdamW on `ctx`, an epoch at a time; everything that a resumed run needs is in `state`."""
+
+    def __init__(
+        self,
+        task: Task,
+        context: PromptContext,
+        config: FitConfig,
+        *,
+        teacher: Tensor | None = None,
+        frozen: Sequence[bool] = (),
+    ) -> None:
+        """Nothing is trained yet.
+
+        Args: teacher: (n_cls, n_prompts, 512) float32, unit rows, that the embeddings are kept near to, with
+              `config.teacher_weight`. frozen: for each class, whether its context stays as it is; empty: none does.
+        """
+        self.task, self.context, self.config, self.teacher = task, context, config, teacher
+        if any(frozen):
+            moving = ~torch.tensor(frozen, device=context.ctx.device)
+            context.ctx.register_hook(lambda gradient: gradient * moving[:, None, None, None])
+        self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, weight_decay=0.0)
+        self.epoch, self.best_epoch = 0, 0
+        self.best_ap, self.best_ap50 = -1.0, -1.0
+        self.best_ctx = context.ctx.detach().clone()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train on every cached image, once or several times, in one of its views, and measure.
+
+        Returns: the line for metrics.jsonl.
+        """
+        started = time.perf_counter()
+        batches = self._batches(np.random.default_rng([self.config.seed, 21, self.epoch]))
+        n_steps = len(batches)
+        total = 0.0
+        for step, (chosen, view) in enumerate(batches):
+            rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            embeddings = self.context()
+            loss = self.task.loss(embeddings, chosen.tolist(), view.tolist())
+            if self.teacher is not None:
+                loss = loss + self.config.teacher_weight * teacher_distance(embeddings, self.teacher)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item() * len(chosen)
+        measured = self._measure()
+        self.epoch += 1
+        if measured.ap > self.best_ap:
+            self.best_ap, self.best_ap50, self.best_epoch = measured.ap, measured.ap50, self.epoch
+            self.best_ctx = self.context.ctx.detach().clone()
+        return {
+            "epoch": self.epoch,
+            "loss": total / sum(len(chosen) for chosen, _ in batches),
+            "ap": measured.ap,
+            "ap50": measured.ap50,
+            "learning_rate": rate,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    def _batches(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The images of each update of an epoch, and the view of each: every labelled image as often as another, every
+        replayed one with each pass over these: it joins their updates, and makes no more of them."""
+        n_replay = self.task.train.n_replay
+        n_labelled, size = len(self.task.train.files) - n_replay, self.config.batch
+        n_steps = math.ceil(n_labelled / size)
+        batches = []
+        for _ in range(max(1, self.config.updates // n_steps)):
+            order, view = rng.permutation(n_labelled), rng.integers(self.config.views, size=n_labelled)
+            replayed = np.array_split(n_labelled + rng.permutation(n_replay), n_steps)
+            for k, more in enumerate(replayed):
+                own = order[k * size : (k + 1) * size]
+                views = np.concatenate([view[own], rng.integers(self.config.views, size=len(more))])
+                batches.append((np.concatenate([own, more]), views))
+        return batches
+
+    def _measure(self) -> Metrics:
+        """AP of the embeddings as they are now, on the validation images."""
+        embeddings = self.context.embeddings()
+        return average_precision(*self.task.detect(embeddings, conf=SELECTION_CONF), len(embeddings))
+
+    def _learning_rate(self, step: int, n_steps: int) -> float:
+        """One epoch of linear warm-up, then a cosine to zero."""
+        warm_up, end = n_steps, n_steps * self.config.epochs
+        if step < warm_up:
+            return self.config.learning_rate * (step + 1) / warm_up
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, end - warm_up)))
+
+    def state(self) -> TrainState:
+        """All that the next epoch depends on."""
+        moments = self.optimizer.state[self.context.ctx]
+        return TrainState(
+            epoch=self.epoch,
+            best_epoch=self.best_epoch,
+            best_ap=self.best_ap,
+            best_ap50=self.best_ap50,
+            step=int(moments["step"]),
+            tensors={
+                "ctx": self.context.ctx.detach(),
+                "best_ctx": self.best_ctx,
+                "exp_avg": moments["exp_avg"],
+                "exp_avg_sq": moments["exp_avg_sq"],
+            },
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on where `state` was taken."""
+        self.epoch, self.best_epoch = state.epoch, state.best_epoch
+        self.best_ap, self.best_ap50 = state.best_ap, state.best_ap50
+        tensors = {name: tensor.to(self.context.ctx.device) for name, tensor in state.tensors.items()}
+        self.best_ctx = tensors["best_ctx"]
+        with torch.no_grad():
+            self.context.ctx.copy_(tensors["ctx"])
+        self.optimizer.state[self.context.ctx] = {
+            "step": torch.tensor(float(state.step)),
+            "exp_avg": tensors["exp_avg"],
+            "exp_avg_sq": tensors["exp_avg_sq"],
+        }

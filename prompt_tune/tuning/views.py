@@ -1,0 +1,102 @@
+"""Views of a training image: the image as it is, and augmented copies that are cached beside it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from prompt_tune.config import RegionBudget
+from prompt_tune.datasets.samples import Labels, Sample
+from prompt_tune.runtime.images import PAD_GREY, Letterbox
+
+ZOOM = (0.6, 1.4)  # scale of an augmented copy against the plain view
+SHIFT = 0.15  # of the side, in either direction
+LIGHT = (0.7, 1.3)  # gain of brightness, contrast and saturation, each
+MIN_VISIBLE = 0.3  # share of its area that a box must keep inside the picture to stay an object
+
+
+SMALLEST_BOX = 16.0  # px, the assigner widens smaller boxes to this (its second stride): anchors there are kept as well
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A network input and its labels, both in pixels of that input.
+
+    Attributes:
+        image: (size, size, 3) uint8.
+        labels: The labels of the view.
+        frame_xyxy: (4,) float32, where the photo lies in the input.
+    """
+
+    image: np.ndarray
+    labels: Labels
+    frame_xyxy: np.ndarray
+
+
+def make_view(picture: tuple[np.ndarray, Letterbox], sample: Sample, index: int, rng: np.random.Generator) -> View:
+    """View `index` of a letterboxed image: 0 is the image as it is, others are flipped, zoomed, shifted and relit.
+
+    Args:    picture: from `letterbox`, with a square input. sample: whose labels they are, in original pixels.
+             rng: the only source of chance.
+    Returns: the view. A box that mostly leaves the picture becomes `ignore`; one that leaves it wholly is gone.
+    """
+    image, frame = picture
+    boxes = frame.to_input(sample.labels.boxes_xyxy)  # (n, 4)
+    if index == 0:
+        photo = frame.to_input(np.array([[0, 0, *frame.size_wh]]))[0]  # (4,)
+        return View(image, replace(sample.labels, boxes_xyxy=boxes), photo)
+    size = image.shape[0]
+    zoom = rng.uniform(*ZOOM)
+    x_shift, y_shift = rng.uniform(-SHIFT, SHIFT, 2) * size + size * (1 - zoom) / 2
+    flip = rng.random() < 0.5
+    x_scale, x_shift = (-zoom, size - x_shift) if flip else (zoom, x_shift)
+    # Pillow maps output to input: x_in = (x_out - shift) / scale
+    matrix = (1 / x_scale, 0, -x_shift / x_scale, 0, 1 / zoom, -y_shift / zoom)
+    moved = Image.fromarray(image).transform(
+        (size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(PAD_GREY,) * 3
+    )
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        moved = enhance(moved).enhance(rng.uniform(*LIGHT))
+    boxes = boxes * np.array([x_scale, zoom] * 2) + np.array([x_shift, y_shift] * 2)  # (n, 4)
+    boxes = boxes[:, [2, 1, 0, 3]] if flip else boxes
+    clipped = boxes.clip(0, size)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    visible = sides.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1).clip(1e-6)  # share of the area
+    there = (sides > 0).all(1)
+    return View(
+        np.asarray(moved),
+        Labels(
+            np.ascontiguousarray(clipped[there], np.float32),
+            sample.labels.classes[there],
+            (sample.labels.ignore | (visible < MIN_VISIBLE))[there],
+        ),
+        np.array([0, 0, size, size], np.float32),
+    )
+
+
+def choose_anchors(
+    points: Tensor, boxes: Tensor, scores: Tensor, objects: Tensor, budget: RegionBudget, generator: torch.Generator
+) -> Tensor:
+    """(r,) int64, rising: the anchors of a training image that are kept.
+
+    Args: points (A, 2), boxes (A, 4), scores (A,) the highest original logit of each, objects (n, 4) the labels that
+          are not ignored; all in pixels of the network's input.
+    """
+    from torchvision.ops import box_iou
+
+    kept = torch.zeros(len(points), dtype=torch.bool)
+    if len(objects):
+        centre, half = (objects[:, :2] + objects[:, 2:]) / 2, (objects[:, 2:] - objects[:, :2]) / 2
+        half = half.clamp(min=SMALLEST_BOX / 2)
+        inside = ((points[:, None] - centre).abs() <= half).all(2)  # (A, n)
+        overlap = box_iou(boxes, objects).masked_fill(~inside, -1)  # (A, n)
+        place = overlap.argsort(dim=0, descending=True, stable=True).argsort(dim=0)  # (A, n), 0 is an object's best
+        place = place.masked_fill(~inside, len(points)).amin(1)  # (A,)
+        in_turn = place.argsort(stable=True)[: int(inside.any(1).sum())]
+        kept[in_turn[: budget.in_box]] = True
+    kept[scores.topk(min(budget.top, len(scores))).indices] = True
+    others = (~kept).nonzero().flatten()
+    kept[others[torch.randperm(len(others), generator=generator)[: budget.random]]] = True
+    return kept.nonzero().flatten()

@@ -1,0 +1,1 @@
+"""The vocabulary file: its format, its rules, and other people's formats."""

@@ -1,0 +1,101 @@
+"""The rules of a vocabulary: what its arrays, names and provenance may hold."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from prompt_tune.contract import EMBED_DIM
+from prompt_tune.errors import VocabularyError
+
+FloatArray = npt.NDArray[np.float32]
+UNIT_TOLERANCE = 1e-4  # float32 rounding stays below 1e-6, float16 does not: its rows are not what we compute with
+MAX_ROWS = 2**20  # n_cls * n_prompts: 2 GiB of embeddings
+
+
+def short(digest: str) -> str:
+    """The first twelve digits of a digest, for people; "any" where there is none."""
+    return digest[:12] or "any"
+
+
+def frozen(array: npt.ArrayLike) -> FloatArray:
+    """A private copy: float32, C order, read-only."""
+    copy = np.array(array, dtype=np.float32, order="C")
+    copy.setflags(write=False)
+    return copy
+
+
+def as_floats(value: npt.ArrayLike, what: str) -> FloatArray:
+    """A private, read-only float32 copy of numbers; `what` names them in the error."""
+    try:
+        return frozen(value)
+    except (TypeError, ValueError) as error:
+        raise VocabularyError(f"`{what}` must be an array of numbers. Received: {type(value).__name__}.") from error
+
+
+def checked_embeddings(value: npt.ArrayLike, names: Sequence[str]) -> FloatArray:
+    """(n_cls, n_prompts, 512) float32, finite, unit rows, within the limit."""
+    embeddings = value if isinstance(value, np.ndarray) else as_floats(value, "embeddings")
+    n_cls, shape = len(names), embeddings.shape
+    if len(shape) != 3 or shape[0] != n_cls or shape[1] < 1 or shape[2] != EMBED_DIM:
+        raise VocabularyError(f"`embeddings` must be ({n_cls}, n_prompts, {EMBED_DIM}). Received: {shape}.")
+    if shape[0] * shape[1] > MAX_ROWS:
+        raise VocabularyError(f"A vocabulary has at most {MAX_ROWS} prompts in all. Received: {shape[0]} x {shape[1]}.")
+    embeddings = as_floats(embeddings, "embeddings")  # copied once it is known to be within the limit
+    # float64 sums, without a float64 copy of what may be 2 GiB
+    norms = np.sqrt(np.einsum("cpd,cpd->cp", embeddings, embeddings, dtype=np.float64))  # (n_cls, n_prompts)
+    if not (unit := np.abs(norms - 1) <= UNIT_TOLERANCE).all():  # never where a number is not finite
+        first = int(np.argmin(unit.all(axis=1)))
+        name, bad = names[first], norms[first]
+        if not np.isfinite(bad).all():
+            raise VocabularyError(f"`embeddings` must be finite; those of {name!r} are not. Build them again.")
+        raise VocabularyError(
+            f"`embeddings` must have unit L2 norm (within {UNIT_TOLERANCE}); those of {name!r} have "
+            f"{extent(bad)}. Divide each row by its norm."
+        )
+    return embeddings
+
+
+def checked_calibration(value: npt.ArrayLike, n_cls: int) -> FloatArray:
+    """(n_cls, 2) float32, finite, scales above 0."""
+    calibration = as_floats(value, "calibration")
+    if calibration.shape != (n_cls, 2) or not np.isfinite(calibration).all() or (calibration[:, 0] <= 0).any():
+        raise VocabularyError(
+            f"`calibration` must be ({n_cls}, 2) finite numbers, a scale above 0 and a shift for each class. "
+            f"Received: shape {calibration.shape}, {extent(calibration)}."
+        )
+    return calibration
+
+
+def checked_nms_iou(value: npt.ArrayLike, n_cls: int) -> FloatArray:
+    """(n_cls,) float32, above 0, up to 1."""
+    nms_iou = as_floats(value, "nms_iou")
+    if nms_iou.shape != (n_cls,) or not ((nms_iou > 0) & (nms_iou <= 1)).all():
+        raise VocabularyError(
+            f"`nms_iou` must be {n_cls} numbers above 0, up to 1, one a class. Received: shape {nms_iou.shape}, "
+            f"{extent(nms_iou)}."
+        )
+    return nms_iou
+
+
+def extent(array: npt.NDArray[Any]) -> str:
+    """The range of an array's values, in words for an error."""
+    return f"values from {array.min():.6g} to {array.max():.6g}" if array.size else "no values"
+
+
+def listing(names: Sequence[str], most: int = 10) -> str:
+    """The first names of a list, in words for an error."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+
+
+def plain_json(provenance: object) -> dict[str, Any]:
+    """A copy as the file gives it back."""
+    if not isinstance(provenance, dict):
+        raise VocabularyError(f"`provenance` must be a JSON object. Received: {type(provenance).__name__}.")
+    try:
+        return cast(dict[str, Any], json.loads(json.dumps(provenance, sort_keys=True, allow_nan=False)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise VocabularyError(f"`provenance` must be plain JSON without NaN or infinity: {error}.") from error

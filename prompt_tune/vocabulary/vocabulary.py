@@ -1,0 +1,286 @@
+"""Vocabularies: class names with their embeddings, and what they were made for, as `.vocab.safetensors` files.
+
+A file holds all that inference needs, has no pickle, and has the same bytes whenever it has the same content. This
+module runs on the inference box: numpy and safetensors only.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from prompt_tune.contract import DEFAULT_THRESHOLD, IDENTITY, UNLIMITED, GuideMode, Kind
+from prompt_tune.errors import VocabularyError
+from prompt_tune.files import replacing
+from prompt_tune.vocabulary.checks import (
+    FloatArray,
+    as_floats,
+    checked_calibration,
+    checked_embeddings,
+    checked_nms_iou,
+    extent,
+    frozen,
+    listing,
+    plain_json,
+    short,
+)
+from prompt_tune.vocabulary.format import FIELDS, decode, encode
+from prompt_tune.vocabulary.names import check_names
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def guide_digest(embeddings: npt.ArrayLike) -> str:
+    """What identifies a guide: SHA-256 (hex) of the bytes of its embeddings, as little-endian float32 in C order."""
+    return hashlib.sha256(np.ascontiguousarray(embeddings, dtype="<f4").tobytes()).hexdigest()
+
+
+def _default_thresholds() -> FloatArray:
+    return np.array(DEFAULT_THRESHOLD, dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Classes that a frozen YOLO-World detects: names, embeddings, and what these were made for.
+
+    Args:    names: n_cls unique, non-empty strings, in class-id order.
+             embeddings: (n_cls, n_prompts, 512) float32, unit L2 norm; a class with fewer prompts repeats its own.
+             thresholds: (n_cls,) float32 in 0..1, the score above which a detection counts; a scalar serves all.
+             kind: "original" (guides the neck), "learned" (from context vectors) or "plain" (from names as they are).
+             guide_mode: "own" for a vocabulary that guides the neck itself, in a pass of its own.
+             detector: SHA-256 (hex) of the detector; "" in a plain vocabulary that is for any.
+             text_tower: SHA-256 (hex) of the text tower.
+             guide: `guide_digest` of the embeddings that guide the neck: for kind "original" and guide mode "own" this
+                 vocabulary's own digest.
+             calibration: (n_cls, 2) float32, scale (above 0) and shift of the logit; None leaves logits as they are.
+             nms_iou: (n_cls,) float32 above 0, up to 1: a box that overlaps a better one of its class by more than this
+                 is dropped, besides those that the detector's own limit drops; 1, or None for all, asks no more.
+             provenance: seed, versions, metrics and the like, as plain JSON; no times, no paths.
+    Raises:  VocabularyError: any of this does not hold.
+    """
+
+    names: tuple[str, ...]
+    embeddings: FloatArray
+    _: KW_ONLY
+    thresholds: FloatArray = field(default_factory=_default_thresholds)
+    kind: Kind
+    guide_mode: GuideMode = "original"
+    detector: str
+    text_tower: str
+    guide: str
+    calibration: FloatArray | None = None
+    nms_iou: FloatArray | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check everything, and keep private, read-only copies."""
+        if isinstance(self.names, str) or not isinstance(self.names, Sequence):
+            raise VocabularyError(f"`names` must be a list of class names. Received: {self.names!r}.")
+        if not self.names:
+            raise VocabularyError("A vocabulary must have at least one class. Received: none.")
+        check_names(self.names)
+        self._set("names", tuple(self.names))
+        self._set("embeddings", checked_embeddings(self.embeddings, self.names))
+        n_cls = len(self.names)
+        thresholds = as_floats(self.thresholds, "thresholds")
+        if thresholds.ndim == 0:
+            thresholds = frozen(np.broadcast_to(thresholds, (n_cls,)))  # (n_cls,)
+        if thresholds.shape != (n_cls,) or not ((thresholds >= 0) & (thresholds <= 1)).all():
+            raise VocabularyError(
+                f"`thresholds` must be {n_cls} numbers from 0 to 1, one a class. Received: shape {thresholds.shape}, "
+                f"{extent(thresholds)}."
+            )
+        self._set("thresholds", thresholds)
+        if self.calibration is not None:
+            self._set("calibration", checked_calibration(self.calibration, n_cls))
+        if self.nms_iou is not None:
+            self._set("nms_iou", checked_nms_iou(self.nms_iou, n_cls))
+        self._check_origin()
+        self._set("provenance", plain_json(self.provenance))
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts a class, repeated ones included."""
+        return self.embeddings.shape[1]
+
+    @property
+    def calibration_rows(self) -> FloatArray:
+        """(n_cls, 2) float32: the calibration, or the one that changes nothing."""
+        if self.calibration is not None:
+            return self.calibration
+        return np.tile(np.array(IDENTITY, dtype=np.float32), (len(self.names), 1))  # (n_cls, 2)
+
+    @property
+    def nms_iou_rows(self) -> FloatArray:
+        """(n_cls,) float32: the limits of overlap, or those that ask no more."""
+        return np.full(len(self.names), UNLIMITED, np.float32) if self.nms_iou is None else self.nms_iou
+
+    @property
+    def digest(self) -> str:
+        """`guide_digest` of the embeddings: what identifies this vocabulary where it is the guide."""
+        return guide_digest(self.embeddings)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        """Read a vocabulary file.
+
+        Raises:  VocabularyError: the file is missing, damaged, of an unknown version, or breaks a rule of the format.
+        """
+        try:
+            fields, tensors = decode(Path(path))
+            if tensors["thresholds"].ndim == 0:
+                raise VocabularyError("`thresholds` must have one number a class. Received: a scalar.")
+            return cls(**(fields | tensors))
+        except VocabularyError as error:
+            raise VocabularyError(f"{path}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all: the same vocabulary gives the same bytes.
+
+        Raises:  VocabularyError: the place cannot be written, or the metadata is over the limit.
+        """
+        data = self.to_bytes()
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(data)
+        except OSError as error:
+            raise VocabularyError(
+                f"Cannot write the vocabulary {path}: {error.strerror}. Choose another place or make room."
+            ) from error
+
+    def to_bytes(self) -> bytes:
+        """The content of the vocabulary file."""
+        tensors = {"embeddings": self.embeddings, "thresholds": self.thresholds}
+        tensors |= {name: rows for name in ("calibration", "nms_iou") if (rows := getattr(self, name)) is not None}
+        return encode({name: getattr(self, name) for name in FIELDS}, tensors)
+
+    def select(self, names: Sequence[str]) -> "Vocabulary":
+        """A vocabulary of only these classes, in this order; an original vocabulary becomes another guide by it.
+
+        Raises:  VocabularyError: a name is unknown or repeated, none is left, or the guide mode is "own".
+        """
+        self._check_known(names)
+        if self.guide_mode == "own":
+            raise VocabularyError(
+                "A vocabulary of guide mode `own` guides the neck with all its classes; with fewer, its scores would "
+                "change. Hide classes at detection instead (--hide)."
+            )
+        rows = [self.names.index(name) for name in names]
+        embeddings = self.embeddings[rows]  # (len(names), n_prompts, 512)
+        return replace(
+            self,
+            names=tuple(names),
+            embeddings=embeddings,
+            thresholds=self.thresholds[rows],
+            calibration=None if self.calibration is None else self.calibration[rows],
+            nms_iou=None if self.nms_iou is None else self.nms_iou[rows],
+            guide=guide_digest(embeddings) if self.kind == "original" else self.guide,
+        )
+
+    def remove(self, names: Sequence[str]) -> "Vocabulary":
+        """A vocabulary without these classes; what `select` says holds here.
+
+        Raises:  VocabularyError: a name is unknown, none is left, or the guide mode is "own".
+        """
+        self._check_known(names)
+        return self.select([name for name in self.names if name not in names])
+
+    def rename(self, new_names: Mapping[str, str]) -> "Vocabulary":
+        """A vocabulary with other names for the same embeddings.
+
+        Args:    new_names: old name -> new name; all are changed at once, so two can be swapped.
+        Raises:  VocabularyError: an old name is unknown, or a new one is empty or taken.
+        """
+        self._check_known(list(new_names))
+        return replace(self, names=tuple(new_names.get(name, name) for name in self.names))
+
+    def padded(self, n_prompts: int) -> FloatArray:
+        """The embeddings with each class's prompts repeated up to `n_prompts`: (n_cls, n_prompts, 512) float32.
+
+        The maximum over a class's prompts, its score, does not change by it.
+
+        Raises:  VocabularyError: the vocabulary has more prompts than that.
+        """
+        if n_prompts < self.n_prompts:
+            raise VocabularyError(f"`n_prompts` must be at least {self.n_prompts}. Received: {n_prompts}.")
+        if n_prompts == self.n_prompts:
+            return self.embeddings
+        return self.embeddings[:, np.arange(n_prompts) % self.n_prompts]  # (n_cls, n_prompts, 512)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    def _check_origin(self) -> None:
+        """Kind, guide mode and digests are known values and go together."""
+        for what, value, allowed in (
+            ("kind", self.kind, get_args(Kind)),
+            ("guide_mode", self.guide_mode, get_args(GuideMode)),
+        ):
+            if value not in allowed:
+                raise VocabularyError(f"`{what}` must be one of {', '.join(allowed)}. Received: {value!r}.")
+        for what in ("detector", "text_tower", "guide"):
+            value = getattr(self, what)
+            if what == "detector" and value == "" and self.kind == "plain":
+                continue
+            if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+                raise VocabularyError(f"`{what}` must be a SHA-256 digest, 64 hex digits. Received: {value!r}.")
+        if (self.kind == "original" or self.guide_mode == "own") and self.guide != self.digest:
+            raise VocabularyError(
+                "`guide` must be the vocabulary's own digest where the kind is `original` or the guide mode `own`: "
+                f"{self.digest}. Received: {self.guide}."
+            )
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.names:
+                raise VocabularyError(f"No class {name!r} in this vocabulary. It has: {listing(self.names)}.")
+
+
+def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
+    """One vocabulary with the classes of several, in the order given.
+
+    Args:    vocabularies: learned or plain ones, for the same detector, text tower and guide, with no name in common.
+    Returns: a vocabulary padded to the largest n_prompts; "learned" unless all are plain. Where only some have a
+             calibration, the others get scale 1 and shift 0; an `nms_iou`, 1.
+    Raises:  VocabularyError: there is none, or these do not go together.
+    """
+    if not vocabularies:
+        raise VocabularyError("Nothing to merge: give at least one vocabulary.")
+    first = vocabularies[0]
+    for number, other in enumerate(vocabularies, start=1):
+        if other.kind == "original" or other.guide_mode == "own":
+            raise VocabularyError(
+                f"Vocabulary {number} guides the neck (kind `{other.kind}`, guide mode `{other.guide_mode}`), and with "
+                "more classes it would be another guide. Merge only learned or plain ones of guide mode `original`."
+            )
+        for what, label in (("detector", "detector"), ("text_tower", "text tower"), ("guide", "guide")):
+            if getattr(other, what) != getattr(first, what):
+                raise VocabularyError(
+                    f"Vocabularies 1 and {number} were made for different {label}s: {short(getattr(first, what))} and "
+                    f"{short(getattr(other, what))}. Build them for one detector, text tower and original vocabulary."
+                )
+    n_prompts = max(vocabulary.n_prompts for vocabulary in vocabularies)
+    calibrated = any(vocabulary.calibration is not None for vocabulary in vocabularies)
+    limited = any(vocabulary.nms_iou is not None for vocabulary in vocabularies)
+    return Vocabulary(
+        tuple(name for vocabulary in vocabularies for name in vocabulary.names),
+        np.concatenate([vocabulary.padded(n_prompts) for vocabulary in vocabularies]),  # (sum of n_cls, n_prompts, 512)
+        thresholds=np.concatenate([vocabulary.thresholds for vocabulary in vocabularies]),  # (sum of n_cls,)
+        kind="plain" if all(vocabulary.kind == "plain" for vocabulary in vocabularies) else "learned",
+        detector=first.detector,
+        text_tower=first.text_tower,
+        guide=first.guide,
+        # (sum of n_cls, 2)
+        calibration=np.concatenate([vocabulary.calibration_rows for vocabulary in vocabularies])
+        if calibrated
+        else None,
+        nms_iou=np.concatenate([vocabulary.nms_iou_rows for vocabulary in vocabularies])
+        if limited
+        else None,  # (n_cls,)
+        provenance={"merged": [{"digest": v.digest, "provenance": v.provenance} for v in vocabularies]},
+    )

@@ -1,0 +1,374 @@
+"""`prompt-tune detect` from its arguments to its files."""
+
+import gc
+import json
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clips import as_jpeg, greys, served, write_clip
+from commands import run_command
+from PIL import Image
+from small_bundle import learned_for, photo, small_bundle
+
+from prompt_tune.cli.detect import command
+from prompt_tune.datasets.reading import read_dataset
+from prompt_tune.media.annotate import Output, annotate
+from prompt_tune.media.sources import Frame, open_source
+from prompt_tune.models.world import World
+from prompt_tune.runtime import detector as runtime
+
+Capture = pytest.CaptureFixture[str]
+FEW = ("--threads", "1", "--show", "forklift")  # a random detector finds thousands of objects, which take long to draw
+
+
+@pytest.fixture(scope="module")
+def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle(world, tmp_path_factory.getbasetemp() / "small-bundle")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two images, the second sideways by its EXIF orientation, and a text file."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(photo(60, 90)).save(folder / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo(64, 96, seed=1)).save(folder / "b.jpg", exif=exif)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def document(out: Path) -> Any:
+    return json.loads((out / "detections.json").read_text(encoding="utf-8"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_folder_gives_pictures_and_a_coco_document(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "deep" / "out"
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1)
+    assert done.status == 0, done.err
+    assert names(out) == ["a.png", "b.jpg", "detections.json"]
+    assert (Image.open(out / "a.png").size, Image.open(out / "b.jpg").size) == ((90, 60), (64, 96))
+    assert (np.asarray(Image.open(out / "a.png")) != photo(60, 90)).any()
+
+    found = document(out)
+    assert list(found) == ["info", "images", "categories", "annotations"]
+    assert found["images"] == [
+        {"id": 1, "file_name": "a.png", "width": 90, "height": 60},
+        {"id": 2, "file_name": "b.jpg", "width": 64, "height": 96},
+    ]
+    categories = {category["id"]: category for category in found["categories"]}
+    assert len(categories) == 82
+    assert categories[82] == {"id": 82, "name": "forklift", "supercategory": "learned", "vocabulary": "learned"}
+    detector = runtime.Detector(bundle, threads=1)
+    expected = detector.detect([photos / "a.png", photos / "b.jpg"])
+    assert [entry["id"] for entry in found["annotations"]] == list(range(1, len(expected[0]) + len(expected[1]) + 1))
+    rows = iter(found["annotations"])
+    for image_id, detections in enumerate(expected, start=1):
+        for box, score, name, label in zip(
+            detections.boxes_xyxy, detections.scores, detections.class_names, detections.vocabularies, strict=True
+        ):
+            row = next(rows)
+            assert (row["image_id"], row["vocabulary"]) == (image_id, label)
+            category = categories[row["category_id"]]
+            assert (category["name"], category["vocabulary"]) == (name, label)
+            np.testing.assert_allclose(row["bbox"], [*box[:2], *(box[2:] - box[:2])], atol=1e-3)
+            assert row["score"] == pytest.approx(score, abs=1e-6)
+    last = done.out.splitlines()[-1]
+    assert last == f"{len(found['annotations'])} detections in 2 images: {out}"
+    assert done.out.splitlines()[0].split() == ["vocabulary", "class", "detections", "images"]
+    n_forklifts = sum(row["category_id"] == 82 for row in found["annotations"])
+    assert any(line.split() == ["learned", "forklift", str(n_forklifts), "2"] for line in done.out.splitlines())
+
+
+def test_document_is_read_by_a_coco_evaluator(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+    coco = pytest.importorskip("faster_coco_eval").COCO
+    run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", "--threads", 1)
+    found = document(tmp_path / "out")
+    dataset = coco(found)
+    results = dataset.loadRes(found["annotations"])
+    assert len(results.getAnnIds()) == len(dataset.getAnnIds()) == len(found["annotations"])
+
+
+def test_same_command_twice_writes_the_same_bytes(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+    for _ in range(2):
+        run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", "--threads", 1)
+        content = {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")}
+        (tmp_path / "out" / "a.png").write_bytes(b"old")
+    run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", "--threads", 1)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")} == content
+
+
+def test_learned_files_bundled_show_hide_and_conf(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+    extra = tmp_path / "trucks.vocab.safetensors"
+    learned_for(bundle, "lorry [red]", "forklift").save(extra)
+    out = tmp_path / "out"
+    base = ["detect", bundle, "--source", photos / "a.png", "--out", out, "--threads", 1, "--learned", extra]
+
+    def labels(*options: object) -> set[tuple[object, object]]:
+        done = run_command(capfd, *base, *options)
+        assert done.status == 0, done.err
+        found = document(out)
+        names = {category["id"]: category["name"] for category in found["categories"]}
+        return {(row["vocabulary"], names[row["category_id"]]) for row in found["annotations"]}
+
+    assert {label for label, _ in labels("--conf", 0.2)} == {"original", "learned", "trucks"}
+    assert {label for label, _ in labels("--no-bundled", "--conf", 0.2)} == {"original", "trucks"}
+    assert labels("--show", "forklift", "--show", "trucks:*", "--conf", 0.2) == {
+        ("learned", "forklift"),
+        ("trucks", "forklift"),
+        ("trucks", "lorry [red]"),
+    }
+    assert labels("--hide", "original:*", "--hide", "trucks:*", "--hide", "gizmo") == {("learned", "forklift")}
+    assert {label for label, _ in labels("--conf", 0.2, "--original-conf", 1)} == {"learned", "trucks"}
+    assert {label for label, _ in labels("--conf", 1, "--original-conf", 0.3)} == {"original"}
+    assert {label for label, _ in labels("--conf", 0.2, "--learned-conf", 1)} == {"original"}
+    assert labels("--conf", 1) == set()
+    info = document(out)["info"]
+    assert (info["original_conf"], info["learned_conf"], info["iou"]) == (1, 1, None)
+
+
+def test_damaged_image_among_others_is_skipped_counted_and_named(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    whole = (photos / "b.jpg").read_bytes()
+    (photos / "broken.jpg").write_bytes(whole[: len(whole) // 2])
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", "--threads", 1)
+    assert done.status == 0
+    assert names(tmp_path / "out") == ["a.png", "b.jpg", "detections.json"]
+    assert f"Skipped: `{photos / 'broken.jpg'}` cannot be read as an image" in done.err
+    assert "in 2 images, 1 skipped" in done.out
+    assert document(tmp_path / "out")["info"]["skipped"] == ["broken.jpg"]
+
+
+def test_images_that_are_all_damaged_are_an_error_and_nothing_is_written(
+    bundle: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    done = run_command(capfd, "detect", bundle, "--source", tmp_path, "--out", tmp_path / "out", "--threads", 1)
+    assert done.status == 1
+    assert f"Error: None of 2 images can be read: `{tmp_path / 'a.jpg'}` cannot be read as an image" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_glob_keeps_the_folders_below_the_common_one(bundle: Path, tmp_path: Path, capfd: Capture) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        Image.fromarray(photo(40, 40)).save(tmp_path / "in" / folder / "same.png")
+    pattern = tmp_path / "in" / "**" / "*.png"
+    done = run_command(capfd, "detect", bundle, "--source", pattern, "--out", tmp_path / "out", "--threads", 1)
+    assert done.status == 0
+    assert names(tmp_path / "out") == ["detections.json", "one/same.png", "two/same.png"]
+    assert [image["file_name"] for image in document(tmp_path / "out")["images"]] == ["one/same.png", "two/same.png"]
+
+
+def test_picture_never_takes_the_place_of_an_image(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    (tmp_path / "link").symlink_to(photos)
+    for out in (photos, tmp_path / "link"):
+        done = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1)
+        assert done.status == 1
+        assert "would replace an image of yours. Choose another --out." in done.err
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+
+
+def test_image_without_a_known_suffix_gets_a_png(bundle: Path, tmp_path: Path, capfd: Capture) -> None:
+    Image.fromarray(photo(40, 40)).save(tmp_path / "upload", format="PNG")
+    done = run_command(
+        capfd, "detect", bundle, "--source", tmp_path / "upload", "--out", tmp_path / "out", "--threads", 1
+    )
+    assert done.status == 0, done.err
+    assert names(tmp_path / "out") == ["detections.json", "upload.png"]
+
+
+def test_out_that_cannot_be_written_is_one_line(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "file" / "out", "--threads", 1)
+    assert done.status == 1
+    assert done.err.splitlines()[-1].startswith(
+        f"Error: Cannot write `{tmp_path / 'file' / 'out' / 'detections.json'}`"
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--show", "--hide"])
+def test_unknown_class_is_a_usage_error_that_lists_near_names(
+    option: str, bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", option, "gizmos")
+    assert done.status == 2
+    assert "Error: No loaded class is named 'gizmos'. Near: gizmo." in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["--conf", "1.5"], 2, "1.5 is not in the range 0<=x<=1"),
+        (["--device", "gpu"], 2, "'gpu' is not one of 'cpu', 'cuda'"),
+        (["--image-size", "100"], 1, "`image_size` must be a multiple of 32. Received: 100."),
+        (["--learned", "nowhere.vocab.safetensors"], 1, "nowhere.vocab.safetensors"),
+        (["--source", "nowhere"], 1, "`nowhere`: no such file or folder"),
+    ],
+)
+def test_bad_arguments_have_their_exit_status(
+    arguments: list[str], status: int, text: str, bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", *arguments)
+    assert (done.status, text in done.err) == (status, True), done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_vocabulary_of_another_detector_is_refused(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+    other = tmp_path / "other.vocab.safetensors"
+    learned_for(bundle, "lorry", detector="a" * 64).save(other)
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", "--learned", other)
+    assert done.status == 1
+    assert f"Error: `{other}` was made for detector aaaaaaaaaaaa, but" in done.err
+
+
+def test_defaults_of_the_command_are_the_librarys() -> None:
+    defaults = {option.name: option.default for option in command.params}
+    assert (defaults["device"], defaults["threads"]) == ("cpu", 0)
+
+
+def test_video_gives_an_annotated_video_and_a_document_with_its_frames(
+    bundle: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [photo(60, 90, seed=seed) for seed in range(6)])
+    out = tmp_path / "out"
+    done = run_command(capfd, "detect", bundle, "--source", clip, "--out", out, *FEW, "--every", 2)
+    assert done.status == 0, done.err
+    assert names(out) == ["clip.mp4", "detections.json"]
+    found = document(out)
+    assert [(image["frame"], image["seconds"]) for image in found["images"]] == [(0, 0.0), (2, 0.08), (4, 0.16)]
+    assert done.out.splitlines()[-1] == f"{len(found['annotations'])} detections in 3 frames: {out}"
+    (copy,) = {frame.image.shape for frame in open_source(out / "clip.mp4").frames()}
+    assert (copy, open_source(out / "clip.mp4").total) == ((60, 90, 3), 3)
+
+
+def test_saved_yolo_labels_are_a_data_set_of_the_classes_shown(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    write_clip(photos / "clip.mp4", [photo(60, 90, seed=seed) for seed in range(3)])
+    out = tmp_path / "out"
+    choice = ["--save", "yolo", "--save", "csv", "--show", "forklift", "--show", "gizmo", "--conf", 0.2]
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1, *choice)
+    assert done.status == 0, done.err
+    data = read_dataset(out / "yolo")
+    assert data.names == ("gizmo", "forklift")
+    samples = [*data.train.samples, *data.val.samples]
+    assert len(samples) == 5
+    assert len((out / "detections.csv").read_text().splitlines()) - 1 == sum(
+        len(sample.labels.classes) for sample in samples
+    )
+    assert f"{sum(len(sample.labels.classes) for sample in samples)} detections in 2 images and 3 frames" in done.out
+    again = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1, *choice)
+    assert (again.status, "would mix with the new ones" in again.err) == (1, True)
+
+
+def test_stream_writes_a_line_of_json_an_image_and_needs_no_folder(bundle: Path, photos: Path, capfd: Capture) -> None:
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--stream", "--threads", 1)
+    assert done.status == 0, done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [(line["file_name"], line["width"], line["height"]) for line in lines] == [
+        ("a.png", 90, 60),
+        ("b.jpg", 64, 96),
+    ]
+    (expected,) = runtime.Detector(bundle, threads=1).detect(photos / "a.png")
+    assert [row["class"] for row in lines[0]["detections"]] == list(expected.class_names)
+    assert [row["vocabulary"] for row in lines[0]["detections"]] == list(expected.vocabularies)
+    boxes = [row["box_xyxy"] for row in lines[0]["detections"]]
+    np.testing.assert_allclose(boxes, expected.boxes_xyxy, atol=1e-3)
+    assert "Skipped: " in done.err and "in 2 images, 1 skipped" in done.err
+
+
+@pytest.mark.parametrize("options", [[], ["--stream", "--save", "csv"]])
+def test_out_is_missing_where_something_is_to_be_saved(
+    options: list[str], bundle: Path, photos: Path, capfd: Capture
+) -> None:
+    done = run_command(capfd, "detect", bundle, "--source", photos, *options)
+    assert (done.status, "Missing option '--out'" in done.err) == (2, True)
+
+
+def test_stream_that_breaks_off_leaves_whole_files_and_status_1(bundle: Path, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "out"
+    with served(tmp_path, [as_jpeg(image) for image in greys(3)], breaks=True) as address:
+        done = run_command(capfd, "detect", bundle, "--source", f"{address}/live", "--out", out, *FEW, "--timeout", 1)
+    assert done.status == 1
+    assert names(out) == ["detections.json", "stream.mp4"]
+    n_frames = len(document(out)["images"])
+    assert n_frames == open_source(out / "stream.mp4").total
+    missed = f", {3 - n_frames} frames missed" if n_frames < 3 else ""
+    assert f"detections in {n_frames} frame{'s' * (n_frames != 1)}{missed}: {out}" in done.out
+    assert done.err.splitlines()[-1].startswith("Error: `http://127.0.0.1:")
+    assert "/live` broke off after 3 frames: nothing came for 1 seconds." in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("live", [True, False])
+def test_ctrl_c_finishes_what_is_written(live: bool, number: signal.Signals, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    clip = write_clip(tmp_path / "clip.mp4", greys(25) * 40)
+    with served(tmp_path, [as_jpeg(image) for image in greys(3)], breaks=True) as address:
+        source = f"{address}/live" if live else str(clip)
+        command = ["detect", str(bundle), "--source", source, "--out", str(out), "--stream", "--timeout", "2"]
+        save = ("--save", "coco", "--save", "csv", "--save", "pictures")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prompt_tune", *command, *save, *FEW],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == (0 if live else 130), errors
+    lines = [first, *map(json.loads, rest.splitlines())]
+    assert len(lines) < 1000 and "Traceback" not in errors
+    assert [image["file_name"] for image in document(out)["images"]] == [line["file_name"] for line in lines]
+    video = "stream.mp4" if live else "clip.mp4"
+    assert names(out) == sorted(["detections.csv", "detections.json", video])
+    assert open_source(out / video).total == len(lines)
+
+
+def test_reader_that_leaves_ends_the_stream_in_silence(bundle: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", greys(25) * 40)
+    command = f"{sys.executable} -m prompt_tune detect {bundle} --source {clip} --stream {' '.join(FEW)}"
+    line = f"set -o pipefail; {command} | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frame"] == 0
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_long_video_runs_in_constant_memory(bundle: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", greys(25, height=120, width=160) * 8)
+    source, frames = open_source(clip), 0
+    assert source.total == 200
+    alive: weakref.WeakSet[Frame] = weakref.WeakSet()
+
+    def count(stage: str, done: int, total: int | None, note: str) -> None:
+        nonlocal frames
+        frames += 1
+        if done % 50 == 25:
+            alive.update(item for item in gc.get_objects() if type(item) is Frame)
+        assert len(alive) <= 3, "frames are let go"
+
+    detector = runtime.Detector(bundle, threads=1)
+    save: tuple[Output, ...] = ("coco", "csv", "yolo")
+    result = annotate(detector, source, out=tmp_path, save=save, show=["forklift"], progress=count)
+    assert (result.frames, frames) == (200, 201)

@@ -1,0 +1,202 @@
+"""`prompt-tune fit` at the edges: every bad input is one line on standard error, status 1, and nothing half-written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run_command
+from PIL import Image
+
+from prompt_tune.datasets.sample import write_sample
+from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small custom job: its YAML."""
+    return write_sample(tmp_path_factory.mktemp("sample") / "set", n_images=6)[0]
+
+
+def _yolo(folder: Path, labels: str = "0 0.5 0.5 0.4 0.4\n", names: str = "[box]", image: bytes | None = None) -> Path:
+    """An ultralytics data set of one image: its YAML."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    for stem in ("a", "b"):
+        Image.new("RGB", (64, 48), (90, 120, 40)).save(folder / "images" / f"{stem}.png")
+        if image is not None:
+            (folder / "images" / f"{stem}.png").write_bytes(image)
+        (folder / "labels" / f"{stem}.txt").write_text(labels)
+    (folder / "data.yaml").write_text(f"train: images\nval: images\nnames: {names}\n")
+    return folder / "data.yaml"
+
+
+def _plain_detector(folder: Path) -> Path:
+    """A checkpoint of a YOLO that is no YOLO-World."""
+    import torch
+
+    from prompt_tune.models import ultralytics
+
+    model = ultralytics.quiet_import("ultralytics.nn.tasks").DetectionModel("yolov8n.yaml", ch=3, nc=4, verbose=False)
+    torch.save({"model": model, "ema": None, "train_args": {}}, folder / "plain.pt")
+    return folder / "plain.pt"
+
+
+def _garbage(folder: Path) -> Path:
+    """A file that is no checkpoint."""
+    (folder / "garbage.pt").write_bytes(b"not a checkpoint at all" * 50)
+    return folder / "garbage.pt"
+
+
+MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda folder: folder / "nothing.pt", "nothing.pt"),
+    "no checkpoint": (_garbage, "garbage.pt"),
+    "no YOLO-World": (_plain_detector, "is no YOLO-World"),
+}
+DATA: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda folder: folder / "nowhere", "nowhere"),
+    "no boxes": (lambda folder: _yolo(folder / "d", labels=""), "no box"),
+    "id outside the names": (lambda folder: _yolo(folder / "d", labels="3 0.5 0.5 0.4 0.4\n"), "3"),
+    "box outside the image": (lambda folder: _yolo(folder / "d", labels="0 1.9 0.5 0.4 0.4\n"), "a.txt"),
+    "all images damaged": (lambda folder: _yolo(folder / "d", image=b"\x89PNG\r\n\x1a\nrubbish"), "a.png"),
+    "empty name": (lambda folder: _yolo(folder / "d", names="['']"), "name"),
+    "repeated name": (lambda folder: _yolo(folder / "d", names="[box, box]"), "box"),
+}
+SETTINGS: dict[str, tuple[list[str], str]] = {
+    "wrong number of names": (["--names", "one, two"], "2"),
+    "repeated names": (["--names", "one, one, two, three, four, five"], "one"),
+    "name longer than the window": (["--names", "a" + " very" * 80 + " long name, b, c, d, e, f"], "77"),
+    "context longer than the window": (["--context-length", "76"], "context length"),
+    "initial words of another length": (["--initial-words", "a photo"], "2 tokens"),
+    "several shared prompts": (
+        ["--prompts-per-class", "2", "--shared-context"],
+        "Leave --prompts-per-class",
+    ),
+    "no prompt a class": (["--prompts-per-class", "0"], "prompts_per_class"),
+    "teacher that pushes away": (["--teacher-weight", "-1"], "teacher_weight"),
+    "earlier run that is not there": (["--from", "nowhere"], "Give another --from"),
+    "nothing that is old": (["--freeze-old"], "Name it with --from"),
+    "replay that is not there": (["--replay", "nowhere"], "nowhere"),
+    "replay without an image": (["--replay", "nowhere=0"], "ratio"),
+    "replay of words": (["--replay", "nowhere=much"], "such as `nowhere=0.5`"),
+    "image size between strides": (["--image-size", "250"], "multiple of 32"),
+    "learning rate of zero": (["--learning-rate", "0"], "learning_rate"),
+    "device that is not there": (["--device", "cuda:63"], "cuda:63"),
+    "device that nobody knows": (["--device", "abacus"], "abacus"),
+    "text tower that is not there": (["--text-tower", "local-dir:/nowhere"], "/nowhere"),
+    "original vocabulary that is not there": (["--original", "nowhere.vocab.safetensors"], "nowhere.vocab"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_fit_with_a_bad_model_is_one_line_and_status_1(
+    case: str, custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, hint = MODELS[case]
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", make(tmp_path), "--data", custom, "--out", out)
+    _check_error(outcome.status, outcome.err, hint)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_fit_with_bad_data_is_one_line_and_status_1(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, hint = DATA[case]
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", make(tmp_path), "--out", out)
+    _check_error(outcome.status, outcome.err, hint)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_fit_with_bad_settings_is_one_line_and_status_1(
+    case: str, custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options, hint = SETTINGS[case]
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", custom, "--out", out, *options)
+    _check_error(outcome.status, outcome.err, hint)
+    assert not out.exists()
+
+
+def test_fit_with_an_unknown_option_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(capfd, "fit", "--modle", "tiny").status == 2
+
+
+def test_fit_shared_context_embeds_names_that_it_never_saw(
+    custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """fit, then `vocab build --prompts` with another name; class-specific context refuses the same."""
+    for option, status in (("--shared-context", 0), ("--class-specific", 1)):
+        run, out = tmp_path / option, tmp_path / f"{option}.vocab.safetensors"
+        common = ("--model", "tiny", "--data", custom, "--epochs", 1)
+        assert run_command(capfd, "fit", *common, "--out", run, option, "--cache", tmp_path / "cache").status == 0
+        prompts = run / "prompts.safetensors"
+        outcome = run_command(
+            capfd, "vocab", "build", "--model", "tiny", "--names", "crate", "--prompts", prompts, "--out", out
+        )
+        assert outcome.status == status, outcome.err
+        assert out.exists() == (status == 0)
+
+
+@pytest.mark.parametrize("option", [("--guide", "joint"), ("--token-position", "left"), ("--teacher-weight", "much")])
+def test_fit_with_a_choice_that_is_none_is_a_usage_error(
+    option: tuple[str, str], custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", custom, "--out", tmp_path / "run", *option)
+    assert outcome.status == 2 and option[0] in outcome.err
+
+
+def test_fit_from_a_run_with_replay_and_several_prompts_goes_through_every_command(
+    custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """fit, fit --from with replayed images, `vocab build --prompts`, export and detect."""
+    replay = custom.parent.parent / "original" / "images"
+    common = ("--model", "tiny", "--data", custom, "--epochs", 1, "--cache", tmp_path / "cache")
+    first, second, built = tmp_path / "first", tmp_path / "second", tmp_path / "built.vocab.safetensors"
+    prompts = second / "prompts.safetensors"
+    commands: list[tuple[object, ...]] = [
+        ("fit", *common, "--out", first, "--prompts-per-class", 2, "--token-position", "middle"),
+        ("fit", *common, "--out", second, "--from", first, "--replay", f"{replay}=0.5", "--teacher-weight", 1),
+        ("vocab", "build", "--model", "tiny", "--names", "gizmo", "--prompts", prompts, "--out", built),
+        ("export", second, "--out", tmp_path / "bundle"),
+        ("detect", tmp_path / "bundle", "--source", replay / "val", "--learned", built, "--out", tmp_path / "found"),
+    ]
+    for command in commands:
+        outcome = run_command(capfd, *command)
+        assert outcome.status == 0, outcome.err
+    config = json.loads((second / "config.json").read_text())
+    settings = config["settings"]
+    assert (settings["prompts_per_class"], settings["token_position"]) == (2, "middle")
+    assert config["replay"] == [[str(replay), 0.5]] and len(config["from"]) == 64
+    learned, further = Vocabulary.load(second / "learned.vocab.safetensors"), Vocabulary.load(built)
+    assert learned.provenance["replay_images"] == 3 and further.n_prompts == learned.n_prompts == 2
+    row = learned.embeddings[learned.names.index("gizmo")]
+    np.testing.assert_allclose(further.embeddings[0], row, atol=1e-5)
+
+
+def test_fit_writes_the_run_folder_that_the_design_names(
+    custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    outcome = run_command(capfd, "fit", "--model", "tiny", "--data", custom, "--out", out, "--epochs", 2)
+    assert outcome.status == 0, outcome.err
+    assert "epoch" in outcome.out and "export" in outcome.out
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    config = json.loads((out / "config.json").read_text())
+    assert config["image_size"] == 256 and set(config["digests"]) == {"detector", "text_tower", "guide"}
+    assert Image.open(out / "curves.png").size[0] > 400
+    names = {"config.json", "curves.png", "learned.vocab.safetensors", "metrics.jsonl", "original.vocab.safetensors"}
+    names |= {"prompts.safetensors", "regions", "reliability.png", "report.html", "state.safetensors"}
+    assert names == {path.name for path in out.iterdir()}
+
+
+def _check_error(status: int, err: str, hint: str) -> None:
+    """Status 1; the error is the last line, and it names what came."""
+    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert status == 1 and len(lines) == 1, err
+    assert hint in lines[0] and "Traceback" not in err, err

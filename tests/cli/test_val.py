@@ -1,0 +1,131 @@
+"""`prompt-tune val`: tables, JSON, curves, and bad input as one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import run_command
+from PIL import Image
+
+from prompt_tune.config import FitConfig
+from prompt_tune.datasets.sample import write_sample
+from prompt_tune.deployment.bundle import export_bundle
+from prompt_tune.tuning.fit import fit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sample set, a run and its bundle."""
+    folder = tmp_path_factory.mktemp("val")
+    custom, _ = write_sample(folder / "set", n_images=6)
+    fit("tiny", custom, folder / "run", config=FitConfig(epochs=2))
+    export_bundle(folder / "run", folder / "bundle")
+    return folder
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of the tables in a text."""
+    return [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in text.splitlines()
+        if line[0] in "│┃"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "engine"),
+    [("run", [], "torch"), ("bundle", [], "ONNX Runtime"), ("run", ["--engine", "onnx"], "ONNX Runtime")],
+)
+def test_val_prints_metrics_and_classes(
+    place: str, options: list[str], engine: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = folder / "set" / "custom"
+    done = run_command(capfd, "val", folder / place, "--data", data, "--split", "test", *options)
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[0] == f"6 images of `test`, measured through {engine}."
+    rows = cells(done.out)
+    assert [row[0] for row in rows[:10]] == [
+        *("classes", "AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR 1", "AR 10", "AR 100")
+    ]
+    assert rows[10] == ["class", "labels", "AP", "AP50", "AP75", "threshold", "precision", "recall"]
+    assert all(len(row) == 8 and int(row[1]) > 0 for row in rows[11:])
+    assert rows[0][1] == f"learned ({len(rows) - 11})"
+
+
+def test_val_json_is_the_same_in_both_engines(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data, found = folder / "set" / "original", {}
+    for place in ("run", "bundle"):
+        done = run_command(capfd, "val", folder / place, "--data", data, "--json")
+        assert done.status == 0, done.err
+        found[place] = json.loads(done.out)
+    assert found["run"]["learned"] is None and found["run"]["original"]["ap50"] > 0.3
+    assert found["run"]["original"]["ap"] == pytest.approx(found["bundle"]["original"]["ap"], abs=0.001)
+    assert [found[place]["engine"] for place in found] == ["torch", "onnx"]
+
+
+def test_val_names_what_it_leaves_out(folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images = folder / "set" / "custom" / "images" / "test"
+    names = ["forklift", "gizmo", "sprocket", "widget", "flange", "thing"]
+    (tmp_path / "data.yaml").write_text(f"test: {images}\nnames: {[*names, 'red triangle']}\n")
+    done = run_command(capfd, "val", folder / "run", "--data", tmp_path / "data.yaml", "--split", "test")
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
+    assert "In no vocabulary, so left out: thing." in lines
+    assert any(line.startswith("Without a label in `test`, so left out: ") and "red triangle" in line for line in lines)
+
+
+def test_val_curves_writes_a_picture(folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data, picture = folder / "set" / "custom", tmp_path / "curves.png"
+    done = run_command(capfd, "val", folder / "run", "--data", data, "--curves", picture)
+    assert done.status == 0, done.err
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        ([], 2, "Missing argument 'RUN|BUNDLE'."),
+        (["run"], 2, "Missing option '--data'."),
+        (["run", "--data", "set/custom", "--split", "all"], 2, "'all' is not one of"),
+        (["run", "--data", "set/custom", "--engine", "magic"], 2, "'magic' is not one of"),
+        (["nowhere", "--data", "set/custom"], 1, "is no run of `fit`"),
+        (["bundle", "--data", "set/custom", "--engine", "torch"], 1, "is a bundle"),
+        (["run", "--data", "nowhere"], 1, "no such file or folder"),
+        (["run", "--data", "set/custom", "--names", "a, b, c, d, e, f"], 1, "names no class of the vocabularies"),
+        (["run", "--data", "set/custom", "--names", "a, b"], 1, "must name the 6 classes"),
+        (["run", "--data", "set/custom", "--device", "abacus"], 1, "abacus"),
+        (["bundle", "--data", "set/custom", "--device", "abacus"], 1, "abacus"),
+    ],
+)
+def test_val_of_bad_input_is_one_line(
+    arguments: list[str],
+    status: int,
+    reason: str,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    done = run_command(capfd, "val", *arguments)
+    assert (done.status, done.out) == (status, "")
+    errors = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and reason in errors[0]
+
+
+def test_val_of_bundle_needs_no_torch_but_says_what_it_needs(folder: Path) -> None:
+    """As on an inference box: packages that are not there are None in `sys.modules`."""
+
+    def run(*missing: str) -> subprocess.CompletedProcess[str]:
+        code = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\nfrom prompt_tune.cli import main\nmain()"
+        arguments = ["val", str(folder / "bundle"), "--data", str(folder / "set" / "custom"), "--json"]
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+    done = run("torch", "torchvision", "ultralytics", "open_clip", "onnx")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 6
+    done = run("torch", "faster_coco_eval")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().startswith("Error: `val` needs packages that come with `fit`, and `faster_coco_eval`")

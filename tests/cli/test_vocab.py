@@ -1,0 +1,159 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from places import ROOT
+from vocabularies import DETECTOR, golden, learned
+
+from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+# the command line as on an inference box: what `fit` needs cannot be imported
+LIGHT = """if True:
+    import sys
+
+    class Blocked:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in {"torch", "torchvision", "ultralytics", "open_clip", "onnx", "cv2"}:
+                raise ImportError(f"{name} is blocked")
+
+    sys.meta_path.insert(0, Blocked())
+    from prompt_tune.cli import main
+
+    main()
+"""
+
+
+def prompt_tune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`prompt-tune ARGUMENTS` in a process of its own, without the packages of `fit`."""
+    return subprocess.run(
+        [sys.executable, "-c", LIGHT, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Two vocabulary files: lorry and Käfer; car."""
+    one, two = tmp_path / "one.vocab.safetensors", tmp_path / "two.vocab.safetensors"
+    golden().save(one)
+    learned("car", n_prompts=3, thresholds=0.125, calibration=[[2, 0.5]], provenance={"seed": 7}).save(two)
+    return one, two
+
+
+def test_vocab_show_prints_classes_and_origin(files: tuple[Path, Path]) -> None:
+    done = prompt_tune("vocab", "show", files[0])
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.stdout.splitlines() if "│" in line]
+    assert rows == [["0", "lorry", "2", "0.25"], ["1", "Käfer", "1", "0.5"]]  # Käfer's second prompt repeats its first
+    words = done.stdout.split()
+    for word in ("learned", "original", golden().digest[:12], DETECTOR[:12], "7" * 12, "9" * 12):
+        assert word in words
+    assert DETECTOR not in done.stdout
+    assert '{"metrics": {"ap50": 0.875}, "seed": 0}' in done.stdout
+
+
+def test_vocab_show_of_calibrated_file_prints_scale_and_shift(files: tuple[Path, Path]) -> None:
+    done = prompt_tune("vocab", "show", files[1])
+    assert done.returncode == 0
+    assert "scale, shift" in done.stdout and "2, 0.5" in done.stdout and "0.125" in done.stdout
+
+
+def test_vocab_show_prints_names_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.vocab.safetensors"
+    learned("[red]car[/red]", ":smile:").save(path)
+    stdout = prompt_tune("vocab", "show", path).stdout
+    assert "[red]car[/red]" in stdout and ":smile:" in stdout
+
+
+def test_vocab_merge_writes_all_classes(files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "both.vocab.safetensors"
+    done = prompt_tune("vocab", "merge", *files, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"Wrote {out}: 3 classes, kind learned.\n"
+    merged = Vocabulary.load(out)
+    assert merged.names == ("lorry", "Käfer", "car")
+    assert np.array_equal(merged.embeddings[2:], Vocabulary.load(files[1]).embeddings)
+
+
+def test_vocab_rename_changes_pairs_in_place(files: tuple[Path, Path]) -> None:
+    done = prompt_tune("vocab", "rename", files[0], "lorry", "Käfer", "Käfer", "beetle car", "--out", files[0])
+    assert (done.returncode, done.stdout) == (0, f"Wrote {files[0]}: 2 classes, kind learned.\n")
+    renamed = Vocabulary.load(files[0])
+    assert renamed.names == ("Käfer", "beetle car")
+    assert renamed.digest == golden().digest
+
+
+def test_vocab_remove_leaves_the_other_classes(files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "less.vocab.safetensors"
+    done = prompt_tune("vocab", "remove", files[0], "lorry", "--out", out)
+    assert (done.returncode, done.stdout) == (0, f"Wrote {out}: 1 class, kind learned.\n")
+    assert Vocabulary.load(out).to_bytes() == golden().remove(["lorry"]).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        (["show", "nowhere"], 1, "Error: nowhere: there is no such file. Check the path.\n"),
+        (["show", "ONE", "TWO"], 2, "Got unexpected extra argument"),
+        (["show"], 2, "Missing argument 'FILE'."),
+        (["merge", "--out", "OUT"], 2, "Missing argument 'FILES...'."),
+        (["merge", "ONE"], 2, "Missing option '--out'."),
+        (
+            ["merge", "ONE", "ONE", "--out", "OUT"],
+            1,
+            "Error: Class names must be unique; 'lorry' is that of classes 0 and 2.",
+        ),
+        (["rename", "ONE", "lorry", "--out", "OUT"], 2, "Names go in pairs, OLD NEW. Received: 1."),
+        (
+            ["rename", "ONE", "lorry", "a", "lorry", "b", "--out", "OUT"],
+            2,
+            "A class gets one new name; an OLD stands twice.",
+        ),
+        (
+            ["rename", "ONE", "lory", "a", "--out", "OUT"],
+            1,
+            "Error: No class 'lory' in this vocabulary. It has: 'lorry', 'Kä",
+        ),
+        (["remove", "ONE", "lorry", "Käfer", "--out", "OUT"], 1, "Error: A vocabulary must have at least one class."),
+        (["remove", "ONE", "lory", "--out", "OUT"], 1, "Error: No class 'lory' in this vocabulary."),
+        (
+            ["build", "--model", "m.pt", "--names", "a,a", "--out", "OUT"],
+            1,
+            "Error: Class names must be unique; 'a' is that",
+        ),
+        (
+            ["build", "--model", "m.pt", "--names", "nowhere.txt", "--out", "OUT"],
+            1,
+            "Error: Cannot read the class list nowhere",
+        ),
+        (["build", "--model", "m.pt", "--out", "OUT"], 2, "Missing option '--names'."),
+        (
+            ["build", "--model", "m.pt", "--names", "a", "--kind", "original", "--original", "coco", "--out", "OUT"],
+            2,
+            "--kind original goes with neither --prompts nor --original: it is a guide itself.",
+        ),
+        (
+            ["build", "--model", "m.pt", "--names", "a", "--kind", "learned", "--out", "OUT"],
+            2,
+            "'learned' is not one of",
+        ),
+    ],
+)
+def test_vocab_with_bad_arguments_says_why_and_writes_nothing(
+    files: tuple[Path, Path], tmp_path: Path, arguments: list[str], status: int, reason: str
+) -> None:
+    places = {"ONE": str(files[0]), "TWO": str(files[1]), "OUT": str(tmp_path / "out.vocab.safetensors")}
+    done = prompt_tune("vocab", *(places.get(argument, argument) for argument in arguments))
+    assert (done.returncode, done.stdout) == (status, "")
+    assert reason in done.stderr
+    assert status == 2 or len(done.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert Vocabulary.load(files[0]).to_bytes() == golden().to_bytes()
+
+
+@pytest.mark.parametrize("name", ["build", "show", "merge", "rename", "remove"])
+def test_vocab_help_of_each_command_is_there_without_torch(name: str) -> None:
+    done = prompt_tune("vocab", name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"vocab {name}" in done.stdout

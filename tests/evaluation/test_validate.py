@@ -1,0 +1,309 @@
+"""`validate` on `tiny`: torch and ONNX Runtime agree, calibration leaves AP, and classes are found by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from prompt_tune.config import FitConfig
+from prompt_tune.datasets.reading import read_dataset, read_split
+from prompt_tune.datasets.sample import write_sample
+from prompt_tune.deployment.bundle import export_bundle
+from prompt_tune.errors import DataError, ProviderError, RunError, VocabularyError
+from prompt_tune.evaluation.validate import Validation, validate, validate_bundle, validate_run
+from prompt_tune.tuning.fit import fit
+from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+LEARNED_FILE = "learned.vocab.safetensors"
+AGREE = 0.001  # 0.1 AP: what two engines may differ by
+SIX = ["forklift", "gizmo", "sprocket", "widget", "flange", "doodad"]
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sample set: its folder."""
+    folder = tmp_path_factory.mktemp("sample") / "set"
+    write_sample(folder, n_images=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def custom(sample: Path) -> Path:
+    return sample / "custom" / "custom.yaml"
+
+
+@pytest.fixture(scope="module")
+def original(sample: Path) -> Path:
+    return sample / "original" / "original.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(custom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned something."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    fit("tiny", custom, out, config=FitConfig(epochs=12))
+    shutil.rmtree(out / "regions")
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    export_bundle(run, run.parent / "bundle")
+    return run.parent / "bundle"
+
+
+@pytest.fixture(scope="module")
+def both(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that labels original and learned classes, and one class that nobody has; it has a test split alone."""
+    folder = tmp_path_factory.mktemp("both")
+    names = yaml.safe_load((sample / "original" / "original.yaml").read_text())["names"]
+    names = [*names.values(), *SIX, "unheard of"]
+    for part, images, first in (("original", "val", 0), ("custom", "test", len(names) - 7)):
+        for image in sorted((sample / part / "images" / images).iterdir()):
+            label = sample / part / "labels" / images / f"{image.stem}.txt"
+            rows = [line.split(maxsplit=1) for line in label.read_text().splitlines()]
+            for place, name in (("images", image.name), ("labels", label.name)):
+                (folder / place).mkdir(exist_ok=True)
+                shutil.copy(image if place == "images" else label, folder / place / f"{part}-{name}")
+            lines = [f"{int(k) + first} {box}\n" for k, box in rows]
+            (folder / "labels" / f"{part}-{label.name}").write_text("".join(lines))
+    (folder / "data.yaml").write_text(yaml.safe_dump({"test": "images", "names": names}))
+    return folder / "data.yaml"
+
+
+@pytest.fixture(scope="module")
+def measured(run: Path, custom: Path) -> Validation:
+    """The run on the test split of its own data set."""
+    return validate(run, custom, split="test")
+
+
+@pytest.fixture(scope="module")
+def measured_both(run: Path, both: Path) -> Validation:
+    """The run on `both`."""
+    return validate_run(run, both, split="test")
+
+
+def copy(folder: Path, out: Path, change: Callable[[Vocabulary], Vocabulary]) -> Path:
+    """A run or bundle with another learned vocabulary."""
+    shutil.copytree(folder, out)
+    change(Vocabulary.load(out / LEARNED_FILE)).save(out / LEARNED_FILE)
+    return out
+
+
+def numbers(result: Validation) -> np.ndarray:
+    """All metrics as one list."""
+    means = [result.learned, result.original, result.together, *(row.metrics for row in result.classes)]
+    return np.array([value for part in means if part is not None for value in asdict(part).values()])
+
+
+def assert_agree(one: Validation, two: Validation, tolerance: float = AGREE) -> None:
+    assert [row.name for row in one.classes] == [row.name for row in two.classes]
+    np.testing.assert_allclose(numbers(one), numbers(two), rtol=0, atol=tolerance)
+    for first, second in zip(one.classes, two.classes, strict=True):
+        assert (first.objects, first.threshold) == (second.objects, second.threshold)
+        assert (first.precision, first.recall) == pytest.approx((second.precision, second.recall), nan_ok=True)
+
+
+def test_torch_and_onnx_runtime_agree_on_learned_classes(measured: Validation, bundle: Path, custom: Path) -> None:
+    by_onnx = validate(bundle, custom, split="test")
+    assert (measured.engine, by_onnx.engine) == ("torch", "onnx")
+    assert measured.learned is not None and measured.learned.ap > 0.1
+    assert measured.original is None and measured.learned == measured.together
+    assert measured.images == by_onnx.images == 10
+    assert_agree(measured, by_onnx)
+
+
+def test_torch_and_onnx_runtime_agree_on_both_vocabularies_apart_and_together(
+    measured_both: Validation, bundle: Path, both: Path
+) -> None:
+    assert_agree(measured_both, validate_bundle(bundle, both, split="test"))
+    learned, original, together = measured_both.learned, measured_both.original, measured_both.together
+    assert learned is not None and original is not None
+    rows = measured_both.classes
+    n_learned = sum(row.vocabulary == "learned" for row in rows)
+    assert 0 < n_learned < len(rows) and {row.name for row in rows[-n_learned:]} <= set(SIX)
+    assert original.ap == pytest.approx(np.mean([row.metrics.ap for row in rows[:-n_learned]]))
+    assert learned.ap == pytest.approx(np.mean([row.metrics.ap for row in rows[-n_learned:]]))
+    assert together.ap == pytest.approx(np.mean([row.metrics.ap for row in rows]))
+    assert measured_both.curves.shape == (len(rows), 101)
+
+
+def test_classes_that_cannot_be_measured_are_left_out_and_named(
+    measured: Validation, measured_both: Validation
+) -> None:
+    assert measured_both.unknown == ("unheard of",)
+    names = {row.name for row in measured_both.classes}
+    assert names.isdisjoint(measured_both.unlabelled) and len(names) + len(measured_both.unlabelled) == 86
+    rows = {row.name: row for row in measured_both.classes}
+    assert [row.objects for row in measured.classes] == [rows[row.name].objects for row in measured.classes]
+
+
+def test_fit_expects_what_validation_finds(run: Path, custom: Path) -> None:
+    """Thresholds are chosen on cached float16 features; the run itself must keep what they promise."""
+    learned = Vocabulary.load(run / LEARNED_FILE)
+    chosen = learned.provenance["thresholds"]
+    assert chosen["rule"] == "best F1 at IoU 0.5" and len(chosen["expected"]) >= 4
+    assert len(set(learned.thresholds.tolist())) >= 4
+    rows = {row.name: row for row in validate_run(run, custom).classes}
+    for name, expected in chosen["expected"].items():
+        assert rows[name].threshold == pytest.approx(learned.thresholds[learned.names.index(name)])
+        if expected["precision"] > 0.5:  # else hundreds count, and one of them may be on the other side
+            assert rows[name].precision == pytest.approx(expected["precision"], abs=0.02)
+            assert rows[name].recall == pytest.approx(expected["recall"], abs=0.02)
+
+
+def calibrate(vocabulary: Vocabulary) -> Vocabulary:
+    """Strong calibrations of five classes, which move scores far over and far under the metric's cut."""
+    rows = [[2.5, 1.5], [0.3, -3.0], [1.0, 0.0], [4.0, -6.0], [0.5, 4.0], [1.2, 0.1]]
+    return replace(vocabulary, calibration=np.array(rows, np.float32))
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_calibration_leaves_average_precision(
+    engine: str, measured: Validation, run: Path, bundle: Path, custom: Path, tmp_path: Path
+) -> None:
+    place = run if engine == "torch" else bundle
+    plain = measured if engine == "torch" else validate(place, custom, split="test")
+    calibrated = validate(copy(place, tmp_path / "calibrated", calibrate), custom, split="test")
+    np.testing.assert_allclose(numbers(calibrated), numbers(plain), rtol=0, atol=1e-6)
+    changed = [row.recall for row in calibrated.classes] != [row.recall for row in plain.classes]
+    assert changed  # thresholds are of calibrated scores
+
+
+def test_fit_with_calibration_keeps_its_promises_in_both_engines(custom: Path, tmp_path: Path) -> None:
+    fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=12, calibrate=True, precision=0.9))
+    learned = Vocabulary.load(tmp_path / "run" / LEARNED_FILE)
+    assert learned.calibration is not None and (learned.calibration != [1, 0]).any()
+    assert (tmp_path / "run" / "reliability.png").stat().st_size > 10_000
+    chosen = learned.provenance["thresholds"]
+    assert chosen["rule"] == "lowest score with precision 0.9 at IoU 0.5"
+    by_torch, by_onnx = validate_run(tmp_path / "run", custom), validate(tmp_path / "run", custom, engine="onnx")
+    assert_agree(by_torch, by_onnx)
+    for row in by_onnx.classes:
+        expected = chosen["expected"].get(row.name, {"precision": 0})["precision"]
+        if expected > 0.5:
+            assert row.precision == pytest.approx(expected, abs=0.02)
+    plain = copy(tmp_path / "run", tmp_path / "plain", lambda vocabulary: replace(vocabulary, calibration=None))
+    np.testing.assert_allclose(numbers(validate(plain, custom)), numbers(by_torch), rtol=0, atol=1e-6)
+
+
+def test_vocabulary_that_guides_itself_is_measured_with_its_own_guide(
+    measured: Validation, run: Path, bundle: Path, custom: Path, tmp_path: Path
+) -> None:
+    def own(vocabulary: Vocabulary) -> Vocabulary:
+        return replace(vocabulary, guide_mode="own", guide=vocabulary.digest)
+
+    by_torch, by_onnx = (
+        validate(copy(place, tmp_path / place.name, own), custom, split="test") for place in (run, bundle)
+    )
+    assert_agree(by_torch, by_onnx)
+    assert np.nanmax(np.abs(numbers(by_torch) - numbers(measured))) > 0.01
+
+
+def test_name_that_both_vocabularies_have_is_measured_in_both(
+    measured_both: Validation, run: Path, bundle: Path, both: Path, tmp_path: Path
+) -> None:
+    shared = next(row.name for row in measured_both.classes if row.vocabulary == "original")
+
+    def rename(vocabulary: Vocabulary) -> Vocabulary:
+        return vocabulary.rename({"gizmo": shared})
+
+    by_torch, by_onnx = (validate(copy(p, tmp_path / p.name, rename), both, split="test") for p in (run, bundle))
+    assert_agree(by_torch, by_onnx)
+    rows = [row for row in by_torch.classes if row.name == shared]
+    assert [row.vocabulary for row in rows] == ["original", "learned"]
+    assert rows[0].objects == rows[1].objects and rows[0].metrics != rows[1].metrics
+
+
+def test_data_set_without_validation_images_is_split_as_fit_splits_it(sample: Path, tmp_path: Path) -> None:
+    folder = sample / "custom"
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": str(folder / "images" / "train"), "names": SIX}))
+    fit("tiny", tmp_path / "data.yaml", tmp_path / "run", config=FitConfig(epochs=1, seed=5))
+    dataset = read_dataset(tmp_path / "data.yaml", seed=5)
+    held_out = sum((~sample.labels.ignore).sum() for sample in dataset.val.samples)
+    result = validate_run(tmp_path / "run", tmp_path / "data.yaml")
+    assert (result.images, sum(row.objects for row in result.classes)) == (len(dataset.val.samples), held_out)
+    for split, wanted in (("train", dataset.train), ("val", dataset.val)):
+        _, images = read_split(tmp_path / "data.yaml", split, seed=5)  # type: ignore[arg-type]
+        assert [image.path for image in images.samples] == [image.path for image in wanted.samples]
+
+
+def test_names_take_the_place_of_the_data_sets_own(
+    measured: Validation, run: Path, sample: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sample / "custom", tmp_path / "set")
+    content = yaml.safe_load((tmp_path / "set" / "custom.yaml").read_text()) | {"names": list("abcdef")}
+    (tmp_path / "set" / "custom.yaml").write_text(yaml.safe_dump(content))
+    named = validate_run(run, tmp_path / "set", split="test", names=SIX)
+    assert numbers(named).tolist() == pytest.approx(numbers(measured).tolist(), nan_ok=True)
+
+
+def test_damaged_image_is_skipped_and_named(run: Path, sample: Path, tmp_path: Path) -> None:
+    shutil.copytree(sample / "custom", tmp_path / "set")
+    damaged = tmp_path / "set" / "images" / "val" / "0003.jpg"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:300] + b"\0" * 400 + content[-2:])
+    result = validate_run(run, tmp_path / "set")
+    assert result.images + len(result.skipped) == 10 and len(result.skipped) == 1
+    assert "0003.jpg" in result.skipped[0]
+
+
+def test_json_has_everything_but_nan(measured: Validation) -> None:
+    found = json.loads(json.dumps(measured.to_json(), allow_nan=False))
+    assert measured.learned is not None
+    assert found["learned"]["ap50"] == measured.learned.ap50 and found["original"] is None
+    assert found["together"] == found["learned"]
+    assert {row["name"] for row in found["classes"]} <= set(SIX)
+    assert found["classes"][0].keys() == {
+        *("vocabulary", "name", "objects", "threshold", "precision", "recall"),
+        *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_1", "ar_10", "ar_100"),
+    }
+    assert any(value is None for row in found["classes"] for value in row.values())  # no object is that large
+
+
+def test_report_counts_the_images(run: Path, custom: Path) -> None:
+    calls: list[tuple[str, int, int, str]] = []
+    validate_run(run, custom, progress=lambda *call: calls.append(call))
+    assert calls == [("validate", done, 10, "") for done in range(1, 11)]
+
+
+def test_data_set_without_a_known_class_is_refused_with_near_names(run: Path, custom: Path) -> None:
+    with pytest.raises(DataError, match=r"names no class .*: forklif, a, b, c, d, e\. Near: forklift\. Name the"):
+        validate_run(run, custom, names=["forklif", "a", "b", "c", "d", "e"])
+
+
+def test_split_that_is_not_there_is_refused(run: Path, both: Path, original: Path) -> None:
+    with pytest.raises(DataError, match=r"has no `val` images\. It has: test\."):
+        validate_run(run, both)
+    with pytest.raises(DataError, match=r"has no `test` images\. It has: train, val\."):
+        validate_run(run, original, split="test")
+
+
+def test_split_without_a_label_of_a_known_class_is_refused(run: Path, sample: Path, tmp_path: Path) -> None:
+    shutil.copytree(sample / "custom", tmp_path / "set")
+    names = ["gizmo", *"abcdef"]
+    for label in (tmp_path / "set" / "labels" / "val").iterdir():
+        rows = [line.split(maxsplit=1) for line in label.read_text().splitlines()]
+        label.write_text("".join(f"{int(k) + 1} {box}\n" for k, box in rows))
+    (tmp_path / "set" / "custom.yaml").write_text(yaml.safe_dump({"val": "images/val", "names": names}))
+    with pytest.raises(DataError, match=r"`val` has labels of .* alone, which no vocabulary has"):
+        validate_run(run, tmp_path / "set")
+
+
+def test_place_or_engine_that_does_not_go_is_refused(run: Path, bundle: Path, custom: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is no run of `fit` .* and no bundle"):
+        validate(tmp_path, custom)
+    with pytest.raises(RunError, match="is a bundle, and has a graph for ONNX Runtime alone"):
+        validate(bundle, custom, engine="torch")
+    for place in (run, bundle):
+        with pytest.raises(ProviderError, match="abacus"):
+            validate(place, custom, device="abacus")
+    broken = shutil.copytree(run, tmp_path / "broken")
+    (broken / LEARNED_FILE).unlink()
+    with pytest.raises(VocabularyError, match="no such file"):
+        validate(broken, custom)

@@ -1,0 +1,174 @@
+"""The program that a bundle carries: the detections of `prompt_tune.runtime.Detector`, without prompt_tune."""
+
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import learned_for_tiny, make_bundle
+from PIL import Image
+from places import ROOT
+from small_bundle import learned_for, photo, small_bundle
+from vocabularies import unit_rows
+
+from prompt_tune.datasets.sample import custom_scene
+from prompt_tune.models.world import World
+from prompt_tune.runtime.detector import Detector
+from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+PROGRAM = ROOT / "export" / "python" / "detect.py"
+MOST_LINES_OF_READER = 40
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("kit_detect", PROGRAM)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kit_detect"] = module  # its dataclass looks there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small bundle of the random detector."""
+    return small_bundle(world, tmp_path_factory.mktemp("kit") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle on `tiny`, whose learned classes are twins of the original ones."""
+    return make_bundle(tmp_path_factory.mktemp("kit") / "tiny")
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The program as a process that cannot import prompt_tune, safetensors or torch."""
+    blocked = "import sys; sys.modules |= dict.fromkeys(('prompt_tune', 'safetensors', 'torch', 'ultralytics'));"
+    code = f"{blocked} import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rows_of(detector: Detector, image: Path, conf: float | None) -> list[dict[str, Any]]:
+    """What the runtime finds, as the program writes it."""
+    (found,) = detector.detect([image], original_conf=conf, learned_conf=conf)
+    return [
+        {
+            "vocabulary": found.vocabularies[i],
+            "class": found.class_names[i],
+            "class_id": int(found.class_ids[i]),
+            "score": float(found.scores[i]),
+            "box_xyxy": [float(value) for value in found.boxes_xyxy[i]],
+        }
+        for i in range(len(found))
+    ]
+
+
+def save(vocabulary: Vocabulary, path: Path) -> Path:
+    vocabulary.save(path)
+    return path
+
+
+def calibration(n_cls: int) -> np.ndarray:
+    """(n_cls, 2): the first class keeps its scores, the others do not."""
+    rows = np.tile(np.array([0.6, 0.4], np.float32), (n_cls, 1))  # (n_cls, 2)
+    rows[0] = (1, 0)
+    return rows
+
+
+@pytest.mark.parametrize("conf", [None, 0.05])
+def test_program_on_random_detector_finds_what_the_runtime_finds(
+    conf: float | None, bundle: Path, tmp_path: Path
+) -> None:
+    more = [
+        save(learned_for(bundle, "a", "b", n_prompts=2, seed=1), tmp_path / "more.vocab.safetensors"),
+        save(
+            learned_for(
+                bundle, "a", "c", "d", seed=2, calibration=calibration(3), nms_iou=np.array([0.3, 1, 0.5], np.float32)
+            ),
+            tmp_path / "calibrated.vocab.safetensors",
+        ),
+        save(learned_for(bundle, "e", "f", seed=3, guide_mode="own"), tmp_path / "own.vocab.safetensors"),
+    ]
+    images = [tmp_path / name for name in ("wide.png", "tall.jpg", "small.png")]
+    for number, (path, size) in enumerate(zip(images, ((90, 161), (301, 77), (11, 13)), strict=True)):
+        Image.fromarray(photo(*size, seed=number)).save(path)
+    arguments: list[str | Path] = [*images, "--bundle", bundle]
+    for path in more:
+        arguments += ["--learned", path]
+    done = run(*arguments, *([] if conf is None else ["--conf", str(conf)]))
+    assert (done.returncode, done.stderr) == (0, "")
+    detector = Detector(bundle, learned=more)
+    answers = json.loads(done.stdout)
+    for path, answer in zip(images, answers, strict=True):
+        assert answer["detections"] == rows_of(detector, path, conf)
+    found = {one["vocabulary"] for answer in answers for one in answer["detections"]}
+    assert found >= {"original", "learned"}
+    assert conf is None or found == {"original", "learned", "more", "calibrated", "own"}
+
+
+def test_program_on_tiny_finds_what_the_runtime_finds_and_draws_it(tiny: Path, tmp_path: Path) -> None:
+    images = [tmp_path / f"scene-{index}.png" for index in range(3)]
+    for index, path in enumerate(images):
+        Image.fromarray(custom_scene(0, "test", index).image).save(path)
+    done = run(*images, "--bundle", tiny, "--draw", tmp_path / "drawn")
+    assert (done.returncode, done.stderr) == (0, "")
+    detector = Detector(tiny)
+    for path, answer in zip(images, json.loads(done.stdout), strict=True):
+        assert answer["detections"] == rows_of(detector, path, None)
+        assert {one["vocabulary"] for one in answer["detections"]} == {"original", "learned"}
+        with Image.open(path) as plain, Image.open(tmp_path / "drawn" / path.name) as drawn:
+            assert drawn.size == plain.size == (answer["width"], answer["height"])
+            assert np.any(np.asarray(drawn) != np.asarray(plain))
+
+
+def test_photo_that_lies_on_its_side_is_turned_as_the_runtime_does(tiny: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn right by 90 degrees
+    Image.fromarray(custom_scene(0, "test", 0).image[:200]).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    answer = json.loads(run(tmp_path / "turned.jpg", "--bundle", tiny, "--conf", "0.1").stdout)[0]
+    assert answer["height"] > answer["width"]
+    assert answer["detections"] == rows_of(Detector(tiny), tmp_path / "turned.jpg", 0.1) != []
+
+
+def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleType, tmp_path: Path) -> None:
+    numbers = {"thresholds": np.array([0.1, 0.9], np.float32), "nms_iou": np.array([0.5, 1], np.float32)}
+    for fields in ({}, {"calibration": calibration(2)} | numbers):
+        wanted = learned_for_tiny(("Käfer", "b"), unit_rows(2, 3), **fields)
+        got = program.read_vocabulary(save(wanted, tmp_path / "some.vocab.safetensors"))
+        assert (got.label, got.about["names"]) == ("some", list(wanted.names))
+        assert (got.about["detector"], got.about["guide"]) == (wanted.detector, wanted.guide)
+        np.testing.assert_array_equal(got.embeddings, wanted.embeddings)
+        np.testing.assert_array_equal(got.thresholds, wanted.thresholds)
+        identity = np.tile(np.array([1, 0], np.float32), (2, 1))
+        np.testing.assert_array_equal(got.calibration, wanted.calibration if fields else identity)
+        np.testing.assert_array_equal(got.nms_iou, wanted.nms_iou if fields else [1, 1])
+    assert len(inspect.getsource(program.read_vocabulary).splitlines()) <= MOST_LINES_OF_READER
+
+
+@pytest.mark.parametrize("what", ["detector", "text_tower", "guide"])
+def test_vocabulary_made_for_another_is_refused_in_one_line(what: str, bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(32, 32)).save(tmp_path / "photo.png")
+    fields: dict[str, Any] = {what: "e" * 64}
+    other = save(learned_for(bundle, "a", **fields), tmp_path / "other.vocab.safetensors")
+    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", other)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"other: made for another {what} (eeeeeeeeeeee).\n"
+
+
+def test_file_that_is_no_image_and_label_that_is_taken_are_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_text("no image")
+    done = run(tmp_path / "photo.png", "--bundle", bundle)
+    assert done.returncode == 1 and "cannot be read as an image" in done.stderr and done.stderr.count("\n") == 1
+    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", bundle / "learned.vocab.safetensors")
+    assert (
+        done.returncode == 1 and done.stderr == "learned: two vocabularies have this name; rename one of the files.\n"
+    )

@@ -1,0 +1,234 @@
+"""Frames of files, videos, cameras and streams."""
+
+import socket
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clips import as_jpeg, greys, number_of, served, write_clip
+from PIL import Image
+from small_bundle import photo
+from test_light_imports import run_without_heavy_modules
+
+from prompt_tune.errors import DataError
+from prompt_tune.media.sources import VIDEO_SUFFIXES, Frame, open_source
+
+N_CLIP = 12
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", greys(N_CLIP))
+
+
+def test_open_source_image_gives_its_pixels_and_name(tmp_path: Path) -> None:
+    Image.fromarray(photo(20, 30)).save(tmp_path / "a.png")
+    source = open_source(tmp_path / "a.png")
+    (frame,) = source.frames()
+    assert (source.total, source.live, source.paths) == (1, False, [tmp_path / "a.png"])
+    assert (frame.name, frame.file_name, frame.index, frame.seconds) == ("a.png", "a.png", None, None)
+    assert frame.path == tmp_path / "a.png"
+    np.testing.assert_array_equal(frame.image, photo(20, 30))
+
+
+def test_open_source_video_gives_every_frame_in_order_with_its_time(clip: Path) -> None:
+    source = open_source(clip)
+    frames = list(source.frames())
+    assert source.total == len(frames) == N_CLIP
+    assert [(frame.index, number_of(frame.image)) for frame in frames] == [(n, n) for n in range(N_CLIP)]
+    np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(N_CLIP) / 25, atol=1e-6)  # type: ignore[arg-type]
+    assert {(frame.name, frame.image.shape, frame.image.dtype.name) for frame in frames} == {
+        ("clip.mp4", (48, 64, 3), "uint8")
+    }
+    assert frames[7].file_name == "clip.mp4/000007.jpg"
+    assert (source.live, source.skipped, source.broken, source.missed) == (False, {}, None, 0)
+
+
+@pytest.mark.parametrize(("every", "wanted"), [(1, 12), (5, 3), (12, 1), (100, 1)])
+def test_open_source_every_takes_the_first_and_then_each_nth(clip: Path, every: int, wanted: int) -> None:
+    source = open_source(clip, every=every)
+    assert [(frame.index, number_of(frame.image)) for frame in source.frames()] == [
+        (n, n) for n in range(0, N_CLIP, every)
+    ]
+    assert source.total == wanted
+
+
+@pytest.mark.parametrize("turned", [90, 180, -90])
+def test_open_source_video_filmed_sideways_is_upright(tmp_path: Path, turned: int) -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:16, :16] = 255  # what is stored: the bright corner is top left
+    (frame,) = open_source(write_clip(tmp_path / "turned.mp4", [image], turned=turned)).frames()
+    expected = np.rot90(image, round(turned / 90))  # counter-clockwise, as FFmpeg counts
+    assert frame.image.shape == expected.shape
+    assert np.abs(frame.image.astype(int) - expected).mean() < 10
+
+
+def test_open_source_folder_mixes_images_and_videos_sorted(tmp_path: Path, clip: Path) -> None:
+    for name in ("a.png", "z.jpg"):
+        Image.fromarray(photo(20, 30)).save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    source = open_source(tmp_path)
+    names = [frame.name for frame in source.frames()]
+    assert names == ["a.png", *["clip.mp4"] * N_CLIP, "z.jpg"]
+    assert source.total == N_CLIP + 2
+
+
+def test_open_source_glob_keeps_folders_and_a_number_may_be_a_file(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(photo(20, 30)).save(tmp_path / "deep" / "a.png")
+    names = [frame.name for frame in open_source(f"{tmp_path}/**/*").frames()]
+    assert names == [*["clip.mp4"] * N_CLIP, "deep/a.png"]
+    Image.fromarray(photo(20, 30)).save(tmp_path / "7", format="PNG")
+    monkeypatch.chdir(tmp_path)
+    assert [frame.name for frame in open_source("7").frames()] == ["7"]
+
+
+def test_open_source_damaged_files_are_skipped_and_named(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    (tmp_path / "c.mp4").write_bytes(clip.read_bytes()[:600])
+    source = open_source(tmp_path)
+    assert len(list(source.frames())) == N_CLIP
+    assert list(source.skipped) == ["a.jpg", "b.mp4", "c.mp4"]
+    assert f"`{tmp_path / 'b.mp4'}` cannot be opened as a video: Invalid data" in source.skipped["b.mp4"]
+    assert not any("\n" in reason for reason in source.skipped.values())
+
+
+def test_open_source_video_with_a_hole_gives_the_rest_and_says_so(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(20)]
+    path = write_clip(tmp_path / "hole.avi", noise, codec="mjpeg")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 6000] = bytes(6000)
+    path.write_bytes(content)
+    source = open_source(path)
+    indices = [frame.index for frame in source.frames()]
+    assert 10 <= len(indices) < 20
+    assert list(source.skipped) == ["hole.avi"]
+    lost = 20 - len(indices)
+    assert f"promises {lost} frames more" in source.skipped["hole.avi"] or "damaged in" in source.skipped["hole.avi"]
+
+
+def test_open_source_sound_only_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        assert isinstance(stream, av.AudioStream)
+        container.mux(stream.encode(sound))
+    source = open_source(tmp_path / "a.mkv")
+    assert list(source.frames()) == []
+    assert source.skipped == {"a.mkv": f"`{tmp_path / 'a.mkv'}` has no pictures in it. Give a video."}
+
+
+def test_open_source_closed_early_frees_the_file(clip: Path) -> None:
+    frames = open_source(clip).frames()
+    next(frames)
+    frames.close()
+    assert list(frames) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("rtsp://user:secret@127.0.0.1:9/cam?token=secret", r"^`rtsp://127\.0\.0\.1:9/cam` cannot be opened.*refused"),
+        ("http://127.0.0.1:9/a.mp4", r"^`http://127\.0\.0\.1:9/a\.mp4` cannot be opened.*refused"),
+        ("nonsense://there", "`nonsense://there` cannot be opened as a video: Protocol not found"),
+        ("977", r"^`camera 977`: no such camera\. Cameras here: "),
+        ("gone.mp4", "`gone.mp4`: no such file or folder"),
+    ],
+)
+def test_open_source_that_is_not_there_raises_at_once(source: str, message: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(source)
+    assert time.monotonic() - started < 5
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_open_source_server_that_says_nothing_raises_after_the_timeout() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        started = time.monotonic()
+        with pytest.raises(DataError, match=r"nothing came for 0\.5 seconds"):
+            open_source(f"rtsp://127.0.0.1:{server.getsockname()[1]}/cam", timeout=0.5)
+        assert 0.4 < time.monotonic() - started < 5
+
+
+def test_open_source_missing_file_on_a_server_raises(tmp_path: Path) -> None:
+    with served(tmp_path) as address, pytest.raises(DataError, match="404 Not Found"):
+        open_source(f"{address}/gone.mp4")
+
+
+def test_open_source_every_below_one_raises(clip: Path) -> None:
+    with pytest.raises(DataError, match=r"`every` must be at least 1\. Received: 0\."):
+        open_source(clip, every=0)
+
+
+def test_stream_of_a_video_file_on_a_server_loses_no_frame(tmp_path: Path, clip: Path) -> None:
+    with served(tmp_path) as address:
+        source = open_source(f"{address}/clip.mp4")
+        frames = []
+        for frame in source.frames():
+            time.sleep(0.01)  # slower than it comes
+            frames.append(frame)
+    assert (source.live, source.total, source.missed) == (False, N_CLIP, 0)
+    assert [number_of(frame.image) for frame in frames] == list(range(N_CLIP))
+    assert {frame.name for frame in frames} == {"stream"}
+
+
+def test_stream_without_an_end_gives_the_newest_frame_and_counts_the_missed(tmp_path: Path) -> None:
+    with served(tmp_path, [as_jpeg(image) for image in greys(N_CLIP)], breaks=True) as address:
+        source = open_source(f"{address}/live", timeout=1)
+        assert (source.live, source.total) == (True, None)
+        taken: list[Frame] = []
+        for frame in source.frames():
+            taken.append(frame)
+            if len(taken) == 1:
+                time.sleep(0.7)  # all others come meanwhile
+    indices = [frame.index for frame in taken]
+    assert [number_of(frame.image) for frame in taken] == indices
+    assert indices[-1] == N_CLIP - 1, "the newest is not dropped"
+    assert source.missed == N_CLIP - len(taken) > 0
+    assert source.broken is not None and "/live` broke off after 12 frames: nothing came for 1 seconds" in source.broken
+    times = [frame.seconds for frame in taken]
+    assert times[0] == 0 and times == sorted(times, key=float)  # type: ignore[arg-type]
+
+
+def test_stream_closed_by_the_reader_ends_its_thread(tmp_path: Path) -> None:
+    with served(tmp_path, [as_jpeg(image) for image in greys(N_CLIP)], breaks=True) as address:
+        frames = open_source(f"{address}/live", timeout=1).frames()
+        next(frames)
+        started = time.monotonic()
+        frames.close()
+        assert time.monotonic() - started < 3
+    assert list(frames) == []
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "0", "rtsp://127.0.0.1:9/cam"])
+def test_without_the_extra_the_error_is_the_pip_command(tmp_path: Path, name: str) -> None:
+    (tmp_path / "clip.mp4").touch()
+    code = """
+from prompt_tune.errors import DataError
+from prompt_tune.sources import open_source
+try:
+    open_source(sys.argv[1])
+except DataError as error:
+    print(error)
+"""
+    done = run_without_heavy_modules(code, tmp_path / name if name == "clip.mp4" else name)
+    assert "av, which reads it, is not installed: pip install 'prompt-tune[video]'" in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+def test_video_suffixes_are_lower_case_and_no_image() -> None:
+    from prompt_tune.runtime.images import IMAGE_SUFFIXES
+
+    assert not set(VIDEO_SUFFIXES) & set(IMAGE_SUFFIXES)
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in VIDEO_SUFFIXES)

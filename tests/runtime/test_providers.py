@@ -1,0 +1,179 @@
+"""Choosing a provider: what is asked for runs, or an error names what is missing."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from prompt_tune.errors import GraphError, ProviderError
+from prompt_tune.runtime import providers
+from prompt_tune.runtime.providers import (
+    TENSORRT_LIBRARIES,
+    cuda_libraries,
+    device_of,
+    missing_libraries,
+    missing_message,
+    open_session,
+)
+
+
+@pytest.fixture
+def relu(tmp_path: Path) -> Path:
+    """An ONNX file of one operator."""
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    body = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", ends[:1], ends[1:])
+    model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "relu.onnx")
+    return tmp_path / "relu.onnx"
+
+
+def cuda_works(path: Path) -> bool:
+    try:
+        open_session(path, device="cuda")
+    except ProviderError:
+        return False
+    return True
+
+
+def test_cpu_session_has_the_cpu_provider_alone_and_never_falls_back(relu: Path) -> None:
+    session = open_session(relu, threads=1)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert device_of(session) == "cpu"
+    assert session.get_session_options().intra_op_num_threads == 1
+    assert not session._enable_fallback  # ONNX Runtime would change the provider in the middle of a run
+    np.testing.assert_array_equal(session.run(None, {"x": np.array([-1, 2], np.float32)})[0], [0, 2])
+
+
+def test_cuda_session_when_it_works_really_has_cuda(relu: Path) -> None:
+    if not cuda_works(relu):
+        pytest.skip("no NVIDIA GPU with CUDA libraries here")
+    session = open_session(relu, device="cuda")
+    assert session.get_providers()[0] == "CUDAExecutionProvider"
+    assert device_of(session) == "cuda"
+    assert not session._enable_fallback
+    options = session.get_provider_options()["CUDAExecutionProvider"]
+    assert (options["use_tf32"], options["cudnn_conv_algo_search"]) == ("0", "HEURISTIC")
+
+
+def test_cuda_that_is_not_there_is_an_error_that_names_the_cure(relu: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if cuda_works(relu):
+        pytest.skip("CUDA works here")
+    capfd.readouterr()
+    with pytest.raises(ProviderError) as refusal:
+        open_session(relu, device="cuda")
+    text = str(refusal.value)
+    assert text.startswith("`device='cuda'`") and "\n" not in text
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert "needs onnxruntime-gpu" in text and "pip install 'prompt-tune[cuda]'" in text
+    else:
+        missing = missing_libraries(cuda_libraries(onnxruntime.cuda_version))
+        assert all(name in text for name in missing)
+        assert missing or "nvidia-smi" in text
+        if missing:
+            assert capfd.readouterr() == ("", "")  # ONNX Runtime's own notes are no use beside this
+
+
+def test_tensorrt_that_is_not_there_is_an_error_that_names_libraries_and_cure(relu: Path) -> None:
+    if not missing_libraries(TENSORRT_LIBRARIES):
+        pytest.skip("TensorRT is here")
+    with pytest.raises(ProviderError) as refusal:
+        open_session(relu, device="tensorrt")
+    text = str(refusal.value)
+    assert text.startswith("`device='tensorrt'`") and "\n" not in text
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        assert "needs onnxruntime-gpu" in text
+    else:
+        major = onnxruntime.cuda_version.split(".")[0]
+        cure = f"pip install 'tensorrt-cu{major}-libs<11' brings libnvinfer.so.10, libnvonnxparser.so.10"
+        assert "cannot load libnvinfer.so.10, libnvonnxparser.so.10" in text and cure in text
+
+
+def test_auto_takes_cuda_where_it_works_else_the_cpu_and_says_why(relu: Path, caplog: pytest.LogCaptureFixture) -> None:
+    works = cuda_works(relu)
+    with caplog.at_level("INFO", logger="prompt_tune.runtime.providers"):
+        session = open_session(relu, device="auto")
+    assert device_of(session) == ("cuda" if works else "cpu")
+    if works:
+        assert not caplog.records
+        return
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert record.levelname == "WARNING" and "\n" not in text
+    with pytest.raises(ProviderError) as reason:
+        open_session(relu, device="cuda")
+    assert text == f"`device='auto'`: CUDA does not work here, so the CPU computes. {reason.value}"
+
+
+def test_auto_does_not_hide_a_damaged_graph(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"this is no graph")
+    with pytest.raises(GraphError, match="cannot be loaded by ONNX Runtime"):
+        open_session(tmp_path / "x.onnx", device="auto")
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_session_that_lost_its_provider_is_an_error(
+    device: providers.Device, relu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cuda_works(relu):
+        pytest.skip("CUDA works here")
+    # the libraries' check says yes: what ONNX Runtime then does, without a GPU, is its true fall back
+    monkeypatch.setattr(providers, "missing_libraries", lambda names: [])
+    with pytest.raises(ProviderError, match=f"^`device='{device}'`.*nvidia-smi"):
+        open_session(relu, device=device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "CPU", "", "cuda:1"])
+def test_unknown_device_is_refused(device: str, relu: Path) -> None:
+    with pytest.raises(ProviderError, match=rf"must be one of cpu, cuda, auto, tensorrt\. Received: '{device}'\."):
+        open_session(relu, device=device)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no graph"])
+def test_file_that_is_no_graph_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(content)
+    with pytest.raises(GraphError, match=r"x\.onnx` cannot be loaded by ONNX Runtime") as refusal:
+        open_session(tmp_path / "x.onnx")
+    assert "\n" not in str(refusal.value)
+
+
+def test_libraries_are_those_of_the_cuda_version_that_onnxruntime_was_built_for() -> None:
+    assert cuda_libraries("13.0") == (
+        "libcudart.so.13",
+        "libcublasLt.so.13",
+        "libcublas.so.13",
+        "libcurand.so.10",
+        "libcudnn.so.9",
+        "libcuda.so.1",
+    )
+    assert cuda_libraries("12.8")[0] == "libcudart.so.12"
+
+
+def test_missing_libraries_are_those_that_do_not_load() -> None:
+    assert missing_libraries([]) == []
+    assert missing_libraries(["libnothing.so.99", "libc.so.6", "libno.so.1"]) == ["libnothing.so.99", "libno.so.1"]
+
+
+def test_missing_message_tells_wheels_from_the_driver() -> None:
+    wheel = missing_message(["libcudnn.so.9", "libcurand.so.10"], "cuda", "13.0")
+    assert wheel == (
+        "`device='cuda'` is not usable: cannot load libcudnn.so.9, libcurand.so.10. "
+        "pip install 'prompt-tune[cuda]' brings libcudnn.so.9, libcurand.so.10. Or use `cpu`."
+    )
+    driver = missing_message(["libcuda.so.1"], "cuda", "13.0")
+    assert "pip install" not in driver and "install the driver" in driver
+    both = missing_message(["libcudart.so.13", "libcuda.so.1"], "auto", "13.0")
+    assert "brings libcudart.so.13; libcuda.so.1 belongs to NVIDIA's driver" in both
+    tensorrt = missing_message(["libnvinfer.so.10", "libcurand.so.10"], "tensorrt", "12.8")
+    assert tensorrt == (
+        "`device='tensorrt'` is not usable: cannot load libnvinfer.so.10, libcurand.so.10. "
+        "pip install 'tensorrt-cu12-libs<11' brings libnvinfer.so.10; "
+        "pip install 'prompt-tune[cuda]' brings libcurand.so.10. Or use `cpu`."
+    )
+
+
+def test_cuda_options_keep_what_retention_needs() -> None:
+    assert providers.CUDA_OPTIONS == {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    assert providers.TENSORRT_OPTIONS["trt_fp16_enable"] == "0"

@@ -1,0 +1,113 @@
+"""Training under a guide that is learned: loss, gradients and detections as under the same guide when it is fixed."""
+
+import numpy as np
+import pytest
+import torch
+from test_loss import embeddings
+from test_regions import SIZE, fill, write_sample
+from torch import Tensor
+
+from prompt_tune.models.world import World
+from prompt_tune.tuning.regions import RegionCache
+from prompt_tune.tuning.tasks import GuidedTask, RegionTask
+
+CHOSEN, VIEWS = [0, 2, 5], [0, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Tensor:
+    """(3, 2, 512) float32, unit rows: of classes that score and steer."""
+    return embeddings(3, 2, seed=8)
+
+
+@pytest.fixture(scope="module")
+def caches(world: World, rows: Tensor, tmp_path_factory: pytest.TempPathFactory) -> tuple[RegionCache, RegionCache]:
+    """Six images, the last without objects, in two views: under the guide `rows`, all anchors; and without a guide."""
+    folder = tmp_path_factory.mktemp("images")
+    samples = [write_sample(folder, number, n_objects=0 if number == 5 else 2) for number in range(6)]
+    fixed, free = (
+        fill(world, guide, samples, folder / name, views=2)
+        for name, guide in (("fixed", rows.flatten(0, 1)), ("free", None))
+    )
+    return fixed, free
+
+
+@pytest.fixture(scope="module")
+def region_task(world: World, caches: tuple[RegionCache, RegionCache]) -> RegionTask:
+    return RegionTask(world, caches[0], caches[0], SIZE)
+
+
+@pytest.fixture(scope="module")
+def guided_task(world: World, caches: tuple[RegionCache, RegionCache]) -> GuidedTask:
+    return GuidedTask(world, caches[1], caches[1], SIZE)
+
+
+def test_loss_under_a_learned_guide_is_that_under_the_same_fixed_guide(
+    region_task: RegionTask, guided_task: GuidedTask, rows: Tensor
+) -> None:
+    fixed, free = (float(task.loss(rows, CHOSEN, VIEWS)) for task in (region_task, guided_task))
+    assert free == pytest.approx(fixed, rel=5e-3)  # both caches are float16, in different places
+    other = float(guided_task.loss(embeddings(3, 2, seed=9), CHOSEN, VIEWS))
+    assert abs(other - fixed) > 0.02 * fixed
+
+
+def test_detections_under_a_learned_guide_are_those_under_the_same_fixed_guide(
+    region_task: RegionTask, guided_task: GuidedTask, rows: Tensor
+) -> None:
+    (truths, fixed), (same, free) = (task.detect(rows.numpy(), conf=0.02) for task in (region_task, guided_task))
+    assert len(free) == len(fixed) == 6 and sum(len(found.scores) for found in fixed) > 30
+    for truth, other, a, b in zip(truths, same, fixed, free, strict=True):
+        np.testing.assert_array_equal(truth.boxes_xyxy, other.boxes_xyxy)
+        for label in range(3):  # near ties may change places, so scores are compared by rank
+            best = [np.sort(found.scores[found.classes == label])[::-1][:10] for found in (a, b)]
+            np.testing.assert_allclose(best[0], best[1], atol=5e-3)
+
+
+def test_gradient_goes_through_guide_and_head_and_is_that_of_finite_differences(
+    region_task: RegionTask, guided_task: GuidedTask, rows: Tensor
+) -> None:
+    """On an image without objects, whose targets do not move; along what the head alone does not see. A batch of one,
+    of which torch's batch norm alone would give wrong gradients."""
+    leaf = rows.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(guided_task.loss(leaf, [5], [0]), leaf)
+    (of_head,) = torch.autograd.grad(region_task.loss(leaf, [5], [0]), leaf)
+    assert float((gradient * of_head).sum()) > 0.9 * float(of_head.square().sum())
+    of_guide = gradient - of_head * (gradient * of_head).sum() / of_head.square().sum()
+    step = 0.01 * of_guide / of_guide.norm()
+    with torch.no_grad():
+        ahead, behind = (float(guided_task.loss(rows + sign * step, [5], [0])) for sign in (1, -1))
+    slope = float((gradient * step).sum())
+    assert (ahead - behind) / 2 == pytest.approx(slope, rel=0.1) and slope > 1e-3
+
+
+def test_guided_loss_has_gradients_in_the_embeddings_alone(guided_task: GuidedTask, rows: Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in guided_task.world.model.state_dict().items()}
+    leaf = rows.clone().requires_grad_()
+    guided_task.loss(leaf, CHOSEN, VIEWS).backward()
+    assert leaf.grad is not None and bool((leaf.grad.abs().sum(2) > 0).all())
+    assert all(parameter.grad is None for parameter in guided_task.world.model.parameters())
+    after = guided_task.world.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_guided_detections_do_not_change_when_prompts_are_repeated(guided_task: GuidedTask, rows: Tensor) -> None:
+    """A class with fewer prompts repeats its own: neither guide nor score may notice."""
+    _, once = guided_task.detect(rows[:, :1].numpy(), conf=0.01)
+    _, twice = guided_task.detect(rows[:, [0, 0, 0]].numpy(), conf=0.01)
+    assert sum(len(found.scores) for found in once) > 0
+    for a, b in zip(once, twice, strict=True):
+        np.testing.assert_allclose(np.sort(a.scores), np.sort(b.scores), atol=1e-5)
+
+
+def test_classes_beside_the_learned_ones_guide_too(world: World, guided_task: GuidedTask, rows: Tensor) -> None:
+    beside = embeddings(4, 1, seed=11)[:, 0]
+    joint = GuidedTask(world, guided_task.train, guided_task.val, SIZE, beside=beside)
+    alone = float(guided_task.loss(rows, CHOSEN, VIEWS))
+    assert abs(float(joint.loss(rows, CHOSEN, VIEWS)) - alone) > 0.003 * alone
+    none = GuidedTask(world, guided_task.train, guided_task.val, SIZE, beside=beside[:0])
+    assert float(none.loss(rows, CHOSEN, VIEWS)) == alone
+
+
+def test_validation_regions_leave_gradients_on_for_the_caller(guided_task: GuidedTask, rows: Tensor) -> None:
+    regions = next(guided_task._val_regions(rows.numpy(), 1))
+    assert torch.is_grad_enabled() and not regions.head.requires_grad

@@ -1,0 +1,212 @@
+"""Conversion to and from AILab's `.npy` and ibaiGorordo's `.npz`, written here as those projects write them."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import run_command
+from vocabularies import DETECTOR, TOWER, learned, refusal_of, unit_rows
+
+from prompt_tune.vocabulary.foreign import convert, from_foreign, to_foreign
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
+
+NAMES = ("person", "traffic light", "Käfer")
+
+
+@pytest.fixture
+def original() -> Vocabulary:
+    """The original vocabulary that files are converted for: it has "person" too, with the same embedding."""
+    rows = np.concatenate([unit_rows(2, 1, seed=5), unit_rows(3, seed=1)[:1, None]])  # (3, 1, 512)
+    return Vocabulary(
+        ("car", "dog", "person"),
+        rows,
+        kind="original",
+        detector=DETECTOR,
+        text_tower=TOWER,
+        guide=guide_digest(rows),
+    )
+
+
+def write_ailab(folder: Path, rows: np.ndarray, texts: object = None) -> Path:
+    np.save(folder / "a.npy", rows)
+    (folder / "a.json").write_text(json.dumps([[name] for name in NAMES] if texts is None else texts))
+    return folder / "a.npy"
+
+
+def write_ibai(folder: Path, rows: np.ndarray, **other: Any) -> Path:
+    np.savez(folder / "b.npz", **({"class_embeddings": rows[None], "class_list": np.array(NAMES)} | other))
+    return folder / "b.npz"
+
+
+@pytest.mark.parametrize("write", [write_ailab, write_ibai])
+def test_foreign_file_becomes_a_plain_vocabulary_for_the_original_one(
+    write: Callable[..., Path], original: Vocabulary, tmp_path: Path
+) -> None:
+    rows = unit_rows(3, seed=1)
+    vocabulary = from_foreign(write(tmp_path, rows), original)
+    assert vocabulary.names == NAMES and vocabulary.kind == "plain"
+    assert vocabulary.embeddings.tobytes() == rows.tobytes()
+    assert (vocabulary.detector, vocabulary.text_tower, vocabulary.guide) == (DETECTOR, TOWER, original.digest)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_round_trips_are_bit_exact(suffix: str, original: Vocabulary, tmp_path: Path) -> None:
+    ours = learned(*NAMES, seed=1)
+    there = tmp_path / f"there{suffix}"
+    to_foreign(ours, there)
+    back = from_foreign(there, original, kind="learned")
+    assert (back.names, back.embeddings.tobytes()) == (ours.names, ours.embeddings.tobytes())
+
+    again = tmp_path / "again" / there.name
+    to_foreign(back, again)
+    if suffix == ".npy":
+        assert again.read_bytes() == there.read_bytes()
+        assert again.with_suffix(".json").read_bytes() == there.with_suffix(".json").read_bytes()
+    else:  # a zip tells when it was made
+        first, second = np.load(there), np.load(again)
+        assert {key: first[key].tobytes() for key in first} == {key: second[key].tobytes() for key in second}
+
+
+def test_written_npy_is_what_the_reparameterize_script_reads(tmp_path: Path) -> None:
+    ours = learned(*NAMES)
+    assert to_foreign(ours, tmp_path / "x.npy") == [tmp_path / "x.npy", tmp_path / "x.json"]
+    rows = np.load(tmp_path / "x.npy")
+    assert rows.dtype == np.float32 and rows.shape == (3, 512)
+    assert json.loads((tmp_path / "x.json").read_text("utf-8")) == [["person"], ["traffic light"], ["Käfer"]]
+
+
+def test_written_npz_is_what_read_class_embeddings_reads(tmp_path: Path) -> None:
+    to_foreign(learned(*NAMES), tmp_path / "x.npz")
+    data = np.load(tmp_path / "x.npz")
+    assert data["class_embeddings"].dtype == np.float32 and data["class_embeddings"].shape == (1, 3, 512)
+    assert data["class_list"].tolist() == list(NAMES)
+
+
+def test_prompts_that_repeat_are_one_and_several_are_refused(tmp_path: Path) -> None:
+    padded = Vocabulary(
+        NAMES, learned(*NAMES).padded(3), kind="learned", detector=DETECTOR, text_tower=TOWER, guide="9" * 64
+    )
+    to_foreign(padded, tmp_path / "x.npy")
+    assert np.array_equal(np.load(tmp_path / "x.npy"), padded.embeddings[:, 0])
+    text = refusal_of(lambda: to_foreign(learned(*NAMES, n_prompts=2), tmp_path / "y.npy"))
+    assert text.startswith("y.npy has room for one embedding a class, and 'person' has several prompts.")
+    assert not (tmp_path / "y.npy").exists() and not (tmp_path / "y.json").exists()
+
+
+def test_what_stays_behind_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        to_foreign(learned(*NAMES, calibration=np.ones((3, 2)), nms_iou=[0.5] * 3), tmp_path / "x.npz")
+    assert "no place for thresholds, calibration, nms_iou and digests" in caplog.text
+
+
+def test_kind_original_is_its_own_guide(original: Vocabulary, tmp_path: Path) -> None:
+    vocabulary = from_foreign(write_ailab(tmp_path, unit_rows(3, seed=1)), original, kind="original")
+    assert vocabulary.guide == vocabulary.digest != original.digest
+
+
+def test_embeddings_of_another_tower_are_refused_unless_they_are_tuned(original: Vocabulary, tmp_path: Path) -> None:
+    path = write_ibai(tmp_path, unit_rows(3, seed=2))  # another "person"
+    text = refusal_of(lambda: from_foreign(path, original))
+    assert "'person' has a cosine of" in text and "--kind learned" in text
+    assert from_foreign(path, original, kind="learned").kind == "learned"
+
+
+def test_without_a_shared_name_one_line_says_that_nothing_was_checked(
+    original: Vocabulary, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        from_foreign(write_ailab(tmp_path, unit_rows(3), [["a"], ["b", "bee"], ["c"]]), original)
+    assert "was not checked" in caplog.text and "first text of each class" in caplog.text
+
+
+def test_rows_of_float16_need_normalise(original: Vocabulary, tmp_path: Path) -> None:
+    rows = unit_rows(3, seed=1)
+    rows[1] *= 1.0005  # what a norm computed in float16 leaves
+    path = write_ibai(tmp_path, rows)
+    text = refusal_of(lambda: from_foreign(path, original))
+    assert "'traffic light'" in text and text.endswith("Made in float16? Give --normalise.")
+    vocabulary = from_foreign(path, original, normalise=True)
+    assert np.abs(np.linalg.norm(vocabulary.embeddings, axis=-1) - 1).max() < 1e-6
+    assert vocabulary.provenance["converted"]["normalised"] is True
+    path = write_ibai(tmp_path, rows * 7)
+    assert "norms must be within 0.01 of 1" in refusal_of(lambda: from_foreign(path, original, normalise=True))
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda folder: folder / "nowhere.npy", "there is no such file"),
+        (lambda folder: write_ailab(folder, unit_rows(3)[:, :256]), "must be float32 (n_cls, 512), of CLIP ViT-B/32."),
+        (lambda folder: write_ailab(folder, unit_rows(3).astype(np.float16)), "Received: float16 (3, 512)."),
+        (lambda folder: write_ailab(folder, unit_rows(1, 3)), "Received: float32 (1, 3, 512)."),
+        (lambda folder: write_ailab(folder, unit_rows(2)), "Received: 3 names, 2 rows."),
+        (lambda folder: write_ailab(folder, unit_rows(3) * np.nan), "must be finite"),
+        (lambda folder: write_ailab(folder, unit_rows(3), ["a", "b", "c"]), "must hold class texts"),
+        (lambda folder: write_ailab(folder, unit_rows(3), [["a"], [], ["c"]]), "must hold class texts"),
+        (lambda folder: write_ailab(folder, unit_rows(3), [["a"], ["a"], ["c"]]), "Class names must be unique"),
+        (lambda folder: write_ibai(folder, unit_rows(2, 3)), "must be float32 (1, n_cls, 512)"),
+        (lambda folder: write_ibai(folder, unit_rows(3), class_list=np.arange(3)), "`class_list` must be strings"),
+        (lambda folder: write_ibai(folder, unit_rows(3), class_list=np.array(["a"])), "Received: 1 names, 3 rows."),
+    ],
+)
+def test_bad_file_is_refused_with_a_reason(
+    write: Callable[[Path], Path], reason: str, original: Vocabulary, tmp_path: Path
+) -> None:
+    path = write(tmp_path)
+    assert reason in refusal_of(lambda: from_foreign(path, original))
+
+
+def test_files_with_pickles_cut_short_or_of_the_other_kind_are_refused(original: Vocabulary, tmp_path: Path) -> None:
+    path = write_ailab(tmp_path, unit_rows(3))
+    whole = path.read_bytes()
+    np.save(path, np.array([{"a": 1}], object))  # needs a pickle
+    assert "is not an array file of numbers, or damaged" in refusal_of(lambda: from_foreign(path, original))
+    path.write_bytes(whole[:-9])
+    assert "is not an array file of numbers, or damaged" in refusal_of(lambda: from_foreign(path, original))
+    path.write_bytes(b"")
+    assert "is not an array file of numbers, or damaged" in refusal_of(lambda: from_foreign(path, original))
+    path.write_bytes(write_ibai(tmp_path, unit_rows(3)).read_bytes())
+    assert "Is it an .npz?" in refusal_of(lambda: from_foreign(path, original))
+    other = tmp_path / "other.npz"
+    other.write_bytes(whole)
+    assert "Is it a .npy?" in refusal_of(lambda: from_foreign(other, original))
+    np.savez(other, embeddings=unit_rows(3))
+    assert "lacks class_embeddings, class_list; it has: embeddings." in refusal_of(
+        lambda: from_foreign(other, original)
+    )
+
+
+def test_convert_finds_its_direction_and_refuses_what_does_not_fit(original: Vocabulary, tmp_path: Path) -> None:
+    npy, ours = write_ailab(tmp_path, unit_rows(3, seed=1)), tmp_path / "ours.vocab.safetensors"
+    original.save(tmp_path / "original.vocab.safetensors")
+    assert convert(npy, ours, original=tmp_path) == [ours]  # a bundle's folder
+    out = tmp_path / "out.npz"
+    for action, reason in (
+        (lambda: convert(npy, ours), "Give --original"),
+        (lambda: convert(npy, ours, original=ours), "must be a vocabulary of kind `original`"),
+        (lambda: convert(npy, out), "Received: a.npy, out.npz."),
+        (lambda: convert(ours, ours), "Received: ours.vocab.safetensors, ours.vocab.safetensors."),
+        (lambda: convert(ours, out, classes=npy), "has its class names inside"),
+        (lambda: convert(ours, out, normalise=True), "are for reading"),
+        (lambda: convert(npy, ours, original=tmp_path, classes=tmp_path / "no.json"), "no class texts"),
+    ):
+        assert reason in refusal_of(action)
+    assert not out.exists()
+
+
+def test_vocab_convert_on_the_command_line(
+    original: Vocabulary, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    npy, ours = write_ailab(tmp_path, unit_rows(3, seed=1)), tmp_path / "ours.vocab.safetensors"
+    original.save(tmp_path / "o.vocab.safetensors")
+    done = run_command(capfd, "vocab", "convert", npy, ours, "--original", tmp_path / "o.vocab.safetensors")
+    assert (done.status, done.out) == (0, f"Wrote {ours}.\n")
+    done = run_command(capfd, "vocab", "convert", ours, tmp_path / "x.npy", "--classes", tmp_path / "texts.json")
+    assert (done.status, done.out) == (0, f"Wrote {tmp_path / 'x.npy'} and {tmp_path / 'texts.json'}.\n")
+    assert (tmp_path / "x.npy").read_bytes() == npy.read_bytes()
+    done = run_command(capfd, "vocab", "convert", npy, ours)
+    assert done.status == 1 and done.err.startswith("Error: ") and "Give --original" in done.err

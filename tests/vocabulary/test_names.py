@@ -1,0 +1,188 @@
+import importlib.util
+import string
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from prompt_tune.errors import VocabularyError
+from prompt_tune.vocabulary.names import BUILT_IN, check_names, parse_inline, parse_line, read_classes
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lorry", ("lorry",)),
+        ("lorry; truck", ("lorry", "truck")),
+        ("  traffic \t light ;stop light  ", ("traffic light", "stop light")),
+        ("Käfer; doll's house; C#", ("Käfer", "doll's house", "C#")),
+    ],
+)
+def test_parse_line_of_names_returns_them_trimmed(line: str, expected: tuple[str, ...]) -> None:
+    assert parse_line(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("", "A class name or synonym is empty in ''"),
+        ("   ", "A class name or synonym is empty in ''"),
+        ("lorry;", "A class name or synonym is empty in 'lorry;'"),
+        ("; lorry", "is empty in '; lorry'"),
+        ("lorry;;truck", "is empty in 'lorry;;truck'"),
+        ("lorry; truck; lorry", "'lorry' stands twice in the class 'lorry; truck; lorry'"),
+        ("lor\x1b[31mry", r"must not have control characters or line breaks. Received: 'lor\x1b[31mry'"),
+        ("lor\ud800ry", "must not have control characters"),
+    ],
+)
+def test_parse_line_of_bad_names_is_refused(line: str, reason: str) -> None:
+    with pytest.raises(VocabularyError) as refusal:
+        parse_line(line)
+    assert reason in str(refusal.value)
+
+
+def test_parse_inline_with_synonyms_keeps_order() -> None:
+    assert parse_inline("lorry; truck, car,fire  hydrant") == [("lorry", "truck"), ("car",), ("fire hydrant",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is empty in ''"),
+        ("lorry,", "is empty in ''"),
+        ("lorry,,car", "is empty in ''"),
+        ("lorry, car, lorry; truck", "'lorry' is that of classes 0 and 2. Rename or remove one."),
+    ],
+)
+def test_parse_inline_of_bad_names_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(VocabularyError) as refusal:
+        parse_inline(text)
+    assert reason in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["a", ""], "The name of class 1 is empty"),
+        ([" \t"], "The name of class 0 is empty"),
+        (["a", "b", "a"], "Class names must be unique; 'a' is that of classes 0 and 2"),
+        (["a", 7], "Class names must be text; that of class 1 is 7"),
+        (["a\nb"], "control characters or line breaks"),
+        (["a\u2028b"], "control characters or line breaks"),
+    ],
+)
+def test_check_names_of_bad_names_is_refused(names: list[str], reason: str) -> None:
+    with pytest.raises(VocabularyError) as refusal:
+        check_names(names)
+    assert reason in str(refusal.value)
+
+
+def test_check_names_of_good_names_passes() -> None:
+    check_names([])
+    check_names(["car", "Car", "traffic light", "گاو\u200cمیش"])  # a zero-width non-joiner belongs to some scripts
+
+
+@pytest.mark.parametrize(("name", "count"), [("coco", 80), ("lvis", 1203), ("objects365", 365)])
+def test_built_in_list_has_its_classes_and_each_name_once(name: str, count: int) -> None:
+    classes = read_classes(name)
+    assert len(classes) == count
+    assert len({prompts[0] for prompts in classes}) == count
+    every = [prompt.lower() for prompts in classes for prompt in prompts]
+    assert len(set(every)) == len(every)  # a prompt of two classes could not tell them apart
+
+
+def test_built_in_lists_begin_and_end_as_their_sources_do() -> None:
+    coco, lvis, objects365 = (read_classes(name) for name in ("coco", "lvis", "objects365"))
+    assert (coco[0], coco[9], coco[79]) == (("person",), ("traffic light",), ("toothbrush",))
+    assert (lvis[0], lvis[1202]) == (("aerosol can", "spray can"), ("zucchini", "courgette"))
+    assert (objects365[0], objects365[12], objects365[364]) == (("Person",), ("Cabinet", "shelf"), ("Table Tennis",))
+
+
+def test_lvis_names_that_repeat_in_short_are_full() -> None:
+    names = [prompts[0] for prompts in read_classes("lvis")]
+    assert names[135:137] == ["bow weapon", "bow decorative ribbons"]
+    assert names[446:448] == ["fish", "fish food"]
+    assert names[728:730] == ["octopus food", "octopus animal"]
+    assert names[750:752] == ["pan for cooking", "pan metal container"]
+    assert names[906:908] == ["salmon fish", "salmon food"]
+
+
+@pytest.mark.parametrize(("name", "file"), [("coco", "coco"), ("lvis", "lvis"), ("objects365", "Objects365")])
+def test_built_in_list_says_what_its_source_says(name: str, file: str) -> None:
+    found = importlib.util.find_spec("ultralytics")
+    if found is None or found.origin is None:
+        pytest.skip("needs ultralytics' data set descriptions")
+    import yaml
+
+    path = Path(found.origin).parent / "cfg" / "datasets" / f"{file}.yaml"
+    sources = list(yaml.safe_load(path.read_text("utf-8"))["names"].values())
+    for source, prompts in zip(sources, read_classes(name), strict=True):
+        if source == "Cutting/chopping Board":
+            assert prompts == ("Cutting Board", "chopping Board")
+        else:
+            assert set(prompts) <= set(source.split("/"))
+            dropped = set(source.split("/")) - set(prompts)  # short halves of what stands in full
+            assert all(any(prompt.startswith(short + " ") for prompt in prompts) for short in dropped)
+
+
+def test_templates_have_one_place_for_the_name() -> None:
+    text = resources.files("prompt_tune.prompts").joinpath("templates.txt").read_text("utf-8")
+    templates = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(templates) == len(set(templates)) == 7
+    for template in templates:
+        assert [field for _, field, _, _ in string.Formatter().parse(template) if field is not None] == [""]
+
+
+def test_read_classes_of_text_file_skips_comments_and_blank_lines(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes(b"\xef\xbb\xbf# all of them\r\n\r\nlorry; truck  # on roads\r\n  C# book\r\n\tcar\r\n")
+    expected = [("lorry", "truck"), ("C# book",), ("car",)]
+    assert read_classes(file) == expected
+    assert read_classes(str(file)) == expected
+
+
+def test_read_classes_of_inline_names_returns_them() -> None:
+    assert read_classes("lorry; truck, car") == [("lorry", "truck"), ("car",)]
+    assert len(read_classes(", ".join(f"thing {i}" for i in range(2000)))) == 2000  # longer than any file name
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "has no classes. Write one class a line."),
+        (b"# nothing\n\n", "has no classes"),
+        (b"lorry\nlorry;;truck\n", ", line 2: A class name or synonym is empty in 'lorry;;truck'"),
+        (b"# x\nlorry, car\n", ", line 2: write one class a line, without commas"),
+        (b"lorry\ncar\nlorry; truck\n", ": Class names must be unique; 'lorry' is that of classes 0 and 2"),
+        (b"lorry\n\xff\n", "is not UTF-8 text. Save it as UTF-8."),
+        (b"lor\0ry\n", ", line 1: Class names must not have control characters"),
+    ],
+)
+def test_read_classes_of_bad_file_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes(content)
+    with pytest.raises(VocabularyError) as refusal:
+        read_classes(file)
+    assert reason in str(refusal.value)
+    assert str(file) in str(refusal.value)
+
+
+def test_read_classes_of_what_is_no_list_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    with pytest.raises(VocabularyError, match=r"Cannot read the class list .*missing\.txt: No such file"):
+        read_classes(missing)
+    with pytest.raises(VocabularyError, match=r"Cannot read the class list .*: Is a directory"):
+        (tmp_path / "folder.txt").mkdir()
+        read_classes(tmp_path / "folder.txt")
+    other = tmp_path / "names.yaml"
+    other.write_text("names: [lorry]\n")
+    for source in (other, str(other)):
+        with pytest.raises(
+            VocabularyError, match=r"A class list is a \.txt file, one class a line\. Received: .*names"
+        ):
+            read_classes(source)
+
+
+def test_built_in_lists_are_all_there() -> None:
+    for name in BUILT_IN:
+        assert read_classes(name)
