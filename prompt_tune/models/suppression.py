@@ -23,13 +23,15 @@ def suppress(
         Class and anchor of what is kept, (n,) int64 each, by class, then falling score, then anchor; at most
         `MAX_PER_CLASS` of a class.
     """
-    label, anchor = scores.T.gt(conf).nonzero(as_tuple=True)  # (m,), (m,), class after class
+    candidate = conf < scores.T  # (n_cls, A)
+    label, anchor = candidate.nonzero().unbind(1)  # (m,), (m,), class after class
     score = scores[anchor, label]
+    place = torch.arange(len(label), device=label.device)
     kept, first = [], 0
-    for count in torch.bincount(label).tolist():
+    for count in candidate.sum(1).tolist():
         rows = slice(first, first + count)
         if count:
-            kept.append(first + nms(boxes_xyxy[anchor[rows]], score[rows], iou)[:MAX_PER_CLASS])
+            kept.append(place[rows][nms(boxes_xyxy[anchor[rows]], score[rows], iou)[:MAX_PER_CLASS]])
         first += count
     keep = torch.cat(kept) if kept else label  # (n,)
     return label[keep], anchor[keep]

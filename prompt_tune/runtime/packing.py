@@ -84,7 +84,7 @@ class Packed:
         """The detections of one image as users get them, in the order given.
 
         Args:
-            found: Classes are rows of this packing, boxes are in pixels of the network's input, scores are uncalibrated.
+            found: Class ids are rows of this packing, boxes in pixels of the network's input, scores uncalibrated.
             placed: How the image lies in that input.
             shown: (n_cls,) bool, the classes that are wanted.
             limits: (n_cls,) float32, thresholds of the calibrated scores.

@@ -1,14 +1,14 @@
 """The rules of a vocabulary: what its arrays, names and provenance may hold."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from prompt_tune.contract import EMBED_DIM
-from prompt_tune.errors import VocabularyError
+from prompt_tune.errors import PromptTuneError, VocabularyError
 
 FloatArray = npt.NDArray[np.float32]
 UNIT_TOLERANCE = 1e-4  # float32 rounding stays below 1e-6, float16 does not: its rows are not what we compute with
@@ -99,3 +99,32 @@ def plain_json(provenance: object) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads(json.dumps(provenance, sort_keys=True, allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:
         raise VocabularyError(f"`provenance` must be plain JSON without NaN or infinity: {error}.") from error
+
+
+def check_made_for(
+    place: str,
+    made_for: Mapping[str, str | None],
+    here: Mapping[str, str | None],
+    *,
+    holder: str,
+    cure: str,
+    error: type[PromptTuneError] = VocabularyError,
+) -> None:
+    """Refuses what was made for another detector, text tower or guide.
+
+    Args:
+        place: What is checked, as the error names it: a file, or a part of a run.
+        made_for: Digests by what they are of ("detector", "text tower", "guide"); "" fits any.
+        here: The digests that it must have, by the same names.
+        holder: What has those digests, as the error names it.
+        cure: What to do, in a sentence of its own.
+        error: The class of error to raise.
+
+    Raises:
+        PromptTuneError: A digest differs; of the class `error`.
+    """
+    for what, was in made_for.items():
+        if was != "" and was != here[what]:
+            raise error(
+                f"{place} was made for {what} {short(str(was))}, but {holder} has {what} {short(str(here[what]))}. {cure}"
+            )
