@@ -124,7 +124,6 @@ def check_made_for(
         PromptTuneError: A digest differs; of the class `error`.
     """
     for what, was in made_for.items():
-        if was != "" and was != here[what]:
-            raise error(
-                f"{place} was made for {what} {short(str(was))}, but {holder} has {what} {short(str(here[what]))}. {cure}"
-            )
+        has = here[what]
+        if was not in ("", has):
+            raise error(f"{place} was made for {what} {short(str(was))}, but {holder} has {short(str(has))}. {cure}")
