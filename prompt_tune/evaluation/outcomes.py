@@ -1,6 +1,6 @@
-"""Detections against labels, for people to look at: hits, misses and false alarms, and pictures of them. Light."""
+"""Detections held against labels, for people to look at: hits, misses and false alarms of each class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,17 @@ from prompt_tune.evaluation.matching import HIT_IOU, judge
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import Detections
 
+NEAR_IOU = 0.1  # a false alarm that overlaps every label by less is reported as lying on nothing
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Detections of one image beside its labels, both in original pixels; rows are those of `found`.
+    """Detections and labels of one image, both in original pixels.
 
     Attributes:
         path: The image.
-        labels: Its labels.
-        found: Its detections, also those below their thresholds.
-        iou: (n, m) of detections and labels, whatever their classes.
+        labels: Its m labels.
+        found: Its n detections, including those below their thresholds.
         label: (n,) int64, the label that a detection found at IoU 0.5, or -1.
         counts: (n,) bool, False for a detection that lies on an ignored label of its class.
     """
@@ -28,25 +29,28 @@ class Judged:
     path: Path
     labels: Labels
     found: Detections
-    iou: np.ndarray
     label: np.ndarray
     counts: np.ndarray
 
     @classmethod
     def of(cls, path: Path, labels: Labels, found: Detections) -> "Judged":
-        """The verdicts on the detections of an image."""
+        """Match the detections of one image with its labels."""
         verdicts = judge(labels, found)
-        iou = box_iou(found.boxes_xyxy, labels.boxes_xyxy)
-        return cls(path, labels, found, iou, verdicts.label[:, 0], verdicts.counts[:, 0])
+        return cls(path, labels, found, verdicts.label[:, 0], verdicts.counts[:, 0])
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One hit, miss or false alarm: where it is, what to draw, and what to say.
+    """One hit, miss or false alarm: where it is, what to draw and what to say. Boxes are in original pixels.
 
-    reference_xyxy: the labelled box, or None for a false alarm; in a verification, the original detection on the same
-    box, or None. found_xyxy: the detection; of a miss the best one below the threshold, or None. others_xyxy: further
-    labelled boxes of the image. All in original pixels. note: one line.
+    Attributes:
+        path: The image.
+        reference_xyxy: The labelled box, or None for a false alarm. In a verification: the original detection on the
+            same box, or None.
+        found_xyxy: The detection. For a miss: the detection below the threshold that would have found the object, or
+            None.
+        others_xyxy: The other labelled boxes of the image.
+        note: One line of text.
     """
 
     path: Path
@@ -58,10 +62,18 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class ClassOutcome:
-    """What became of one class, at its threshold.
+    """The detections and objects of one class, counted at its threshold.
 
-    objects, hits, misses, false_alarms: counts. best_...: the surest hits, the largest misses, the surest false alarms.
-    precisions, recalls: (n,) by falling score, over all detections, also those below the threshold.
+    Attributes:
+        objects: The number of labelled objects.
+        hits: The number of objects found.
+        misses: The number of objects not found.
+        false_alarms: The number of detections that found no object.
+        best_hits: The hits with the highest scores.
+        best_misses: The largest objects that were missed.
+        best_false_alarms: The false alarms with the highest scores.
+        precisions: (n,) by falling score, over all detections, including those below the threshold.
+        recalls: (n,) likewise.
     """
 
     objects: int
@@ -76,91 +88,126 @@ class ClassOutcome:
 
     @property
     def precision(self) -> float | None:
-        """Share of the detections that are right; None where there is none."""
+        """Share of the detections that are right; None without detections."""
         return self.hits / (self.hits + self.false_alarms) if self.hits + self.false_alarms else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the objects that are found; None where there is none."""
+        """Share of the objects that are found; None without objects."""
         return self.hits / self.objects if self.objects else None
 
 
-def outcome(
-    images: Sequence[Judged], class_id: int, names: Sequence[str], threshold: float, *, n_best: int
-) -> ClassOutcome:
-    """What became of one class over all images.
+def outcomes(
+    images: Sequence[Judged], names: Sequence[str], thresholds: Sequence[float] | np.ndarray, *, n_best: int
+) -> list[ClassOutcome]:
+    """Count hits, misses and false alarms of every class, in one pass over the images.
 
-    Args:    names: of the classes. threshold: score above which a detection of this class counts. n_best: examples of
-             each kind.
+    Args:
+        images: The images. Class ids of detections and labels are places in `names`.
+        names: The classes.
+        thresholds: (n_cls,) float32 in 0..1, the score above which a detection of each class counts.
+        n_best: How many examples of each kind to keep for each class. Ties go to the earlier image.
+
+    Returns:
+        One outcome for each class, in the order of `names`.
     """
-    hits: list[tuple[float, Example]] = []
-    misses: list[tuple[float, Example]] = []
-    alarms: list[tuple[float, Example]] = []
-    scores, right, objects = [], [], 0
-    for image in images:
-        of_class, wanted = image.found.class_ids == class_id, image.labels.classes == class_id
-        if not of_class.any() and not wanted.any():
-            continue
-        of_class, wanted = of_class & image.counts, wanted & ~image.labels.ignore
-        objects += int(wanted.sum())
-        scores.append(image.found.scores[of_class])
-        right.append(image.label[of_class] >= 0)
-        for row in np.flatnonzero(of_class & (image.found.scores > threshold)):
-            kind = hits if image.label[row] >= 0 else alarms
-            kind.append((float(image.found.scores[row]), _detected(image, int(row), names)))
-        for k in np.flatnonzero(wanted):
-            rows = np.flatnonzero(image.label == k)
-            if not (image.found.scores[rows] > threshold).any():
-                size = float(np.prod(image.labels.boxes_xyxy[k, 2:] - image.labels.boxes_xyxy[k, :2]))
-                misses.append((size, _missed(image, int(k), rows, names, threshold)))
-    order = np.argsort(-np.concatenate([np.zeros(0), *scores]), kind="stable")
-    true = np.concatenate([np.zeros(0, bool), *right])[order].cumsum()  # (n,)
-    return ClassOutcome(
-        objects=objects,
-        hits=len(hits),
-        misses=len(misses),
-        false_alarms=len(alarms),
-        best_hits=_best(hits, n_best),
-        best_misses=_best(misses, n_best),
-        best_false_alarms=_best(alarms, n_best),
-        precisions=true / np.arange(1, len(true) + 1),
-        recalls=true / max(1, objects),
-    )
+    limits = np.asarray(thresholds, np.float32)
+    found = [np.flatnonzero(image.counts) for image in images]
+    objects = [np.flatnonzero(~image.labels.ignore) for image in images]
+    scores = _joined((image.found.scores[rows] for image, rows in zip(images, found, strict=True)), np.float32)
+    right = _joined((image.label[rows] >= 0 for image, rows in zip(images, found, strict=True)), bool)
+    sizes = _joined((_areas(image.labels.boxes_xyxy[rows]) for image, rows in zip(images, objects, strict=True)), float)
+    missed = _joined((_missed(image, limits)[rows] for image, rows in zip(images, objects, strict=True)), bool)
+    found_of = _by_class([image.found.class_ids for image in images], found, scores, len(names))
+    objects_of = _by_class([image.labels.classes for image in images], objects, sizes, len(names))
+    found_at, object_at = _places(found), _places(objects)
+
+    result = []
+    for threshold, detected, labelled in zip(limits, found_of, objects_of, strict=True):
+        above = detected[scores[detected] > threshold]
+        hits, alarms = above[right[above]], above[~right[above]]
+        misses = labelled[missed[labelled]]
+        true = right[detected].cumsum()  # (n,)
+        result.append(
+            ClassOutcome(
+                objects=len(labelled),
+                hits=len(hits),
+                misses=len(misses),
+                false_alarms=len(alarms),
+                best_hits=tuple(_detection(images[i], row, names) for i, row in found_at[hits[:n_best]]),
+                best_misses=tuple(_miss(images[i], row, threshold) for i, row in object_at[misses[:n_best]]),
+                best_false_alarms=tuple(_detection(images[i], row, names) for i, row in found_at[alarms[:n_best]]),
+                precisions=true / np.arange(1, len(true) + 1),
+                recalls=true / max(1, len(labelled)),
+            )
+        )
+    return result
 
 
-def _best(ranked: Sequence[tuple[float, Example]], n_best: int) -> tuple[Example, ...]:
-    """The examples with the highest numbers; of equal ones the first."""
-    return tuple(example for _, example in sorted(ranked, key=lambda pair: -pair[0])[:n_best])
+def _joined(parts: Iterable[np.ndarray], dtype: type) -> np.ndarray:
+    """The parts of all images in one array."""
+    return np.concatenate([np.zeros(0, dtype), *parts])
 
 
-def _detected(image: Judged, row: int, names: Sequence[str]) -> Example:
+def _places(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """(n, 2) int64: image and row of each entry."""
+    image = np.repeat(np.arange(len(rows)), [len(part) for part in rows])  # (n,)
+    return np.stack((image, _joined(rows, np.int64)), axis=1)
+
+
+def _by_class(
+    classes: Sequence[np.ndarray], rows: Sequence[np.ndarray], rank: np.ndarray, n_cls: int
+) -> list[np.ndarray]:
+    """For each class, its entries by falling rank; ties stay in the order of the images."""
+    of = _joined((ids[part] for ids, part in zip(classes, rows, strict=True)), np.int64)  # (n,)
+    order = np.lexsort((-rank, of))  # stable
+    return np.split(order, np.searchsorted(of[order], np.arange(1, n_cls)))
+
+
+def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """(n,): width times height."""
+    areas: np.ndarray = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
+    return areas
+
+
+def _missed(image: Judged, limits: np.ndarray) -> np.ndarray:
+    """(m,) bool: the labels that no detection above its threshold found."""
+    hits = (image.label >= 0) & (image.found.scores > limits[image.found.class_ids])
+    missed = np.ones(len(image.labels.classes), bool)
+    missed[image.label[hits]] = False
+    return missed
+
+
+def _detection(image: Judged, row: int, names: Sequence[str]) -> Example:
     """A hit or a false alarm."""
-    score, box = image.found.scores[row], tuple(image.found.boxes_xyxy[row].tolist())
-    k = int(image.label[row])
-    note = f"score {score:.3f}, " + (f"IoU {image.iou[row, k]:.2f}" if k >= 0 else _reason(image, row, names))
-    others = tuple(tuple(other.tolist()) for j, other in enumerate(image.labels.boxes_xyxy) if j != k)
+    box_xyxy, k = image.found.boxes_xyxy[row], int(image.label[row])
+    iou = box_iou(box_xyxy[None], image.labels.boxes_xyxy)[0]  # (m,)
+    reason = f"IoU {iou[k]:.2f}" if k >= 0 else _reason(image, row, iou, names)
     label = tuple(image.labels.boxes_xyxy[k].tolist()) if k >= 0 else None
-    return Example(image.path, label, box, others, note)
+    note = f"score {image.found.scores[row]:.3f}, {reason}"
+    return Example(image.path, label, tuple(box_xyxy.tolist()), _others(image, k), note)
 
 
-def _reason(image: Judged, row: int, names: Sequence[str]) -> str:
+def _reason(image: Judged, row: int, iou: np.ndarray, names: Sequence[str]) -> str:
     """What a false alarm lies on."""
-    if not image.iou.shape[1] or image.iou[row].max() < 0.1:
+    if iou.max(initial=0) < NEAR_IOU:
         return "nothing labelled here"
-    k = int(image.iou[row].argmax())
-    iou, name = image.iou[row, k], names[image.labels.classes[k]]
+    k = int(iou.argmax())
+    name = names[image.labels.classes[k]]
     if image.labels.classes[k] != image.found.class_ids[row]:
-        return f"on a {name}" if iou >= HIT_IOU else f"beside a {name} (IoU {iou:.2f})"
-    return f"second box (IoU {iou:.2f})" if iou >= HIT_IOU else f"box is off (IoU {iou:.2f})"
+        return f"on a {name}" if iou[k] >= HIT_IOU else f"beside a {name} (IoU {iou[k]:.2f})"
+    return f"second box (IoU {iou[k]:.2f})" if iou[k] >= HIT_IOU else f"box is off (IoU {iou[k]:.2f})"
 
 
-def _missed(image: Judged, k: int, rows: np.ndarray, names: Sequence[str], threshold: float) -> Example:
+def _miss(image: Judged, k: int, threshold: float) -> Example:
     """An object that no detection above the threshold found."""
-    note = "nothing found here"
-    found = None
-    if len(rows):
-        note = f"score {image.found.scores[rows].max():.3f}, needs {threshold:.3f}"
-        found = tuple(image.found.boxes_xyxy[rows[image.found.scores[rows].argmax()]].tolist())
-    box = tuple(image.labels.boxes_xyxy[k].tolist())
-    others = tuple(tuple(other.tolist()) for j, other in enumerate(image.labels.boxes_xyxy) if j != k)
-    return Example(image.path, box, found, others, note)
+    note, found = "nothing found here", None
+    for row in np.flatnonzero(image.label == k):  # one at most
+        note = f"score {image.found.scores[row]:.3f}, needs {threshold:.3f}"
+        found = tuple(image.found.boxes_xyxy[row].tolist())
+    return Example(image.path, tuple(image.labels.boxes_xyxy[k].tolist()), found, _others(image, k), note)
+
+
+def _others(image: Judged, k: int) -> tuple[tuple[float, ...], ...]:
+    """All labelled boxes but label `k`."""
+    return tuple(tuple(box.tolist()) for j, box in enumerate(image.labels.boxes_xyxy) if j != k)

@@ -15,7 +15,7 @@ from prompt_tune.contract import METRIC_CONF
 from prompt_tune.datasets.samples import Sample
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.metrics import coco_evaluation
-from prompt_tune.evaluation.outcomes import Example, Judged, outcome
+from prompt_tune.evaluation.outcomes import Example, Judged, outcomes
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.interpretation import movements, nearest_tokens
 from prompt_tune.models.suppression import find
@@ -80,8 +80,8 @@ def write_fit_report(
     )
     measured, per_class_ap50 = evaluation.metrics(range(len(learned.names))), evaluation.curves.mean(1)
     sections = []
-    for k, name in enumerate(learned.names):
-        result = outcome(seen.images, k, learned.names, float(learned.thresholds[k]), n_best=PICTURES_EACH)
+    results = outcomes(seen.images, learned.names, learned.thresholds, n_best=PICTURES_EACH)
+    for k, (name, result) in enumerate(zip(learned.names, results, strict=True)):
         ap50, threshold = float(per_class_ap50[k]), float(learned.thresholds[k])
         sections.append(ClassSection(name, context.classes[k], ap50, threshold, result, curve(result)))
     pictured = sorted(range(len(sections)), key=lambda k: np.nan_to_num(sections[k].ap50, nan=2.0))[:PICTURED_CLASSES]
