@@ -6,7 +6,7 @@ Whatever the format does not name is refused: another version, another key, anot
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ from safetensors.numpy import save
 
 from prompt_tune.contract import METADATA_KEY
 from prompt_tune.errors import VocabularyError
-
-if TYPE_CHECKING:
-    pass
 
 GRAPH_FILE = "detector.onnx"
 ORIGINAL_FILE = "original.vocab.safetensors"
@@ -28,6 +25,52 @@ MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `vocabulary.MAX_ROWS`
 FIELDS = {"names", "kind", "guide_mode", "detector", "text_tower", "guide", "provenance"}
 REQUIRED_TENSORS = {"embeddings", "thresholds"}
 OPTIONAL_TENSORS = {"calibration", "nms_iou"}
+
+
+class Provenance(TypedDict, total=False):
+    """What is known of how a vocabulary was made: no times, no paths. A file may hold other keys, so check types.
+
+    Attributes:
+        prompt_tune: Version of prompt-tune, from `fit`.
+        torch: Version of torch, from `fit` and `pretrain`.
+        versions: Version by package, from `vocab build`.
+        settings: The settings of `fit`, as `FitConfig.as_json` gives them.
+        seed: Of `pretrain`; that of `fit` is in `settings`.
+        detector_steps: Training steps of `pretrain`.
+        epoch: The best epoch, from 1.
+        val_ap: COCO's AP of that epoch on the validation images, in 0..1.
+        val_ap50: The same at IoU 0.5.
+        nms_iou: The overlap above which a box is suppressed, in 0..1, chosen on the validation images or set.
+        train_images: Number of training images, without replayed ones.
+        replay_images: Number of replayed images among the training images.
+        val_images: Number of validation images, without replayed ones.
+        thresholds: `rule`, in words, and `expected`: precision and recall by class name.
+        carried: `names` of the classes kept from an earlier run, and `from`, the digest of its vocabulary.
+        merged: `digest` and `provenance` of each vocabulary that was merged.
+        converted: `format`, `sha256` and `normalised` of the foreign file that was read.
+        prompts: SHA-256 (hex) of the prompts file that `vocab build` used.
+        metrics: Further figures by name.
+    """
+
+    prompt_tune: str
+    torch: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    seed: int
+    detector_steps: int
+    epoch: int
+    val_ap: float
+    val_ap50: float
+    nms_iou: float
+    train_images: int
+    replay_images: int
+    val_images: int
+    thresholds: dict[str, Any]
+    carried: dict[str, Any]
+    merged: list[dict[str, Any]]
+    converted: dict[str, Any]
+    prompts: str
+    metrics: dict[str, float]
 
 
 def encode(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float32]]) -> bytes:

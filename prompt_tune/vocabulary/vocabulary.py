@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from prompt_tune.vocabulary.checks import (
     plain_json,
     short,
 )
-from prompt_tune.vocabulary.format import FIELDS, decode, encode
+from prompt_tune.vocabulary.format import FIELDS, Provenance, decode, encode
 from prompt_tune.vocabulary.names import check_names
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -75,7 +75,7 @@ class Vocabulary:
     guide: str
     calibration: FloatArray | None = None
     nms_iou: FloatArray | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
         """Check everything, and keep private, read-only copies."""
@@ -101,7 +101,7 @@ class Vocabulary:
         if self.nms_iou is not None:
             self._set("nms_iou", checked_nms_iou(self.nms_iou, n_cls))
         self._check_origin()
-        self._set("provenance", plain_json(self.provenance))
+        self._set("provenance", cast(Provenance, plain_json(self.provenance)))
 
     @property
     def n_prompts(self) -> int:
