@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from prompt_tune.contract import METADATA_KEY
 from prompt_tune.errors import RunError
-from prompt_tune.report.figures import draw_training_curves
 from prompt_tune.run import RunFolder
 from prompt_tune.tuning.state import TrainState, load_state, save_state
 
@@ -148,15 +147,3 @@ def test_damaged_metrics_are_refused(run: RunFolder) -> None:
     run.metrics.write_text('{"epoch": 1')
     with pytest.raises(RunError, match=r"metrics.jsonl is damaged"):
         run.add_metrics(line(1))
-
-
-def test_curves_are_drawn_where_there_are_epochs(run: RunFolder) -> None:
-    draw_training_curves(run.curves, run.read_metrics())
-    assert not run.curves.exists()
-    run.add_metrics(line(1))
-    run.add_metrics(line(2))
-    draw_training_curves(run.curves, run.read_metrics())
-    first = run.curves.read_bytes()
-    assert first.startswith(b"\x89PNG")
-    draw_training_curves(run.curves, run.read_metrics())
-    assert run.curves.read_bytes() == first

@@ -83,7 +83,7 @@ def command(
         import faster_coco_eval  # noqa: F401  # found missing now, not after all images
 
         from prompt_tune.evaluation.validate import validate
-        from prompt_tune.report.figures import draw_curves
+        from prompt_tune.report.figures import draw_precision_recall
     except ImportError as error:
         raise PromptTuneError(
             f"`val` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
@@ -102,7 +102,8 @@ def command(
     for reason in result.skipped:
         click.echo(f"Skipped: {reason}", err=True)
     if curves is not None:
-        draw_curves(curves, result.curves, [_title(row.vocabulary, row.name, result) for row in result.classes])
+        titles = [_title(row.vocabulary, row.name, result) for row in result.classes]
+        draw_precision_recall(curves, result.curves, titles)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:

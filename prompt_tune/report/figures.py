@@ -1,59 +1,65 @@
-"""Plots: learning curves, precision and recall, reliability. Light: matplotlib is imported where it is used."""
+"""Figures: precision-recall curves, reliability, and the course of a training.
+
+Light: matplotlib is imported when a figure is drawn, through its object interface (no display, no global state).
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from prompt_tune.evaluation.calibration import N_BINS, reliability
 from prompt_tune.evaluation.matching import Matched
 from prompt_tune.evaluation.metrics import RECALLS
 from prompt_tune.evaluation.outcomes import ClassOutcome
-from prompt_tune.files import replacing
-from prompt_tune.report.pictures import Picture, data_uri
+from prompt_tune.report.saving import saving
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.figure import Figure
 
-MAX_LINES = 20  # classes that a picture of curves tells apart
+DPI = 110  # resolution of the PNG files
+MAX_LINES = 20  # with more classes than this, curves are grey and have no legend
+SVG_SIDE = 100  # side of a class's curve in the page, in SVG units
+SVG_POINTS = 400  # about how many corners of a class's curve are kept
 
 
-CURVE_POINTS = 400  # of a precision-recall curve in the page
-CURVE_SIDE = 100  # units of its drawing
+def draw_precision_recall(path: Path, curves: np.ndarray, names: Sequence[str]) -> None:
+    """Draw precision over recall at IoU 0.5: a line for each class, and their mean.
 
+    Args:
+        path: The .png file to write.
+        curves: (n_cls, 101) precision at each of `RECALLS`, as in `Evaluation.curves`.
+        names: The n_cls class names.
 
-def draw_curves(path: Path, curves: np.ndarray, names: Sequence[str]) -> None:
-    """Precision by recall at IoU 0.5 as a picture: a line for each class, and their mean.
-
-    Args: path: a .png file. curves: (n_cls, 101), as `Evaluation` has them. names: of the classes.
+    Raises:
+        RunError: The file cannot be written.
     """
-    from matplotlib.figure import Figure  # the object interface: no display, no global state
-
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = _new_figure(8, 4.8)
     axes = figure.subplots()
-    told_apart = len(names) <= MAX_LINES
     for name, curve in zip(names, curves, strict=True):
-        style: dict[str, Any] = {"label": name} if told_apart else {"color": "grey", "alpha": 0.4}
+        style: dict[str, Any] = {"label": name} if len(names) <= MAX_LINES else {"color": "grey", "alpha": 0.4}
         axes.plot(RECALLS, curve, linewidth=1, **style)
     mean = curves.mean(0)
     axes.plot(RECALLS, mean, color="black", linewidth=2.5, label=f"mean of {len(names)}, AP50 {mean.mean():.3f}")
     axes.set(title="precision and recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    _save(figure, path)
 
 
 def draw_reliability(path: Path, before: Sequence[Matched], after: Sequence[Matched] | None = None) -> None:
-    """The reliability curve as a picture, and the number of detections a bin below it.
+    """Draw the reliability curve, with the number of detections in each bin of scores below it.
 
-    Args: path: a .png file. before, after: uncalibrated detections and, where there is a calibration, calibrated ones.
+    Args:
+        path: The .png file to write.
+        before: Detections of each class, not calibrated.
+        after: The same detections, calibrated; None if the classes have no calibration.
+
+    Raises:
+        RunError: The file cannot be written.
     """
-    from matplotlib.figure import Figure  # the object interface: no display, no global state
-
-    figure = Figure(figsize=(5.6, 6), layout="constrained")
+    figure = _new_figure(5.6, 6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], color="grey", linestyle=":", label="score = precision")
     parts = [("as learned", "tab:blue", before)] + ([] if after is None else [("calibrated", "tab:orange", after)])
@@ -70,34 +76,23 @@ def draw_reliability(path: Path, before: Sequence[Matched], after: Sequence[Matc
     bottom.set(xlabel="score", ylabel="detections", yscale="symlog", ylim=(0, 2 * most))
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    _save(figure, path)
 
 
-def figure(path: Path, alt: str, caption: str) -> Picture:
-    """A picture file of a run folder, whole."""
-    with Image.open(path) as image:
-        size = image.size
-    return Picture(data_uri(path.read_bytes(), "image/png"), alt, caption, *size)
+def draw_training(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draw loss, AP and AP50 over the epochs; without an epoch, nothing is written.
 
+    Args:
+        path: The .png file to write.
+        lines: The metrics of each epoch, from `RunFolder.read_metrics`.
 
-def curve(outcome: ClassOutcome) -> str:
-    """The precision-recall curve of a class, up to its last hit as SVG points; thinned where it is long."""
-    hits = np.flatnonzero(np.diff(outcome.recalls, prepend=0.0))
-    corners = np.union1d(hits, hits[hits > 0] - 1)  # at each hit, and just before, where the precision is lowest
-    rows = corners[:: 1 + len(corners) // CURVE_POINTS]
-    places = [(outcome.recalls[row] * CURVE_SIDE, (1 - outcome.precisions[row]) * CURVE_SIDE) for row in rows]
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-
-
-def draw_training_curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Loss, AP and AP50 by epoch as a picture; none where no epoch is on record."""
-    from matplotlib.figure import Figure  # the object interface: no display, no global state
-
+    Raises:
+        RunError: The file cannot be written.
+    """
     if not lines:
         return
     epochs = [line["epoch"] for line in lines]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = _new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["loss"] for line in lines], color="tab:red")
     left.set(title="training loss", xlabel="epoch", yscale="log")
@@ -109,5 +104,31 @@ def draw_training_curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> None
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    _save(figure, path)
+
+
+def svg_precision_recall(outcome: ClassOutcome) -> str:
+    """The precision-recall curve of one class, for the page.
+
+    Returns:
+        Points of an SVG polyline, up to the last hit; recall to the right and precision up, both from 0 to `SVG_SIDE`.
+        A long curve is thinned.
+    """
+    hits = np.flatnonzero(np.diff(outcome.recalls, prepend=0.0))
+    corners = np.union1d(hits, hits[hits > 0] - 1)  # precision peaks at a hit, and is lowest just before one
+    rows = corners[:: 1 + len(corners) // SVG_POINTS]
+    points = [(outcome.recalls[row] * SVG_SIDE, (1 - outcome.precisions[row]) * SVG_SIDE) for row in rows]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    """An empty figure; width and height in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, whole or not at all. The same figure gives the same bytes."""
+    with saving(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

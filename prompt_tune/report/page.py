@@ -1,6 +1,6 @@
-"""`report.html`: what a fit learned, or what a verification found, as one self-contained page. Light: no torch.
+"""`report.html`: what a fit learned or a verification found, as one self-contained page. Light: no torch.
 
-Pictures are data URIs and there are no scripts, so that the file can be mailed, archived and opened anywhere.
+Pictures are data URIs and there are no scripts, so the file can be mailed, archived and opened anywhere.
 """
 
 import platform
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.outcomes import ClassOutcome, Example
 from prompt_tune.evaluation.thresholds import hardly_learned
-from prompt_tune.files import replacing
-from prompt_tune.report.figures import CURVE_SIDE
+from prompt_tune.report.figures import SVG_SIDE
 from prompt_tune.report.pictures import Picture, pictures
+from prompt_tune.report.saving import saving
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -25,16 +25,24 @@ if TYPE_CHECKING:
     from prompt_tune.models.interpretation import Movement, TokenDistances
 
 NO_NUMBER = "\N{EN DASH}"
-TABLE_ROWS = 50  # of confusions, false alarms and collisions
-PICTURED = 24  # classes with pictures of false alarms, and pairs with one of a collision: about 1.5 MB
+TABLE_ROWS = 50  # rows of a table of confusions, false alarms or collisions
+PICTURED = 24  # classes with pictures of false alarms, and pairs of classes with a picture of a collision: about 1.5 MB
 
 
 @dataclass(frozen=True, eq=False)
 class ClassSection:
-    """One learned class in a fit's report.
+    """One learned class in the report of a fit.
 
-    ap50: nan where it has no object. curve: points of an SVG polyline, recall to the right and precision up, both from
-    0 to `CURVE_SIDE`. hits, misses, false_alarms: pictures, none for a class that is left out for want of room.
+    Attributes:
+        name: The class name.
+        prompts: The name and its synonyms.
+        ap50: In 0..1; nan if no image has an object of the class.
+        threshold: The score above which a detection counts.
+        outcome: Hits, misses and false alarms at the threshold.
+        curve: The precision-recall curve, from `svg_precision_recall`.
+        hits: Pictures; empty for a class that is left out to keep the page small.
+        misses: Likewise.
+        false_alarms: Likewise.
     """
 
     name: str
@@ -49,13 +57,20 @@ class ClassSection:
 
     @property
     def hardly_learned(self) -> bool:
-        """Whether many false alarms are to be expected."""
+        """Whether to expect many false alarms."""
         return hardly_learned(self.threshold, self.outcome.precision)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """On how many of a learned class's labelled objects an original class is detected too."""
+    """An original class that is detected on labelled objects of a learned class.
+
+    Attributes:
+        learned: The learned class.
+        original: The original class.
+        count: The number of objects on which the original class is detected.
+        objects: The number of labelled objects of the learned class.
+    """
 
     learned: str
     original: str
@@ -65,11 +80,26 @@ class Confusion:
 
 @dataclass(frozen=True, eq=False)
 class FitReport:
-    """All that a fit's report shows.
+    """Everything that the report of a fit shows.
 
-    ap, ap50: of the kept epoch, in 0..1, from scores above lowest_score. pictured: how many classes have pictures,
-    those with the lowest AP50 where there are many. unread: a line for each validation image that could not be read
-    again. facts: what the run was made from, names and values by heading.
+    Attributes:
+        title: The name of the run folder.
+        ap: Of the kept epoch, in 0..1, measured over all scores above `lowest_score`.
+        ap50: Likewise.
+        lowest_score: The score from which detections enter AP.
+        epoch: The epoch that was kept, from 1.
+        epochs: The number of epochs in the settings.
+        train_images: The number of training images.
+        val_images: The number of validation images.
+        original_classes: The number of original classes.
+        classes: The learned classes.
+        pictured: The number of classes with pictures: those with the lowest AP50 if there are many.
+        unread: A line for each validation image that could not be read again.
+        figures: The figures of the run folder.
+        confusions: Confusions with original classes, most frequent first.
+        movements: How each embedding moved.
+        tokens: The tokens nearest to the context vectors.
+        facts: What the run was made from: names and values by heading.
     """
 
     title: str
@@ -92,14 +122,19 @@ class FitReport:
 
     @property
     def objects(self) -> int:
-        """Labelled validation objects."""
+        """The number of labelled objects in the validation images."""
         return sum(section.outcome.objects for section in self.classes)
 
 
 @dataclass(frozen=True, eq=False)
 class _AlarmPictures:
-    """Of a verification: classes with their surest false alarms, one collision of each pair, and a line for each image
-    that could not be read again."""
+    """Pictures of a verification.
+
+    Attributes:
+        alarms: Classes with the false alarms that have the highest scores.
+        collisions: One collision of each pair of classes.
+        unread: A line for each image that could not be read again.
+    """
 
     alarms: "tuple[tuple[FalseAlarms, tuple[Picture, ...]], ...]"
     collisions: tuple[Picture, ...]
@@ -107,7 +142,15 @@ class _AlarmPictures:
 
 
 def write_fit_page(path: Path, report: FitReport) -> None:
-    """Write a fit's report."""
+    """Write the report of a fit.
+
+    Args:
+        path: The HTML file to write.
+        report: What it shows.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     _write(path, "fit.html.j2", {"report": report})
 
 
@@ -116,8 +159,15 @@ def write_verification_page(
 ) -> None:
     """Write the report of a verification.
 
-    Args:   path: the HTML file to write. result: of `verify`. bundle, learned: what it was given.
-    Raises: VocabularyError: a vocabulary is not there any more.
+    Args:
+        path: The HTML file to write.
+        result: From `verify`.
+        bundle: The bundle that was verified.
+        learned: The further vocabulary files that were verified.
+
+    Raises:
+        VocabularyError: A vocabulary file is gone.
+        RunError: The HTML file cannot be written.
     """
     files = [Path(bundle) / ORIGINAL_FILE, Path(bundle) / LEARNED_FILE, *map(Path, learned)]
     vocabularies = [(file.name.removesuffix(".vocab.safetensors"), Vocabulary.load(file)) for file in files]
@@ -137,18 +187,18 @@ def write_verification_page(
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of prompt-tune, Python and those of the packages that are installed."""
+    """The versions of prompt-tune, of Python, and of those packages that are installed."""
     found = {"prompt-tune": __version__, "python": platform.python_version()}
     for package in packages:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # onnxruntime comes as one of two packages
+        except PackageNotFoundError:  # ONNX Runtime comes as one of two packages
             continue
     return found
 
 
 def _alarm_pictures(result: "Verification") -> _AlarmPictures:
-    """Of the classes and the pairs of classes that have most; the images are read again."""
+    """Pictures of the most frequent false alarms and collisions; the images are read again."""
     if result.examples is None:
         return _AlarmPictures((), (), ())
     alarms = [(row, result.examples.alarms[row.vocabulary, row.learned]) for row in result.false_alarms[:PICTURED]]
@@ -170,7 +220,7 @@ def _alarm_pictures(result: "Verification") -> _AlarmPictures:
 
 
 def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
-    """Render a template with everything escaped, and write it whole."""
+    """Render a template, with every value escaped, and write the page whole."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -181,12 +231,12 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    constants = {"hit_iou": HIT_IOU, "side": CURVE_SIDE, "table_rows": TABLE_ROWS, "version": __version__}
+    constants = {"hit_iou": HIT_IOU, "side": SVG_SIDE, "table_rows": TABLE_ROWS, "version": __version__}
     text = environment.get_template(template).render({**constants, **content})
-    with replacing(path) as temporary:
+    with saving(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _number(value: float | None) -> str:
-    """Three decimals; a dash where there is no number."""
+    """A number with three decimals; a dash for None and nan."""
     return NO_NUMBER if value is None or value != value else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Pictures of hits, misses, false alarms and collisions, as small JPEGs in a page. Light: NumPy and Pillow."""
+"""Pictures of hits, misses, false alarms and collisions: small JPEGs, embedded in the page. Light: NumPy and Pillow."""
 
 import base64
 import io
@@ -15,17 +15,25 @@ from prompt_tune.media.draw import OUTLINE, PAPER, class_colour
 from prompt_tune.runtime.images import read_rgb
 
 TILE_PIXELS = 220  # longer side of a picture
-SURROUNDINGS = 1.9  # side of a crop, of the box's longer side
-SMALLEST_CROP = 72  # original pixels: a smaller object shows its surroundings rather than its pixels
-JPEG_QUALITY = 80  # about 8 kB a picture
-LINE = 3  # pixels of a box's line
-DASH = (7, 5)  # pixels drawn and left out of a label's line
+SURROUNDINGS = 1.9  # side of the crop as a multiple of the box's longer side
+SMALLEST_CROP = 72  # original pixels: a tiny object is shown in its surroundings, not blown up to blocks
+JPEG_QUALITY = 80  # about 8 kB per picture
+LINE = 3  # width of a detection's outline in pixels
+DASH = (7, 5)  # a label's dashed line: pixels drawn, pixels left out
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in a page. src: a data URI. alt: what it shows, in words. caption: what stands below it."""
+    """A picture embedded in the page.
+
+    Attributes:
+        src: A data URI.
+        alt: What the picture shows, in words.
+        caption: The text below it.
+        width: In pixels.
+        height: In pixels.
+    """
 
     src: str
     alt: str
@@ -33,11 +41,25 @@ class Picture:
     width: int
     height: int
 
+    @classmethod
+    def of_png(cls, path: Path, alt: str, caption: str) -> "Picture":
+        """A whole PNG file, such as the figures of a run folder."""
+        with Image.open(path) as image:
+            size = image.size
+        return cls(_data_uri(path.read_bytes(), "image/png"), alt, caption, *size)
+
 
 def picture(image: Image.Image, example: Example, name: str, kind: str) -> Picture:
-    """The crop around an example, as a small JPEG: detection solid, what it is held against dashed.
+    """A small JPEG of the surroundings of an example.
 
-    Args: image: the whole image, RGB, upright. name: of the class. kind: "hit", "miss", "false alarm" or "collision".
+    The detection is drawn solid, in the colour of its class. Labels are dashed, and so is the original detection of a
+    collision.
+
+    Args:
+        image: The whole image, RGB, upright.
+        example: What to show; its boxes are in pixels of the image.
+        name: The class name.
+        kind: "hit", "miss", "false alarm" or "collision"; it goes into the picture's `alt`.
     """
     boxes = [box for box in (example.reference_xyxy, example.found_xyxy) if box is not None]
     left, top, right, bottom = _crop(boxes, image.size)
@@ -58,14 +80,17 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
     buffer = io.BytesIO()
     tile.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     alt = f"{name}, {kind} in {example.path.name}: {example.note}"
-    return Picture(data_uri(buffer.getvalue(), "image/jpeg"), alt, example.note, *size)
+    return Picture(_data_uri(buffer.getvalue(), "image/jpeg"), alt, example.note, *size)
 
 
 def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, Picture], tuple[str, ...]]:
-    """Pictures of many examples; each image is read once, and one at a time is in memory.
+    """Pictures of many examples. Each image is read once, and only one is in memory at a time.
 
-    Args:    wanted: examples, with a class's name and a kind as of `picture`.
-    Returns: the pictures by example, and a line for each image that cannot be read (any more).
+    Args:
+        wanted: Examples, each with the class name and the kind that `picture` takes.
+
+    Returns:
+        The pictures by example, and a line for each image that could not be read.
     """
     by_path: dict[Path, list[tuple[Example, str, str]]] = {}
     for task in wanted:
@@ -82,13 +107,13 @@ def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, 
     return drawn, tuple(unread)
 
 
-def data_uri(content: bytes, media_type: str) -> str:
-    """A file's content as the address of itself."""
+def _data_uri(content: bytes, media_type: str) -> str:
+    """The content of a file as a URI that can stand in a page."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def _crop(boxes: Sequence[tuple[float, ...]], size_wh: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A square around the boxes with some surroundings, moved into the image, or cut where the image is smaller."""
+    """A square around the boxes and some of their surroundings; shifted into the image, or cut if it is small."""
     corners = np.array(boxes)
     low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)  # (2,) each
     side = max(float((high - low).max()) * SURROUNDINGS, SMALLEST_CROP)
@@ -99,7 +124,7 @@ def _crop(boxes: Sequence[tuple[float, ...]], size_wh: tuple[int, int]) -> tuple
 
 
 def _solid(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour) -> None:
-    """A detection: a line in the class's colour between dark edges."""
+    """Draw a detection: a line in the colour of its class between dark edges."""
     left, top, right, bottom = (round(value) for value in box)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE, width=LINE + 2)
@@ -107,7 +132,7 @@ def _solid(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour) 
 
 
 def _dashed(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], *, width: int) -> None:
-    """A label: light dashes with dark edges; a detection's colour below shows between them."""
+    """Draw a label: light dashes with dark edges. The colour of a detection beneath shows between them."""
     left, top, right, bottom = box
     corners = ((left, top), (right, top), (right, bottom), (left, bottom))
     for (x1, y1), (x2, y2) in (

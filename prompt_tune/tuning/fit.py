@@ -24,7 +24,7 @@ from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds
 from prompt_tune.models.prompts_file import save_context
 from prompt_tune.models.world import TINY, check_device
 from prompt_tune.progress import Progress
-from prompt_tune.report.figures import draw_reliability, draw_training_curves
+from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RunFolder
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.tuning.job import Job, prepare
@@ -205,6 +205,6 @@ def _write_result(run: RunFolder, trainer: Trainer, job: Job) -> tuple[list[Dete
         whole, learned = job.earlier.join(context, job.earlier.keep_unfound(learned, unfound))
     save_context(whole, run.prompts, config.guide)
     learned.save(run.learned)
-    draw_training_curves(run.curves, run.read_metrics())
+    draw_training(run.curves, run.read_metrics())
     draw_reliability(run.reliability, matched, None if calibration is None else final)
     return founds[:n_val], measured

@@ -1,7 +1,6 @@
-"""Gathers what a fit's report shows: the kept prompts on the cached validation images, and what they moved."""
+"""What the report of a fit shows: how the kept prompts do on the cached validation images, and what they changed."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from prompt_tune.models.context import PromptContext
 from prompt_tune.models.interpretation import movements, nearest_tokens
 from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, region_logits
-from prompt_tune.report.figures import curve, figure
+from prompt_tune.report.figures import svg_precision_recall
 from prompt_tune.report.page import ClassSection, Confusion, FitReport, versions, write_fit_page
 from prompt_tune.report.pictures import Picture, pictures
 from prompt_tune.run import RunFolder
@@ -31,24 +30,28 @@ from prompt_tune.runtime.packing import Packed
 from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-PICTURES_EACH = 6  # hits, misses and false alarms of a class
-PICTURED_CLASSES = 24  # with pictures: about 3 MB
-FIGURES = {  # pictures of a run folder
+PICTURES_EACH = 6  # pictures of each kind (hits, misses, false alarms) for a class
+PICTURED_CLASSES = 24  # classes with pictures: about 3 MB
+FIGURES = {  # pictures of a run folder, with what they show in words and their caption
     "curves.png": (
         "Training loss, and AP and AP50 on the validation images, by epoch.",
-        "Learning, epoch by epoch, after suppression at 0.7.",
+        "Training loss and validation AP by epoch, with suppression at IoU 0.7.",
     ),
     "reliability.png": (
-        "Share of right detections by score, and the number of detections.",
-        "Reliability: how often a detection with this score is right.",
+        "Share of correct detections by score, and the number of detections.",
+        "Reliability: how often a detection with a given score is correct.",
     ),
 }
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The validation images; and by learned class id and original name, on how many objects both are."""
+    """The judged validation images, and confusions with original classes.
+
+    Attributes:
+        images: One for each image of the cache, in its order.
+        confused: The number of labelled objects by (learned class, original class detected on the object).
+    """
 
     images: list[Judged]
     confused: Counter[tuple[int, str]]
@@ -62,28 +65,37 @@ def write_fit_report(
     samples: Sequence[Sample],
     founds: Sequence[Detections],
 ) -> None:
-    """Write `report.html` of a run folder whose other files are there.
+    """Write `report.html` into a run folder whose other files are already there.
 
-    Args: context: with the kept context vectors. val: the validation images under the original guide, all anchors.
-          samples: the validation images of the data set; those that the cache had to skip are left out.
-          founds: the detections of the kept prompts on them, from `Task.detect`.
+    Args:
+        run: The run folder.
+        world: The frozen detector.
+        context: The kept context vectors.
+        val: The validation images, with all anchors, under the original guide.
+        samples: The images that `val` was made from, those that it had to skip included.
+        founds: The detections of the kept prompts in the images of `val`, from `Task.detect`.
+
+    Raises:
+        RunError: The report cannot be written.
     """
     config = json.loads(run.config.read_text())
     learned, original = Vocabulary.load(run.learned), Vocabulary.load(run.original)
     facts = _facts(config, learned)
-    if len(learned.names) > len(context.classes):  # carried over from an earlier run: these were not trained
+    if len(learned.names) > len(context.classes):  # the others were carried over from an earlier run, not trained
         learned = learned.select([names[0] for names in context.classes])
-    readable = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
-    seen = _look(world, learned, original, val, readable, founds, config["image_size"])
-    evaluation = coco_evaluation(  # in original pixels, as the runtime gives them
+    cached = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
+    seen = _judge_images(world, learned, original, val, cached, founds, config["image_size"])
+    evaluation = coco_evaluation(  # in original pixels, like the detections of the runtime
         [image.labels for image in seen.images], [image.found for image in seen.images], len(learned.names)
     )
     measured, per_class_ap50 = evaluation.metrics(range(len(learned.names))), evaluation.curves.mean(1)
-    sections = []
     results = outcomes(seen.images, learned.names, learned.thresholds, n_best=PICTURES_EACH)
-    for k, (name, result) in enumerate(zip(learned.names, results, strict=True)):
-        ap50, threshold = float(per_class_ap50[k]), float(learned.thresholds[k])
-        sections.append(ClassSection(name, context.classes[k], ap50, threshold, result, curve(result)))
+    sections = [
+        ClassSection(name, prompts, float(ap50), float(threshold), result, svg_precision_recall(result))
+        for name, prompts, ap50, threshold, result in zip(
+            learned.names, context.classes, per_class_ap50, learned.thresholds, results, strict=True
+        )
+    ]
     pictured = sorted(range(len(sections)), key=lambda k: np.nan_to_num(sections[k].ap50, nan=2.0))[:PICTURED_CLASSES]
     sections, unread = _with_pictures(sections, set(pictured))
     plain = context.tower.embed_classes(context.texts)
@@ -103,7 +115,9 @@ def write_fit_report(
             pictured=len(pictured),
             unread=unread,
             figures=tuple(
-                figure(run.folder / name, *text) for name, text in FIGURES.items() if (run.folder / name).is_file()
+                Picture.of_png(run.folder / name, *text)
+                for name, text in FIGURES.items()
+                if (run.folder / name).is_file()
             ),
             confusions=_confusions(seen, learned, sections),
             movements=movements(learned.names, learned.embeddings, plain, original.names, original.embeddings),
@@ -114,7 +128,7 @@ def write_fit_report(
 
 
 @torch.no_grad()
-def _look(
+def _judge_images(
     world: World,
     learned: Vocabulary,
     original: Vocabulary,
@@ -123,7 +137,7 @@ def _look(
     founds: Sequence[Detections],
     image_size: int,
 ) -> _Seen:
-    """Judges the learned detections, and finds the original classes on the objects."""
+    """Judge the learned detections, and find the original classes that are detected on the same objects."""
     seen = _Seen([], Counter())
     level = world.anchors(image_size, image_size)[2]
     ours, others = Packed.of({"learned": learned}), Packed.of({ORIGINAL: original})
@@ -145,19 +159,21 @@ def _look(
 
 
 def _near_objects(boxes: Tensor, label_boxes: np.ndarray) -> Tensor:
-    """(n,) int64: the anchors whose boxes overlap an object: original classes are asked about these alone, since there
-    may be thousands of them."""
+    """(n,) int64, the anchors whose boxes overlap an object.
+
+    Original classes are scored on these only, for there may be thousands of classes.
+    """
     iou = box_iou(boxes.numpy(), label_boxes)  # (A, m)
     return torch.from_numpy(np.flatnonzero(iou.max(axis=1, initial=0) >= HIT_IOU))
 
 
 def _detections(packed: Packed, found: Detections, placed: Letterbox, limits: np.ndarray) -> Detections:
-    """As the runtime gives them: calibrated, suppressed, in original pixels, above their class's limit."""
+    """Detections as the runtime gives them: calibrated, suppressed, in original pixels, above the limits (n_cls,)."""
     return packed.detections(found, placed, np.ones(len(packed.classes), bool), limits, packed.overlaps(None))
 
 
 def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tuple[list[ClassSection], tuple[str, ...]]:
-    """The sections with their pictures, each image decoded once; and the images that could not be read again."""
+    """Add pictures to the sections, and name the images that could not be read again. Each image is read once."""
     wanted = []
     for k in sorted(pictured):
         result, name = sections[k].outcome, sections[k].name
@@ -180,18 +196,18 @@ def _with_pictures(sections: Sequence[ClassSection], pictured: set[int]) -> tupl
 
 
 def _confusions(seen: _Seen, learned: Vocabulary, sections: Sequence[ClassSection]) -> tuple[Confusion, ...]:
-    """By falling count, then by the learned class's place."""
+    """The confusions, most frequent first; ties in the order of the learned classes."""
     pairs = sorted(seen.confused.items(), key=lambda item: (-item[1], item[0]))
     return tuple(Confusion(learned.names[k], name, count, sections[k].outcome.objects) for (k, name), count in pairs)
 
 
 def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, str]]:
-    """Settings, origin and versions, as text."""
+    """Settings, inputs, digests and versions, as text."""
     made_from = {"model": config["model"], "data": config["data"], "text tower": config["text_tower"]}
     if config["replay"]:
         made_from["replay"] = f"{learned.provenance['replay_images']} images"
     if "carried" in learned.provenance:
-        made_from["carried over, not trained here"] = ", ".join(learned.provenance["carried"]["names"])
+        made_from["carried over, not trained in this run"] = ", ".join(learned.provenance["carried"]["names"])
     settings = {name.replace("_", " "): _written(value) for name, value in config["settings"].items()}
     if not config["settings"]["nms_iou"]:
         settings["nms iou"] = f"{learned.provenance['nms_iou']:g}, chosen on the validation images"
@@ -205,7 +221,7 @@ def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, s
 
 
 def _written(value: object) -> str:
-    """A setting as people write it."""
+    """A setting in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value) if value != "" else "(none)"

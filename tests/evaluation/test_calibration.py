@@ -1,15 +1,12 @@
 """Calibration: what it fits, where it refuses to, and that the order of detections stays."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from prompt_tune.evaluation.calibration import apply_calibration, fit_calibration, reliability
 from prompt_tune.evaluation.matching import Matched
-from prompt_tune.report.figures import draw_reliability
 from prompt_tune.runtime.packing import logit, sigmoid
 
 IDENTITY = [1.0, 0.0]
@@ -108,15 +105,3 @@ def test_calibration_brings_the_reliability_curve_to_the_diagonal() -> None:
     (score, precision, _), (wanted, got, _) = reliability([part]), reliability(after)
     assert np.abs(precision - score).max() > 0.2
     assert np.abs(got - wanted).max() < 0.06
-
-
-@pytest.mark.parametrize("part", [drawn(2.2, 1.5, n=500), Matched(np.zeros(0, np.float32), np.zeros(0, bool), 0)])
-def test_draw_reliability_writes_the_same_picture_again(part: Matched, tmp_path: Path) -> None:
-    after = apply_calibration([part], np.array([[2, 1]], np.float32))
-    for name in ("one.png", "two.png"):
-        draw_reliability(tmp_path / name, [part], after)
-    draw_reliability(tmp_path / "alone.png", [part])
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "alone.png").read_bytes()
-    with Image.open(tmp_path / "one.png") as image:
-        assert image.format == "PNG"

@@ -1,16 +1,12 @@
 """COCO's metrics: against numbers worked out by hand, and against ultralytics' on the same detections."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from prompt_tune.evaluation.matching import match_classes
 from prompt_tune.evaluation.metrics import IOU_THRESHOLDS, Found, Metrics, Truth, coco_evaluation
 from prompt_tune.models import ultralytics
-from prompt_tune.report.figures import draw_curves
 
 Row = tuple[int, tuple[float, float, float, float]]
 
@@ -154,11 +150,3 @@ def test_metrics_agree_with_ultralytics_validator_on_the_same_detections(seed: i
     assert [m.ap for m in ours] == pytest.approx(theirs.mean(1).tolist(), abs=0.005)
     assert [m.ap50 for m in ours] == pytest.approx(theirs[:, 0].tolist(), abs=0.005)
     assert evaluation.metrics(range(3)).ap == pytest.approx(theirs.mean(), abs=0.005)
-
-
-@pytest.mark.parametrize("n_cls", [1, 30])
-def test_draw_curves_writes_a_picture(n_cls: int, tmp_path: Path) -> None:
-    curves = np.linspace(1, 0.2, 101)[None].repeat(n_cls, 0)
-    draw_curves(tmp_path / "curves.png", curves, [f"thing {k}" for k in range(n_cls)])
-    with Image.open(tmp_path / "curves.png") as image:
-        assert image.format == "PNG" and image.width > 500

@@ -10,7 +10,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from bundles import make_bundle, original_vocabulary
@@ -20,10 +19,9 @@ from places import ROOT
 from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import write_sample
 from prompt_tune.evaluation.alarms import AlarmExamples
-from prompt_tune.evaluation.outcomes import ClassOutcome, Example
+from prompt_tune.evaluation.outcomes import Example
 from prompt_tune.evaluation.validate import validate_run
 from prompt_tune.evaluation.verify import Collision, FalseAlarms, Setting, Verification
-from prompt_tune.report.figures import CURVE_SIDE, curve
 from prompt_tune.report.page import PICTURED, write_verification_page
 from prompt_tune.run import RunFolder
 from prompt_tune.tuning.fit import fit
@@ -208,16 +206,6 @@ def test_image_that_went_missing_is_named_and_costs_one_picture(tmp_path: Path) 
     whole, run = Page(tmp_path / "whole" / "report.html"), Page(tmp_path / "run" / "report.html")
     assert gone.name in run.text["pictures"] and gone.name not in whole.text["pictures"]
     assert 2 < len(run.all("img")) < len(whole.all("img"))
-
-
-def test_curve_ends_at_the_last_hit_and_keeps_its_corners() -> None:
-    recalls = np.array([0.5, 0.5, 0.5, 1, 1, 1])
-    outcome = ClassOutcome(2, 2, 0, 4, (), (), (), np.array([1, 1 / 2, 1 / 3, 1 / 2, 2 / 5, 1 / 3]), recalls)
-    points = [tuple(map(float, point.split(","))) for point in curve(outcome).split()]
-    half, whole = CURVE_SIDE / 2, float(CURVE_SIDE)
-    assert points == [(half, 0.0), (half, pytest.approx(whole * 2 / 3, abs=0.1)), (whole, half)]
-    nothing = ClassOutcome(1, 0, 1, 0, (), (), (), np.zeros(0), np.zeros(0))
-    assert curve(nothing) == ""
 
 
 def test_page_of_a_verification_says_that_it_passed(bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""The figures of runs and measurements: same input, same bytes; written whole or refused in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from disks import full_disk
+from PIL import Image
+
+from prompt_tune.errors import RunError
+from prompt_tune.evaluation.calibration import apply_calibration
+from prompt_tune.evaluation.matching import Matched
+from prompt_tune.evaluation.outcomes import ClassOutcome
+from prompt_tune.report.figures import (
+    MAX_LINES,
+    SVG_POINTS,
+    SVG_SIDE,
+    draw_precision_recall,
+    draw_reliability,
+    draw_training,
+    svg_precision_recall,
+)
+
+CURVES = np.linspace(1, 0.2, 101)[None]  # (1, 101)
+LINES = [{"epoch": epoch, "loss": 1.0 / epoch, "ap": 0.1 * epoch, "ap50": 0.2 * epoch} for epoch in (1, 2)]
+EMPTY = Matched(np.zeros(0, np.float32), np.zeros(0, bool), 0)
+
+
+def drawn(n: int) -> Matched:
+    """Detections by falling score, every other one of them right."""
+    return Matched(np.linspace(0.9, 0.1, n, dtype=np.float32), np.arange(n) % 2 == 0, n)
+
+
+def outcome(precisions: np.ndarray, recalls: np.ndarray) -> ClassOutcome:
+    """An outcome with a curve; its counts do not enter the drawing."""
+    return ClassOutcome(2, 2, 0, 4, (), (), (), precisions, recalls)
+
+
+def test_precision_recall_names_few_classes_and_not_many(tmp_path: Path) -> None:
+    coloured = {}
+    for n_cls in (1, MAX_LINES, MAX_LINES + 1):
+        path = tmp_path / f"{n_cls}.png"
+        draw_precision_recall(path, CURVES.repeat(n_cls, 0), [f"thing {k}" for k in range(n_cls)])
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width > 500
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        coloured[n_cls] = int((np.ptp(pixels, axis=2) > 50).sum())
+    assert coloured[MAX_LINES] > coloured[1] > 0  # a line in each class's colour beside its name
+    assert coloured[MAX_LINES + 1] == 0
+
+
+@pytest.mark.parametrize("part", [drawn(500), EMPTY], ids=["500 detections", "none"])
+def test_reliability_of_the_same_detections_has_the_same_bytes(part: Matched, tmp_path: Path) -> None:
+    after = apply_calibration([part], np.array([[2, 1]], np.float32))
+    for name in ("one.png", "two.png"):
+        draw_reliability(tmp_path / name, [part], after)
+    draw_reliability(tmp_path / "alone.png", [part])
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "alone.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.format == "PNG"
+
+
+def test_training_is_drawn_when_there_are_epochs(tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    draw_training(path, [])
+    assert not path.exists()
+    draw_training(path, LINES)
+    first = path.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    draw_training(path, LINES)
+    assert path.read_bytes() == first
+    draw_training(path, LINES[:1])
+    assert path.read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: draw_precision_recall(path, CURVES, ["thing"]),
+        lambda path: draw_reliability(path, [EMPTY]),
+        lambda path: draw_training(path, LINES),
+    ],
+    ids=["precision and recall", "reliability", "training"],
+)
+def test_figure_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    draw: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError) as refusal, full_disk():
+        draw(tmp_path / "figure.png")
+    assert str(refusal.value).startswith(f"Cannot write {tmp_path / 'figure.png'}: File too large.")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError) as refusal:
+        draw(tmp_path / "file" / "figure.png")
+    assert str(refusal.value).startswith(f"Cannot write {tmp_path / 'file' / 'figure.png'}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_svg_curve_ends_at_the_last_hit_and_keeps_its_corners() -> None:
+    recalls = np.array([0.5, 0.5, 0.5, 1, 1, 1])
+    text = svg_precision_recall(outcome(np.array([1, 1 / 2, 1 / 3, 1 / 2, 2 / 5, 1 / 3]), recalls))
+    points = [tuple(map(float, point.split(","))) for point in text.split()]
+    half, whole = SVG_SIDE / 2, float(SVG_SIDE)
+    assert points == [(half, 0.0), (half, pytest.approx(whole * 2 / 3, abs=0.1)), (whole, half)]
+
+
+def test_svg_curve_without_detections_is_empty_and_a_long_one_is_thinned() -> None:
+    assert svg_precision_recall(outcome(np.zeros(0), np.zeros(0))) == ""
+    n = 10 * SVG_POINTS
+    right = np.arange(n) % 2 == 0
+    found = right.cumsum()
+    points = svg_precision_recall(outcome(found / np.arange(1, n + 1), found / found[-1])).split()
+    assert SVG_POINTS / 2 < len(points) <= SVG_POINTS
