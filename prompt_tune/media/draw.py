@@ -1,41 +1,42 @@
-"""Annotated pictures with Pillow: the original vocabulary thin and muted, learned vocabularies thick and saturated."""
+"""Annotated pictures with Pillow: original classes in thin muted boxes, learned classes in thick bright ones."""
 
 import colorsys
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from prompt_tune.media.fonts import FONTS, Colour, Line
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 
-Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
-LINE_FRACTION = 1 / 200  # width of a learned box's line, of the mean of the picture's sides
-ORIGINAL_SHARE = 0.45  # width of an original box's line, of that
-FONT_FRACTION = 1 / 42  # height of the text, likewise
-FONT_PIXELS = (11, 64)  # smallest that Pillow's own font stays legible at, and largest that is of any use
+LINE_FRACTION = 1 / 200  # line width of a learned box, as a share of the mean of the picture's sides
+ORIGINAL_SHARE = 0.45  # line width of an original box, as a share of that
+FONT_FRACTION = 1 / 42  # height of the text, as a share of the mean of the picture's sides
 SATURATED = (0.92, 0.95)  # HSV saturation and value of learned classes
 MUTED = (0.24, 0.86)  # of original classes
-MUTED_HUES = (0.46, 0.70)  # they are cool greys, green to violet: none is near a learned class
-GOLDEN_RATIO = 0.618034  # steps of it spread hues evenly, however many there are
-LABELS_APART = 100  # labels that make way for one another; in a picture with more, nothing would be legible anyway
-OUTLINE: Colour = (15, 18, 22)  # a dark edge around each line: a box stays visible on a background of its own colour
+MUTED_HUES = (0.46, 0.70)  # original classes are cool greys, green to violet, far from the learned ones
+GOLDEN_RATIO = 0.618034  # steps of it spread any number of hues evenly
+LABELS_APART = 100  # labels that avoid one another; with more of them, a picture is not legible anyway
+OUTLINE: Colour = (15, 18, 22)  # a dark edge around each line keeps a box visible on a background of its own colour
 PAPER: Colour = (250, 250, 248)
 INK: Colour = (24, 26, 30)
 
 
 def draw(image: np.ndarray | Image.Image, detections: Detections) -> Image.Image:
-    """The picture with its detections drawn in; low scores first, learned vocabularies on top.
+    """Draw detections into a copy of the picture: high scores over low ones, learned classes over original ones.
 
-    Args:    image: uint8 (h, w, 3) RGB, or a Pillow image; it is not changed.
-             detections: of this image, boxes in its pixels.
-    Returns: a new RGB picture of the same size. A class has the same colour in every picture.
+    Args:
+        image: uint8 (h, w, 3) RGB, or a Pillow image; it is not changed.
+        detections: Those of this image, with boxes in its pixels.
+
+    Returns:
+        An RGB picture of the same size. A class has the same colour in every picture.
     """
     picture = _picture(image)
     canvas = ImageDraw.Draw(picture)
     side = sum(picture.size) / 2
-    font = _font(side * FONT_FRACTION)
     learned = np.array([label != ORIGINAL for label in detections.vocabularies], dtype=bool)
     order = [int(row) for row in np.lexsort((detections.scores, learned))]
     for row in order:
@@ -43,26 +44,30 @@ def draw(image: np.ndarray | Image.Image, detections: Detections) -> Image.Image
             max(2, round(side * LINE_FRACTION)) if learned[row] else max(1, int(side * LINE_FRACTION * ORIGINAL_SHARE))
         )
         _draw_box(canvas, tuple(detections.boxes_xyxy[row].tolist()), _colour_of(detections, row), width)
-    labels: list[tuple[Rectangle, str, Colour]] = []
+    FONTS.prepare(detections.class_names)
+    labels: list[tuple[Rectangle, Line, Colour]] = []
     for row in reversed(order):  # the most important label chooses its place first
-        text = f"{detections.class_names[row]} {detections.scores[row]:.2f}"
+        text = FONTS.line(f"{detections.class_names[row]} {detections.scores[row]:.2f}", side * FONT_FRACTION)
         taken = [place for place, _, _ in labels] if len(labels) < LABELS_APART else []
-        place = _label_place(canvas, text, font, tuple(detections.boxes_xyxy[row].tolist()), picture.size, taken)
+        place = _label_place(text, tuple(detections.boxes_xyxy[row].tolist()), picture.size, taken)
         labels.append((place, text, _colour_of(detections, row)))
     for place, text, colour in reversed(labels):
-        _draw_label(canvas, place, text, font, colour)
+        _draw_label(picture, place, text, colour)
     return picture
 
 
 def side_by_side(
     images: Sequence[np.ndarray | Image.Image], captions: Sequence[str], *, height: int = 480
 ) -> Image.Image:
-    """The pictures in a row, scaled to one height, each under its caption.
+    """Put pictures in a row, scaled to one height, each under its caption.
 
-    Args:   images: uint8 (h, w, 3) RGB arrays or Pillow images, one at least.
-            captions: one for each image; a caption is cut short where it is wider than its picture.
-            height: of the pictures in pixels, the captions come on top.
-    Raises: ValueError: the numbers of images and captions differ, or there is none.
+    Args:
+        images: At least one uint8 (h, w, 3) RGB array or Pillow image.
+        captions: One for each image; a caption that is wider than its picture is cut short.
+        height: Height of the pictures in pixels; the captions are above them.
+
+    Raises:
+        ValueError: The numbers of images and captions differ, or there are no images.
     """
     if not images or len(images) != len(captions):
         raise ValueError(
@@ -74,20 +79,21 @@ def side_by_side(
         for picture in pictures
     ]
     gap = max(4, height // 60)
-    font = _font(height / 24)
-    top = round(font.size * 1.7) + gap
+    texts = [
+        _shortened(caption, height / 24, picture.width) for caption, picture in zip(captions, pictures, strict=True)
+    ]
+    top = round(texts[0].pixels * 1.7) + gap
     sheet = Image.new("RGB", (sum(p.width for p in pictures) + gap * (len(pictures) + 1), top + height + gap), PAPER)
-    canvas = ImageDraw.Draw(sheet)
     left = gap
-    for picture, caption in zip(pictures, captions, strict=True):
+    for picture, text in zip(pictures, texts, strict=True):
         sheet.paste(picture, (left, top))
-        canvas.text((left, top / 2), _shortened(canvas, caption, font, picture.width), font=font, fill=INK, anchor="lm")
+        text.draw(sheet, (left, top / 2), INK)
         left += picture.width + gap
     return sheet
 
 
 def class_colour(name: str, *, learned: bool) -> Colour:
-    """The colour of a class, from its name alone: saturated for learned classes, muted for original ones."""
+    """The colour of a class, from its name alone: bright for learned classes, muted for original ones."""
     hue = zlib.crc32(name.encode()) * GOLDEN_RATIO % 1
     first, last = (0.0, 1.0) if learned else MUTED_HUES
     hue = first + hue * (last - first)
@@ -101,48 +107,30 @@ def _picture(image: np.ndarray | Image.Image) -> Image.Image:
     return Image.fromarray(image).convert("RGB") if isinstance(image, np.ndarray) else image.convert("RGB").copy()
 
 
-def _font(pixels: float) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, which needs no file on the machine."""
-    smallest, largest = FONT_PIXELS
-    font = ImageFont.load_default(size=min(max(round(pixels), smallest), largest))
-    if not isinstance(font, ImageFont.FreeTypeFont):  # a Pillow built without FreeType has one tiny bitmap font
-        raise RuntimeError(
-            "Pillow must be built with FreeType to write labels. Cure: pip install --force-reinstall pillow"
-        )
-    return font
-
-
 def _colour_of(detections: Detections, row: int) -> Colour:
     """The colour of one detection's class."""
     return class_colour(detections.class_names[row], learned=detections.vocabularies[row] != ORIGINAL)
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour, width: int) -> None:
-    """A box whose line has a dark edge of one pixel; a line of one pixel has it outside only, or it would drown."""
+    """A box whose line has a dark edge of one pixel: on both sides, or outside only if the line is one pixel wide."""
     left, top = round(box[0]), round(box[1])
     right, bottom = max(left, round(box[2]) - 1), max(top, round(box[3]) - 1)
     canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE, width=width + (2 if width > 1 else 1))
     canvas.rectangle((left, top, right, bottom), outline=colour, width=width)
 
 
-def _label_place(
-    canvas: ImageDraw.ImageDraw,
-    text: str,
-    font: ImageFont.FreeTypeFont,
-    box: tuple[float, ...],
-    size_wh: tuple[int, int],
-    taken: list[Rectangle],
-) -> Rectangle:
-    """The label's rectangle: above, inside or below its box, in the picture, off the labels that stand already."""
-    padding = font.size * 0.25
-    width, height = canvas.textlength(text, font=font) + 2 * padding, font.size * 1.25
+def _label_place(text: Line, box: tuple[float, ...], size_wh: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
+    """The label's rectangle: above, inside or below its box, within the picture, where it covers other labels least."""
+    padding = text.pixels * 0.25
+    width, height = text.width + 2 * padding, text.pixels * 1.25
     left = min(max(box[0], 0), max(size_wh[0] - width, 0))
     right = min(max(box[2] - width, 0), max(size_wh[0] - width, 0))
     corners = [(left, box[1] - height), (left, box[1]), (left, box[3]), (left, box[3] - height)]
     corners += [(right, y) for _, y in corners]
     places = [(x, y, x + width, y + height) for x, y in corners if 0 <= y <= size_wh[1] - height]
     places = places or [(left, 0.0, left + width, height)]
-    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))  # of equals, the first
+    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))  # the first of equals
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> float:
@@ -151,20 +139,18 @@ def _overlap(one: Rectangle, other: Rectangle) -> float:
     return width * height if width > 0 and height > 0 else 0.0
 
 
-def _draw_label(
-    canvas: ImageDraw.ImageDraw, place: Rectangle, text: str, font: ImageFont.FreeTypeFont, colour: Colour
-) -> None:
-    """Text on a plate of the class's colour, dark or light, whichever stands out more."""
-    canvas.rectangle(place, fill=colour, outline=OUTLINE)
+def _draw_label(picture: Image.Image, place: Rectangle, text: Line, colour: Colour) -> None:
+    """Text on a plate of the class's colour: dark or light, whichever has more contrast."""
+    ImageDraw.Draw(picture).rectangle(place, fill=colour, outline=OUTLINE)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]  # ITU-R BT.601
-    middle = (place[0] + font.size * 0.25, (place[1] + place[3]) / 2)
-    canvas.text(middle, text, font=font, fill=INK if luminance > 128 else PAPER, anchor="lm")
+    start = (place[0] + text.pixels * 0.25, (place[1] + place[3]) / 2)
+    text.draw(picture, start, INK if luminance > 128 else PAPER)
 
 
-def _shortened(canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _shortened(text: str, pixels: float, width: float) -> Line:
     """The text, cut with three dots where it is wider than `width` pixels."""
-    if canvas.textlength(text, font=font) <= width:
-        return text
-    while text and canvas.textlength(text + "...", font=font) > width:
+    line = FONTS.line(text, pixels)
+    while text and line.width > width:
         text = text[:-1]
-    return text + "..."
+        line = FONTS.line(text + "...", pixels)
+    return line
