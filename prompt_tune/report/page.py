@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prompt_tune.evaluation.alarms import SAME_BOX_IOU
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.outcomes import ClassOutcome, Example
 from prompt_tune.evaluation.thresholds import hardly_learned
@@ -231,7 +232,13 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    constants = {"hit_iou": HIT_IOU, "side": SVG_SIDE, "table_rows": TABLE_ROWS, "version": __version__}
+    constants = {
+        "hit_iou": HIT_IOU,
+        "same_box_iou": SAME_BOX_IOU,
+        "side": SVG_SIDE,
+        "table_rows": TABLE_ROWS,
+        "version": __version__,
+    }
     text = environment.get_template(template).render({**constants, **content})
     with saving(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -214,7 +214,7 @@ def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, s
     digests = {name.replace("_", " "): digest for name, digest in config["digests"].items()}
     return {
         "Settings": settings,
-        "Made from": {name: str(value) for name, value in made_from.items()},
+        "Inputs": {name: str(value) for name, value in made_from.items()},
         "Digests (SHA-256)": digests | {"learned vocabulary": learned.digest},
         "Versions": versions("torch", "ultralytics", "open_clip_torch", "numpy", "pillow"),
     }

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from bundles import make_bundle, original_vocabulary
+from disks import full_disk
 from PIL import Image
 from places import ROOT
 
 from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import write_sample
+from prompt_tune.errors import RunError
 from prompt_tune.evaluation.alarms import AlarmExamples
 from prompt_tune.evaluation.outcomes import Example
 from prompt_tune.evaluation.validate import validate_run
@@ -130,7 +133,7 @@ def test_page_of_a_fit_is_whole_and_small(run: RunFolder, page: Page) -> None:
     assert run.report.stat().st_size < 3_000_000
     targets = {str(attributes["href"])[1:] for attributes in page.all("a")}
     sections = {str(attributes["id"]) for attributes in page.all("section")}
-    wanted = {"classes", "curves", "pictures", "confusion", "retention", "movement", "tokens", "made-from"}
+    wanted = {"classes", "curves", "pictures", "confusion", "retention", "movement", "tokens", "provenance"}
     assert targets == sections == wanted
     assert "viewport" in [attributes.get("name") for attributes in page.all("meta")]
 
@@ -169,8 +172,8 @@ def test_numbers_of_a_fit_are_those_of_the_run(run: RunFolder, page: Page) -> No
     for threshold in learned.thresholds:
         assert f"{threshold:.3f}" in rows
     for digest in config["digests"].values():
-        assert digest in page.text["made-from"]
-    assert torch.__version__.split("+")[0] in page.text["made-from"]
+        assert digest in page.text["provenance"]
+    assert torch.__version__.split("+")[0] in page.text["provenance"]
 
 
 def test_average_precision_of_the_report_is_what_val_measures(run: RunFolder, page: Page) -> None:
@@ -216,8 +219,8 @@ def test_page_of_a_verification_says_that_it_passed(bundle: Path, tmp_path: Path
     assert "250.0" in page.text[""] and NASTY in page.text["false-alarms"] and "250.0" in page.text["false-alarms"]
     assert NASTY in page.text["collisions"] and "red circle" in page.text["collisions"]
     assert "more" in page.text["retention"] and "Average precision" not in page.text["retention"]
-    assert Vocabulary.load(bundle / "learned.vocab.safetensors").digest[:12] in page.text["made-from"]
-    assert "truncated" in page.text["made-from"]
+    assert Vocabulary.load(bundle / "learned.vocab.safetensors").digest[:12] in page.text["provenance"]
+    assert "truncated" in page.text["provenance"]
 
 
 def test_page_of_a_verification_says_that_it_failed(bundle: Path, tmp_path: Path) -> None:
@@ -271,8 +274,8 @@ def test_pictures_of_a_verification_have_captions_and_are_few(bundle: Path, tmp_
     assert page.open == [] and not page.all("b") and "<b>" not in (tmp_path / "page.html").read_text()
     assert len(page.all("img")) == 2 * PICTURED
     alarms, collisions = page.text["false-alarms"], page.text["collisions"]
-    assert alarms.count("photo.png: score 0.900") == PICTURED and "the surest" in alarms
-    assert f"the {PICTURED} classes with most" in alarms and alarms.count("gone.png") == 1
+    assert alarms.count("photo.png: score 0.900") == PICTURED and "highest scores" in alarms
+    assert f"the {PICTURED} classes with the most" in alarms and alarms.count("gone.png") == 1
     assert f"{NASTY}, photo.png: score 0.900, on the box of red circle" in collisions
     assert all(str(p["src"]).startswith("data:image/jpeg;base64,") and p["alt"] for p in page.all("img"))
 
@@ -290,3 +293,29 @@ def test_page_of_a_verification_without_any_detection_does_not_pass(bundle: Path
     write_verification_page(tmp_path / "page.html", replace(VERIFIED, original_detections=0), bundle)
     text = Page(tmp_path / "page.html").text[""]
     assert "Nothing was compared" in text and "Passed" not in text
+
+
+def test_page_of_a_verification_that_cannot_be_written_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "page.html"
+    with pytest.raises(RunError) as refusal:
+        write_verification_page(place, VERIFIED, bundle)
+    assert str(refusal.value) == f"Cannot write {place}: File exists. Choose another place or make room."
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    with pytest.raises(RunError, match=r"Cannot write .*page\.html: File too large"), full_disk():
+        write_verification_page(page, VERIFIED, bundle)
+    assert page.read_text() == "old"
+
+
+def test_page_of_a_fit_that_cannot_be_written_is_one_line(run: RunFolder, tmp_path: Path) -> None:
+    for file in run.folder.iterdir():
+        if file.is_file() and file != run.report:
+            shutil.copy(file, tmp_path)
+    (tmp_path / run.report.name).mkdir()
+    config = json.loads(run.config.read_text())
+    cache = run.folder / "regions"
+    with pytest.raises(RunError) as refusal:
+        fit("tiny", config["data"], tmp_path, config=FitConfig(epochs=3), classes=CLASSES, cache=cache, resume=True)
+    expected = f"Cannot write {tmp_path / 'report.html'}: Is a directory. Choose another place or make room."
+    assert str(refusal.value) == expected
