@@ -1,13 +1,21 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and safetensors files with one key of metadata."""
 
+import json
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from prompt_tune.contract import METADATA_KEY
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_METADATA_BYTES = 2**24  # 16 MiB of JSON; safetensors reads headers up to 100 MB
 logger = logging.getLogger(__name__)
 
 
@@ -70,6 +78,83 @@ def replacing_folder(folder: Path | str) -> Iterator[Path]:
 def backup_of(folder: Path) -> Path:
     """Where the old folder is while `replacing_folder` puts the new one in its place."""
     return folder.parent / f".{folder.name}.backup"
+
+
+def tensor_bytes(tensors: Mapping[str, "np.ndarray"], fields: Mapping[str, Any]) -> bytes:
+    """The content of a safetensors file with one key of metadata; equal arguments give equal bytes.
+
+    Args:
+        tensors: Float32 arrays by name.
+        fields: Plain JSON.
+
+    Raises:
+        ValueError: The fields take more than `MAX_METADATA_BYTES`.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    text = json.dumps(fields, sort_keys=True)
+    _check_size(text)
+    return save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata={METADATA_KEY: text})
+
+
+def read_tensors(
+    path: Path, check: Callable[[dict[str, Any], set[str]], None]
+) -> tuple[dict[str, Any], dict[str, "np.ndarray"]]:
+    """Fields and tensors of a file with the content of `tensor_bytes`.
+
+    Args:
+        path: A safetensors file.
+        check: Called with the fields and the names of the tensors before any tensor is read, to refuse the file.
+
+    Returns:
+        The fields, of any JSON type each, and the float32 arrays, of any shape.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is damaged, its metadata is not one JSON object under one key, or a tensor is not float32.
+            The text is a clause that says which.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            fields, names = _parse_metadata(file.metadata()), file.keys()
+            check(fields, set(names))
+            for name in sorted(names):
+                if (dtype := file.get_slice(name).get_dtype()) != "F32":
+                    raise ValueError(f"`{name}` must be float32 (F32). Received: {dtype}")
+            return fields, {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"not safetensors, or damaged or cut short ({error})") from error
+
+
+def _parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The fields in the metadata of a file."""
+    if not metadata or METADATA_KEY not in metadata:
+        raise ValueError(f"its metadata has no key `{METADATA_KEY}`")
+    if len(metadata) > 1:
+        raise ValueError(f"its metadata must have no key but `{METADATA_KEY}`. Received: {sorted(metadata)}")
+    _check_size(metadata[METADATA_KEY])
+    try:
+        fields = json.loads(metadata[METADATA_KEY], object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError("its metadata must be a JSON object")
+    return fields
+
+
+def _check_size(text: str) -> None:
+    if len(text) > MAX_METADATA_BYTES:
+        raise ValueError(f"metadata must fit in {MAX_METADATA_BYTES} bytes of JSON. Received: {len(text)}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        raise ValueError("a key stands twice")
+    return keys
 
 
 def _swap(new: Path, folder: Path, backup: Path) -> None:

@@ -1,13 +1,24 @@
-import os
+import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from places import TESTS
+from safetensors.numpy import save_file
 
-from prompt_tune.files import backup_of, replacing, replacing_folder
+from prompt_tune.contract import METADATA_KEY
+from prompt_tune.files import (
+    MAX_METADATA_BYTES,
+    backup_of,
+    read_tensors,
+    replacing,
+    replacing_folder,
+    tensor_bytes,
+)
 
 SWAP = """
 import os, signal, sys
@@ -89,30 +100,33 @@ def test_replacing_follows_the_umask(tmp_path: Path) -> None:
 
 
 def test_replacing_leaves_the_files_of_other_threads_private(tmp_path: Path) -> None:
-    """The umask belongs to the process: while it is changed, another thread's file is open to all."""
-    stop, modes = threading.Event(), set()
+    """The umask belongs to the process: while one thread changes it, the files of the others are open to all."""
+    code = """if True:
+        import os, sys, threading
+        from prompt_tune.files import replacing
 
-    def write_others() -> None:
-        number = 0
-        while not stop.is_set():
-            other = tmp_path / f"other{number}"
-            os.close(os.open(other, os.O_CREAT | os.O_WRONLY, 0o666))
-            modes.add(other.stat().st_mode & 0o777)
-            other.unlink()
-            number += 1
+        def write_others() -> None:
+            while not stop.is_set():
+                handle = os.open("other", os.O_CREAT | os.O_WRONLY, 0o666)
+                modes.append(os.fstat(handle).st_mode & 0o777)
+                os.close(handle)
+                os.unlink("other")
 
-    before = os.umask(0o077)
-    thread = threading.Thread(target=write_others)
-    try:
+        os.chdir(sys.argv[1])
+        os.umask(0o077)
+        sys.setswitchinterval(1e-6)  # threads take turns between any two steps
+        stop, modes = threading.Event(), []
+        thread = threading.Thread(target=write_others)
         thread.start()
-        for _ in range(3000):
-            with replacing(tmp_path / "ours"):
+        while len(modes) < 10_000:
+            with replacing("ours"):
                 pass
-    finally:
         stop.set()
         thread.join()
-        os.umask(before)
-    assert modes == {0o600}
+        print({oct(mode) for mode in modes})
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{'0o600'}\n", "")
 
 
 # folders
@@ -182,3 +196,70 @@ def test_process_killed_before_it_deletes_the_backup_leaves_the_new_folder(folde
     with replacing_folder(folder) as new:
         (new / "a").write_text("newer")
     assert content(folder) == {"a": "newer"} and list(folder.parent.iterdir()) == [folder]
+
+
+# safetensors with one key of metadata
+
+
+def accept(fields: dict[str, Any], names: set[str]) -> None:
+    """Takes any fields and tensors."""
+
+
+@pytest.mark.parametrize("file", sorted((TESTS / "data").rglob("*.safetensors")), ids=lambda path: str(path.name))
+def test_file_of_an_older_version_is_written_to_the_same_bytes(file: Path) -> None:
+    fields, tensors = read_tensors(file, accept)
+    assert fields and tensors and tensor_bytes(tensors, fields) == file.read_bytes()
+
+
+def test_tensors_and_fields_come_back_whatever_their_order_in_memory(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (tmp_path / "a").write_bytes(tensor_bytes({"b": array.T, "a": np.zeros((0, 4), np.float32)}, {"é": [1, None]}))
+    fields, tensors = read_tensors(tmp_path / "a", accept)
+    assert fields == {"é": [1, None]} and {name: rows.shape for name, rows in tensors.items()} == {
+        "a": (0, 4),
+        "b": (3, 2),
+    }
+    assert np.array_equal(tensors["b"], array.T)
+
+
+def test_check_sees_fields_and_names_before_a_tensor_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(tensor_bytes({"x": np.zeros(1, np.float64)}, {"k": 1}))  # type no reader takes
+
+    def check(fields: dict[str, Any], names: set[str]) -> None:
+        assert (fields, names) == ({"k": 1}, {"x"})
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        read_tensors(tmp_path / "a", check)
+    with pytest.raises(ValueError, match=r"^`x` must be float32 \(F32\)\. Received: F64$"):
+        read_tensors(tmp_path / "a", accept)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        (None, "its metadata has no key `prompt-tune`"),
+        ({"format": "pt"}, "its metadata has no key `prompt-tune`"),
+        ({METADATA_KEY: "{}", "a": "b"}, "no key but `prompt-tune`. Received: ['a', 'prompt-tune']"),
+        ({METADATA_KEY: "{"}, "its metadata is not JSON ("),
+        ({METADATA_KEY: '{"a": 1, "a": 1}'}, "its metadata is not JSON (a key stands twice)"),
+        ({METADATA_KEY: "[1]"}, "its metadata must be a JSON object"),
+        ({METADATA_KEY: " " * (MAX_METADATA_BYTES + 1)}, f"must fit in {MAX_METADATA_BYTES} bytes"),
+    ],
+)
+def test_file_with_other_metadata_is_refused(tmp_path: Path, metadata: dict[str, str] | None, reason: str) -> None:
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "a", metadata=metadata)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        read_tensors(tmp_path / "a", accept)
+
+
+@pytest.mark.parametrize("end", [0, 7, 30, -1])
+def test_file_that_is_cut_short_is_refused(tmp_path: Path, end: int) -> None:
+    (tmp_path / "a").write_bytes(tensor_bytes({"x": np.zeros(9, np.float32)}, {})[:end])
+    with pytest.raises(ValueError, match="not safetensors, or damaged or cut short"):
+        read_tensors(tmp_path / "a", accept)
+
+
+def test_fields_over_the_limit_are_refused() -> None:
+    with pytest.raises(ValueError, match="must fit in"):
+        tensor_bytes({}, {"notes": "x" * MAX_METADATA_BYTES})

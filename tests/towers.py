@@ -1,7 +1,29 @@
-"""Random text towers in open_clip's format."""
+"""Random text towers in open_clip's format, and context that looks learned."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prompt_tune.models.context import PromptContext
+    from prompt_tune.models.text_tower import TextTower
+
+CLASSES = [("lorry", "truck"), ("traffic light",)]
+
+
+def learned_context(
+    tower: "TextTower", classes: Sequence[tuple[str, ...]] = CLASSES, **settings: Any
+) -> "PromptContext":
+    """A context whose vectors all differ, as after training."""
+    import torch
+
+    from prompt_tune.models.context import PromptContext
+
+    context = PromptContext(tower, classes, **settings)
+    with torch.no_grad():
+        context.ctx.add_(0.1 * torch.randn(context.ctx.shape, generator=torch.Generator().manual_seed(9)))
+    return context
 
 
 def make_tower(folder: Path, seed: int) -> str:

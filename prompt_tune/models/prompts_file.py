@@ -1,6 +1,5 @@
 """`prompts.safetensors` of a run: the context vectors, and all that is needed to embed further names with them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor
 
 from prompt_tune.config import TokenPosition
-from prompt_tune.contract import METADATA_KEY, GuideMode
+from prompt_tune.contract import GuideMode
 from prompt_tune.errors import ModelError, VocabularyError
-from prompt_tune.files import replacing
+from prompt_tune.files import read_tensors, replacing, tensor_bytes
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import TextTower
+from prompt_tune.vocabulary.checks import check_made_for
 
 FORMAT_VERSION = 2
 SETTINGS = ("class_specific", "token_position", "prompts_per_class", "initial_words")
@@ -26,8 +26,6 @@ def save_context(context: PromptContext, path: Path, guide_mode: GuideMode = "or
 
     Args: guide_mode: what steered the neck while the context was learned.
     """
-    from safetensors.numpy import save_file
-
     fields = {
         "version": FORMAT_VERSION,
         "classes": context.classes,
@@ -36,11 +34,7 @@ def save_context(context: PromptContext, path: Path, guide_mode: GuideMode = "or
         **{name: getattr(context, name) for name in SETTINGS},
     }
     with replacing(path) as temporary:
-        save_file(
-            {"ctx": np.ascontiguousarray(context.ctx.detach().cpu().numpy())},
-            temporary,
-            metadata={METADATA_KEY: json.dumps(fields, sort_keys=True)},
-        )
+        temporary.write_bytes(tensor_bytes({"ctx": context.ctx.detach().cpu().numpy()}, fields))
 
 
 def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]] | None = None) -> PromptContext:
@@ -107,30 +101,33 @@ def _place(trained: PromptContext, name: str, text: str, copy: int, path: Path) 
 
 def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
     """Metadata and context vectors of a prompts file, checked, also against the tower."""
-    from safetensors import SafetensorError, safe_open
+
+    def check(fields: dict[str, Any], tensors: set[str]) -> None:
+        if tensors != {"ctx"} or not _is_valid(fields):
+            raise VocabularyError(
+                f"{path} is not a prompts file of version {FORMAT_VERSION} (one tensor `ctx`, metadata "
+                f"{sorted(FIELDS)}). Give prompts.safetensors of a run made with this version."
+            )
 
     try:
-        with safe_open(path, framework="pt") as file:
-            fields = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            ctx = file.get_tensor("ctx") if list(file.keys()) == ["ctx"] else None
-    except (OSError, SafetensorError, ValueError) as error:
+        fields, tensors = read_tensors(path, check)
+    except (OSError, ValueError) as error:
         raise VocabularyError(
             f"{path} cannot be read as a prompts file: {error}. Give prompts.safetensors of a run."
         ) from error
-    if ctx is None or not isinstance(fields, dict) or not _is_valid(fields):
-        raise VocabularyError(
-            f"{path} is not a prompts file of version {FORMAT_VERSION} (one tensor `ctx`, metadata {sorted(FIELDS)}). "
-            "Give prompts.safetensors of a run made with this version."
-        )
-    if fields["text_tower"] != tower.digest:
-        raise ModelError(
-            f"{path} was learned with the text tower {fields['text_tower'][:12]}, and '{tower.spec}' is "
-            f"{tower.digest[:12]}. Give the tower of the run."
-        )
+    ctx = torch.from_numpy(tensors["ctx"])
+    check_made_for(
+        str(path),
+        {"text tower": fields["text_tower"]},
+        {"text tower": tower.digest},
+        holder=f"'{tower.spec}'",
+        cure="Give the tower of the run.",
+        error=ModelError,
+    )
     n_prompts = max(map(len, fields["classes"])) * fields["prompts_per_class"]
     lead = (len(fields["classes"]), n_prompts) if fields["class_specific"] else ()
     right = ctx.ndim == len(lead) + 2 and tuple(ctx.shape[:-2]) == lead and ctx.shape[-1] == tower.ctx_dim
-    if not right or ctx.dtype != torch.float32 or not bool(ctx.isfinite().all()):
+    if not right or not bool(ctx.isfinite().all()):
         raise VocabularyError(
             f"{path}: `ctx` must be finite float32 {(*lead, 'n_ctx', tower.ctx_dim)}. Received: {ctx.dtype} "
             f"{tuple(ctx.shape)}. Give the file as `fit` wrote it."
@@ -152,5 +149,7 @@ def _is_valid(fields: dict[str, Any]) -> bool:
         and fields["guide_mode"] in get_args(GuideMode)
         and type(copies) is int
         and copies >= 1
-        and all(isinstance(fields[key], str) for key in ("initial_words", "text_tower"))
+        and isinstance(fields["initial_words"], str)
+        and isinstance(fields["text_tower"], str)
+        and bool(fields["text_tower"])
     )

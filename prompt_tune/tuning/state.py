@@ -1,14 +1,13 @@
 """The state of training that a run folder keeps, so that `--resume` continues to the same bytes. No pickle."""
 
-import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prompt_tune.contract import METADATA_KEY
 from prompt_tune.errors import RunError
-from prompt_tune.files import replacing
+from prompt_tune.files import read_tensors, replacing, tensor_bytes
 from prompt_tune.run import RunFolder
 
 STATE_TENSORS = {"ctx", "best_ctx", "exp_avg", "exp_avg_sq"}
@@ -32,14 +31,10 @@ class TrainState:
 
 def save_state(run: RunFolder, state: TrainState) -> None:
     """Write what `--resume` reads; no pickle."""
-    from safetensors.torch import save_file
-
     fields = {name: value for name, value in vars(state).items() if name != "tensors"}
-    tensors = {
-        name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.tensors.items()
-    }
+    data = tensor_bytes({name: tensor.detach().cpu().numpy() for name, tensor in state.tensors.items()}, fields)
     with replacing(run.state) as path:
-        save_file(tensors, path, metadata={METADATA_KEY: json.dumps(fields, sort_keys=True)})
+        path.write_bytes(data)
 
 
 def load_state(run: RunFolder, shape: torch.Size) -> TrainState | None:
@@ -48,20 +43,20 @@ def load_state(run: RunFolder, shape: torch.Size) -> TrainState | None:
     Args:    shape: of `ctx`.
     Raises:  RunError: the file is damaged or of another shape.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not run.state.is_file():
         return None
+
+    def check(_: dict[str, Any], names: set[str]) -> None:
+        if names != STATE_TENSORS:
+            raise ValueError(f"it must hold {sorted(STATE_TENSORS)}. Received: {sorted(names)}")
+
     try:
-        with safe_open(run.state, framework="pt") as file:
-            fields = json.loads(file.metadata()[METADATA_KEY])
-            names = set(file.keys())
-            state = TrainState(tensors={name: file.get_tensor(name) for name in names}, **fields)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        fields, arrays = read_tensors(run.state, check)
+        state = TrainState(tensors={name: torch.from_numpy(array) for name, array in arrays.items()}, **fields)
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{run.state} is damaged: {error}. Delete it to train again from the cache.") from error
-    if names != STATE_TENSORS or any(tensor.shape != shape for tensor in state.tensors.values()):
+    if any(tensor.shape != shape for tensor in state.tensors.values()):
         raise RunError(
-            f"{run.state} must hold {sorted(STATE_TENSORS)} of shape {tuple(shape)}. Delete it to train again "
-            "from the cache."
+            f"{run.state} must hold tensors of shape {tuple(shape)}. Delete it to train again from the cache."
         )
     return state

@@ -1,27 +1,23 @@
-"""The format of vocabulary files: a safetensors file with one metadata key. What it holds means nothing here.
+"""The format of vocabulary files: safetensors with one key of metadata. `Vocabulary` gives the values their meaning.
 
-Whatever the format does not name is refused: another version, another key, another tensor, another type.
+Whatever the format does not name is refused: another version, key, tensor or type.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from prompt_tune.contract import METADATA_KEY
 from prompt_tune.errors import VocabularyError
+from prompt_tune.files import read_tensors, tensor_bytes
 
-GRAPH_FILE = "detector.onnx"
+GRAPH_FILE = "detector.onnx"  # this and the next two: names of files in a bundle
 ORIGINAL_FILE = "original.vocab.safetensors"
 LEARNED_FILE = "learned.vocab.safetensors"
 FORMAT_VERSION = 1
-MAX_METADATA_BYTES = 2**24  # 16 MiB; safetensors reads headers up to 100 MB
-MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `vocabulary.MAX_ROWS`), and what goes with them
+MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `checks.MAX_ROWS`), and the rest
 FIELDS = {"names", "kind", "guide_mode", "detector", "text_tower", "guide", "provenance"}
 REQUIRED_TENSORS = {"embeddings", "thresholds"}
 OPTIONAL_TENSORS = {"calibration", "nms_iou"}
@@ -74,22 +70,30 @@ class Provenance(TypedDict, total=False):
 
 
 def encode(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
-    """The content of a vocabulary file; the same arguments give the same bytes.
+    """The content of a vocabulary file; equal arguments give equal bytes.
 
-    Args:    fields: a value for each of `FIELDS`, plain JSON.
-             tensors: float32 arrays in C order, named as in the format.
-    Raises:  VocabularyError: the metadata is over the limit.
+    Args:
+        fields: A value for each of `FIELDS`, plain JSON.
+        tensors: Float32 arrays, named as in the format.
+
+    Raises:
+        VocabularyError: Names and provenance take more than 16 MiB.
     """
-    metadata = json.dumps({"version": FORMAT_VERSION, **fields}, sort_keys=True, allow_nan=False)
-    _check_metadata_size(metadata)
-    return save(dict(tensors), metadata={METADATA_KEY: metadata})
+    try:
+        return tensor_bytes(tensors, {"version": FORMAT_VERSION, **fields})
+    except ValueError as error:
+        raise VocabularyError(f"Too many names or too much provenance: {error}. Shorten them.") from error
 
 
 def decode(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
     """Fields and tensors of a vocabulary file.
 
-    Returns: a value for each of `FIELDS`, of any JSON type; the float32 tensors, of any shape.
-    Raises:  VocabularyError: the file is missing, damaged, of an unknown version, or has less or more than the format.
+    Returns:
+        A value of any JSON type for each of `FIELDS`, and the float32 tensors, of any shape.
+
+    Raises:
+        VocabularyError: The file is missing, damaged or of an unknown version, or something in it is missing or not
+            part of the format.
     """
     if not path.exists():
         raise VocabularyError("there is no such file. Check the path.")
@@ -98,61 +102,27 @@ def decode(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise VocabularyError(f"a vocabulary file has at most {MAX_FILE_BYTES} bytes. Received: {size}.")
     try:
-        with safe_open(path, framework="numpy") as file:
-            return _parse_metadata(file.metadata()), _read_tensors(file)
-    except (SafetensorError, OSError) as error:
-        raise VocabularyError(f"not safetensors, or damaged or cut short ({error}). Copy or build it again.") from error
+        fields, tensors = read_tensors(path, _check)
+    except (OSError, ValueError) as error:
+        raise VocabularyError(f"{error}. Copy or build the file again.") from error
+    del fields["version"]
+    return fields, tensors
 
 
-def _check_metadata_size(text: str) -> None:
-    if len(text) > MAX_METADATA_BYTES:
-        raise VocabularyError(
-            f"Names and provenance must fit in {MAX_METADATA_BYTES} bytes of JSON. Received: {len(text)}. Shorten them."
-        )
-
-
-def _parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """Fields of a `Vocabulary`, less the arrays, from the metadata of a file."""
-    if not metadata or METADATA_KEY not in metadata:
-        raise VocabularyError(f"not a vocabulary file: its metadata has no key `{METADATA_KEY}`.")
-    if len(metadata) > 1:
-        raise VocabularyError(f"the metadata must have the key `{METADATA_KEY}` alone. Received: {sorted(metadata)}.")
-    text = metadata[METADATA_KEY]
-    _check_metadata_size(text)
-    try:
-        fields = json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise VocabularyError(f"its metadata is not JSON ({error}). Copy or build the file again.") from error
-    if not isinstance(fields, dict) or "version" not in fields:
-        raise VocabularyError("its metadata must be a JSON object with a `version`. Copy or build the file again.")
-    version = fields.pop("version")
+def _check(fields: dict[str, Any], tensors: set[str]) -> None:
+    """Refuse other versions, and fields and tensors that the format does not have."""
+    if "version" not in fields:
+        raise VocabularyError("its metadata has no `version`. Copy or build the file again.")
+    version = fields["version"]
     if type(version) is not int or version != FORMAT_VERSION:
         raise VocabularyError(
             f"format version {version!r:.50}; this prompt-tune reads version {FORMAT_VERSION}. Update prompt-tune."
         )
     if missing := sorted(FIELDS - fields.keys()):
         raise VocabularyError(f"its metadata lacks {', '.join(missing)}. Build the file again.")
-    if unknown := sorted(fields.keys() - FIELDS):
+    if unknown := sorted(fields.keys() - FIELDS - {"version"}):
         raise VocabularyError(f"its metadata has unknown keys: {unknown}. Update prompt-tune.")
-    return fields
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        raise ValueError("a key stands twice")
-    return keys
-
-
-def _read_tensors(file: Any) -> dict[str, npt.NDArray[np.float32]]:
-    """The tensors of an open safetensors file, which must be those of the format, in float32."""
-    found = set(file.keys())
-    if missing := sorted(REQUIRED_TENSORS - found):
+    if missing := sorted(REQUIRED_TENSORS - tensors):
         raise VocabularyError(f"it lacks the tensors {', '.join(missing)}. Build the file again.")
-    if unknown := sorted(found - REQUIRED_TENSORS - OPTIONAL_TENSORS):
+    if unknown := sorted(tensors - REQUIRED_TENSORS - OPTIONAL_TENSORS):
         raise VocabularyError(f"it has unknown tensors: {unknown}. Update prompt-tune.")
-    for name in sorted(found):
-        dtype = file.get_slice(name).get_dtype()
-        if dtype != "F32":
-            raise VocabularyError(f"`{name}` must be float32 (F32). Received: {dtype}.")
-    return {name: file.get_tensor(name) for name in found}

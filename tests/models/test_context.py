@@ -1,37 +1,20 @@
-"""Learned prompts: what is trained, what it makes, and the file that keeps it."""
-
-import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from towers import CLASSES, learned_context
 
 from prompt_tune.config import TokenPosition
-from prompt_tune.contract import METADATA_KEY
-from prompt_tune.errors import ModelError, VocabularyError
+from prompt_tune.errors import VocabularyError
 from prompt_tune.models.context import PromptContext
-from prompt_tune.models.prompts_file import embed_with_prompts, load_context, save_context
 from prompt_tune.models.text_tower import TextTower
-
-CLASSES = [("lorry", "truck"), ("traffic light",)]
 
 
 @pytest.fixture(scope="module")
 def tower(text_tower: Path) -> TextTower:
     return TextTower.load(f"local-dir:{text_tower}")
-
-
-def learned(tower: TextTower, classes: Sequence[tuple[str, ...]] = CLASSES, **settings: Any) -> PromptContext:
-    """A context whose vectors all differ, as after training."""
-    context = PromptContext(tower, classes, **settings)
-    with torch.no_grad():
-        context.ctx.add_(0.1 * torch.randn(context.ctx.shape, generator=torch.Generator().manual_seed(9)))
-    return context
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
@@ -130,7 +113,7 @@ def test_several_prompts_per_class_start_apart_and_a_class_repeats_its_own(tower
 
 
 def test_adopt_copies_what_both_have_and_leaves_the_rest_at_its_start(tower: TextTower) -> None:
-    old = learned(tower, seed=3)
+    old = learned_context(tower, seed=3)
     new = PromptContext(tower, [("bus",), ("traffic light",), ("lorry", "rig", "truck")])
     start = new.ctx.detach().clone()
     assert new.adopt(old) == [False, True, True]
@@ -140,7 +123,7 @@ def test_adopt_copies_what_both_have_and_leaves_the_rest_at_its_start(tower: Tex
 
 
 def test_adopt_of_shared_context_is_the_shared_context(tower: TextTower) -> None:
-    old = learned(tower, class_specific=False)
+    old = learned_context(tower, class_specific=False)
     new = PromptContext(tower, [("lorry", "truck"), ("bus",)], class_specific=False)
     assert new.adopt(old) == [True, False] and torch.equal(new.ctx, old.ctx)
 
@@ -167,115 +150,3 @@ def test_context_of_settings_that_are_none_is_refused(tower: TextTower, settings
 def test_context_of_bad_names_is_refused(tower: TextTower, classes: list[tuple[str, ...]]) -> None:
     with pytest.raises(VocabularyError):
         PromptContext(tower, classes)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"class_specific": False},
-        {"token_position": "middle"},
-        {"prompts_per_class": 3, "initial_words": "a photo of a"},
-    ],
-)
-def test_saved_context_comes_back_and_has_the_same_bytes(
-    tower: TextTower, tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    context = learned(tower, **settings)
-    for name in ("one", "two"):
-        save_context(context, tmp_path / name)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    back = load_context(tmp_path / "one", tower)
-    assert torch.equal(back.ctx, context.ctx) and back.classes == CLASSES
-    np.testing.assert_array_equal(back.embeddings(), context.embeddings())
-    save_context(back, tmp_path / "three")
-    assert (tmp_path / "three").read_bytes() == (tmp_path / "one").read_bytes()
-
-
-def test_shared_context_goes_before_any_name(tower: TextTower, tmp_path: Path) -> None:
-    context = learned(tower, class_specific=False)
-    save_context(context, tmp_path / "p")
-    got = embed_with_prompts(tmp_path / "p", tower, [("bus", "coach"), ("lorry",)])
-    np.testing.assert_allclose(got[1, 0], context.embeddings()[0, 0], atol=1e-6)
-    assert np.abs(got[0, 0] - got[0, 1]).max() > 1e-3
-
-
-def test_class_specific_context_goes_before_its_own_names_alone(tower: TextTower, tmp_path: Path) -> None:
-    context = learned(tower)
-    save_context(context, tmp_path / "p")
-    got = embed_with_prompts(tmp_path / "p", tower, [("traffic light",), ("truck",)])
-    np.testing.assert_allclose(got, context.embeddings()[[1, 0], [0, 1]][:, None], atol=1e-6)
-    with pytest.raises(VocabularyError, match="for 'lorry', 'truck', 'traffic light', and none for 'bus'"):
-        load_context(tmp_path / "p", tower, [("lorry",), ("bus",)])
-
-
-def test_class_specific_context_of_a_synonym_of_two_classes_is_that_of_its_class(
-    tower: TextTower, tmp_path: Path
-) -> None:
-    classes = [("lorry", "vehicle"), ("car", "vehicle")]
-    context = learned(tower, classes)
-    save_context(context, tmp_path / "p")
-    np.testing.assert_array_equal(load_context(tmp_path / "p", tower).ctx.detach(), context.ctx.detach())
-    got = load_context(tmp_path / "p", tower, classes[::-1])
-    assert torch.equal(got.ctx, context.ctx.flip(0))
-    alone = load_context(tmp_path / "p", tower, [("vehicle",)])  # a class of its own: the first that has it
-    assert torch.equal(alone.ctx[0, 0], context.ctx[0, 1])
-
-
-def test_several_prompts_of_a_class_are_found_again(tower: TextTower, tmp_path: Path) -> None:
-    context = learned(tower, prompts_per_class=2)
-    save_context(context, tmp_path / "p")
-    got = load_context(tmp_path / "p", tower, [("traffic light",), ("truck",)])
-    assert got.ctx.shape[:2] == (2, 2)
-    assert torch.equal(got.ctx[0], context.ctx[1, :2]) and torch.equal(got.ctx[1], context.ctx[0, 1::2])
-
-
-def test_prompts_of_another_tower_are_refused(tower: TextTower, tmp_path: Path) -> None:
-    save_context(learned(tower), tmp_path / "p")
-    with pytest.raises(ModelError, match="Give the tower of the run"):
-        load_context(tmp_path / "p", TextTower.load("tiny"))
-
-
-def rewrite(path: Path, ctx: np.ndarray | None = None, **changes: Any) -> None:
-    """A prompts file with other contents and no checks; a value of None removes the key."""
-    with safe_open(path, framework="numpy") as file:
-        fields, old = json.loads(file.metadata()[METADATA_KEY]), file.get_tensor("ctx")
-    fields = {key: value for key, value in (fields | changes).items() if value is not None}
-    save_file({"ctx": old if ctx is None else ctx}, path, metadata={METADATA_KEY: json.dumps(fields)})
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.unlink(),
-        lambda path: path.write_bytes(path.read_bytes()[:-4]),
-        lambda path: path.write_text("{}"),
-        lambda path: save_file({"ctx": np.zeros((2, 2, 4, 64), np.float32)}, path),
-        lambda path: rewrite(path, version=1),
-        lambda path: rewrite(path, further=1),
-        lambda path: rewrite(path, token_position="left"),
-        lambda path: rewrite(path, initial_words=None),
-        lambda path: rewrite(path, guide_mode="joint"),
-        lambda path: rewrite(path, classes=[]),
-        lambda path: rewrite(path, classes=5),
-        lambda path: rewrite(path, classes=[["lorry", 7], ["car"]]),
-        lambda path: rewrite(path, class_specific="yes"),
-        lambda path: rewrite(path, prompts_per_class=0),
-        lambda path: rewrite(path, prompts_per_class=2),
-        lambda path: rewrite(path, class_specific=False),
-        lambda path: rewrite(path, ctx=np.zeros(64, np.float32)),
-        lambda path: rewrite(path, ctx=np.zeros((2, 2, 4, 32), np.float32)),
-        lambda path: rewrite(path, ctx=np.zeros((2, 2, 4, 64), np.float64)),
-        lambda path: rewrite(path, ctx=np.full((2, 2, 4, 64), np.nan, np.float32)),
-        lambda path: rewrite(path, ctx=np.zeros((3, 2, 4, 64), np.float32)),
-    ],
-)
-def test_damaged_prompts_file_is_refused_in_one_line(
-    tower: TextTower, tmp_path: Path, damage: Callable[[Path], object]
-) -> None:
-    path = tmp_path / "prompts.safetensors"
-    save_context(learned(tower), path)
-    load_context(path, tower)
-    damage(path)
-    with pytest.raises(VocabularyError) as refusal:
-        load_context(path, tower)
-    assert str(path) in str(refusal.value) and len(str(refusal.value).splitlines()) == 1

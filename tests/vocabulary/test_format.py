@@ -17,7 +17,8 @@ from places import ROOT
 from vocabularies import DETECTOR, GUIDE, TOWER, golden, learned, refusal_of
 
 from prompt_tune.errors import VocabularyError
-from prompt_tune.vocabulary.format import MAX_FILE_BYTES, MAX_METADATA_BYTES
+from prompt_tune.files import MAX_METADATA_BYTES
+from prompt_tune.vocabulary.format import MAX_FILE_BYTES
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 GOLDEN_SHA256 = "55d03ded9a3bf7c1162328cdabab3db5f385d53ad6b23aaa7fd62b2408b756c2"
@@ -170,7 +171,7 @@ def test_load_of_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     header_end = 8 + struct.unpack("<Q", whole[:8])[0]
     for end in [*range(header_end + 9), *range(header_end + 9, len(whole), 61), len(whole) - 1]:
         text = refusal_of_file(tmp_path, whole[:end])
-        assert "not safetensors, or damaged or cut short (" in text and "Copy or build it again." in text, end
+        assert "not safetensors, or damaged or cut short (" in text and "Copy or build the file again." in text, end
 
 
 @pytest.mark.parametrize(
@@ -200,18 +201,18 @@ def without(key: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (raw_file(header={"__metadata__": {}}), "not a vocabulary file: its metadata has no key `prompt-tune`."),
+        (raw_file(header={"__metadata__": {}}), "its metadata has no key `prompt-tune`. Copy or build the file again."),
         (raw_file(header={"__metadata__": {"format": "pt"}}), "its metadata has no key `prompt-tune`."),
         (
             metadata_as("{}", format="pt"),
-            "the metadata must have the key `prompt-tune` alone. Received: ['format', 'prom",
+            "its metadata must have no key but `prompt-tune`. Received: ['format', 'prompt-tune']. Copy or build",
         ),
         (metadata_as("{"), "its metadata is not JSON ("),
         (metadata_as(""), "its metadata is not JSON ("),
         (metadata_as('{"version": 1, "version": 1}'), "its metadata is not JSON (a key stands twice)"),
         (metadata_as("[" * 100_000), "its metadata is not JSON ("),
-        (metadata_as("[1]"), "its metadata must be a JSON object with a `version`."),
-        (metadata_as("{}"), "its metadata must be a JSON object with a `version`."),
+        (metadata_as("[1]"), "its metadata must be a JSON object."),
+        (metadata_as("{}"), "its metadata has no `version`."),
         (metadata_with(version=2), "format version 2; this prompt-tune reads version 1. Update prompt-tune."),
         (metadata_with(version=2, future=True), "format version 2; this prompt-tune reads version 1."),
         (metadata_with(version="1"), "format version '1'; this prompt-tune reads version 1."),
@@ -256,7 +257,7 @@ def test_load_of_bad_metadata_is_refused(tmp_path: Path, content: bytes, reason:
 
 def test_load_of_metadata_over_the_limit_is_refused(tmp_path: Path) -> None:
     content = metadata_with(provenance={"notes": "x" * MAX_METADATA_BYTES})
-    assert f"Names and provenance must fit in {MAX_METADATA_BYTES} bytes" in refusal_of_file(tmp_path, content)
+    assert f"metadata must fit in {MAX_METADATA_BYTES} bytes of JSON. Received: " in refusal_of_file(tmp_path, content)
 
 
 def tensors_with(**changes: tuple[str, tuple[int, ...], bytes] | None) -> bytes:
