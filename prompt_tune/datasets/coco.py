@@ -1,9 +1,12 @@
-"""COCO JSON: files named in a small YAML, or a folder in Roboflow's layout (`train/_annotations.coco.json`, ...).
+"""Data sets in COCO's JSON: files named in a small YAML, or a folder as Roboflow exports it.
 
-The YAML, with places seen from its own folder or from `path`; `val` and `test` may be left out:
+The YAML names a folder of images and an annotation file for each split. Paths start from the YAML's own folder, or from
+`path`; `val` and `test` are optional:
 
     train: {images: train2017, annotations: annotations/instances_train2017.json}
     val: {images: val2017, annotations: annotations/instances_val2017.json}
+
+Roboflow's folder has `train/_annotations.coco.json` beside the images of `train`, and likewise `valid` and `test`.
 """
 
 import json
@@ -19,12 +22,24 @@ ROBOFLOW_FILE = "_annotations.coco.json"
 ROBOFLOW_FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 _SPLIT_KEYS = {"images", "annotations"}
 _YAML_KEYS = {"path", "train", "val", "test"}
+_LISTS = ("images", "annotations", "categories")
+# Keys that survive parsing. The rest, above all the polygons, takes most of the memory of a parsed file.
+_KEPT = {*_LISTS, "id", "file_name", "width", "height", "image_id", "category_id", "bbox", "iscrowd"}
+_KEPT |= {"name", "supercategory"}
 
 
 def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
-    """The labels that a YAML with `images` and `annotations` of each split describes.
+    """Reads the labels of a YAML that names images and annotations of each split.
 
-    Raises:  DataError: a key, a place or an annotation breaks a rule.
+    Args:
+        description: The YAML file, for paths and error texts.
+        content: The mapping in that file.
+
+    Returns:
+        The labels of all splits, not checked against the images.
+
+    Raises:
+        DataError: A key, a path or an annotation breaks a rule.
     """
     unknown = sorted(set(map(str, content)) - _YAML_KEYS)
     if unknown:
@@ -50,13 +65,17 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
 
 
 def read_roboflow(folder: Path) -> RawLabels:
-    """The labels of a folder in Roboflow's layout. Raises: DataError: an annotation breaks a rule."""
+    """Reads the labels of a folder in Roboflow's layout.
+
+    Raises:
+        DataError: An annotation breaks a rule.
+    """
     places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in ROBOFLOW_FOLDERS.items()}
     return _read({split: place for split, place in places.items() if place[1].exists()})
 
 
 def _read(places: dict[str, tuple[Path, Path]]) -> RawLabels:
-    """The labels of splits, each an image folder and an annotation file; class indices in the order of category ids."""
+    """Reads splits, each an image folder and an annotation file. Classes are numbered in the order of category ids."""
     files = {split: _read_json(file) for split, (_, file) in places.items()}
     categories: dict[int, str] = {}
     supercategories: set[str] = set()
@@ -71,29 +90,34 @@ def _read(places: dict[str, tuple[Path, Path]]) -> RawLabels:
                 raise DataError(
                     f"category {index} is `{categories[index]}` in one file and `{name}` in `{places[split][1]}`."
                 )
-            if category.get("supercategory") != name:  # COCO's person is of the supercategory person
+            if category.get("supercategory") != name:  # in COCO, `person` has the supercategory `person`
                 supercategories.add(str(category.get("supercategory")))
     used = {_id(annotation, "category_id") for content in files.values() for annotation in content["annotations"]}
-    # Roboflow adds a category for the whole project, above the others and without a box
+    # Roboflow adds a category for the whole project: the supercategory of all others, without a box of its own
     kept = [index for index in sorted(categories) if index in used or categories[index] not in supercategories]
     class_ids: dict[int | str | None, int] = {index: position for position, index in enumerate(kept)}
-    splits = {split: _images(files[split], *places[split], class_ids) for split in files}
+    splits = {split: _images(files.pop(split), *place, class_ids) for split, place in places.items()}
     return RawLabels(tuple(categories[index] for index in kept), "coco", splits)
 
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The `images`, `annotations` and `categories` of a COCO file."""
+    """The lists `images`, `annotations` and `categories` of a COCO file, reduced to the keys that are read."""
     try:
-        content = json.loads(read_text(file))
+        content = json.loads(read_text(file), object_hook=_reduced)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"`{file}` is not valid JSON: {error}. Export it again.") from error
     lists = {}
-    for key in ("images", "annotations", "categories"):
+    for key in _LISTS:
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            raise DataError(f"`{file}` is no COCO detection file: it must have a list `{key}` of objects.")
+            raise DataError(f"`{file}` is not a COCO detection file: it must have a list `{key}` of objects.")
         lists[key] = found
     return lists
+
+
+def _reduced(entry: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object without the keys that nobody reads; called for each object while the file is parsed."""
+    return {key: value for key, value in entry.items() if key in _KEPT}
 
 
 def _images(
@@ -125,7 +149,7 @@ def _images(
 
 
 def _id(entry: dict[str, Any], key: str) -> int | str | None:
-    """An entry's id, which files write as a number or as text; None for anything else."""
+    """An id, which files write as a number or as text; None for anything else."""
     value = entry.get(key)
     return value if isinstance(value, int | str) else None
 

@@ -1,8 +1,8 @@
-"""Grounding sets in MDETR's JSON (arXiv 2104.12763), as GQA and Flickr30k come: captions whose phrases have boxes.
+"""Grounding sets in MDETR's JSON (arXiv 2104.12763), such as GQA and Flickr30k: captions whose phrases have boxes.
 
-COCO's `images` and `annotations`, where an image has a `caption` and an annotation has `tokens_positive`, the spans
-`[start, end)` of the caption, in characters, that its box shows. An image of several captions stands there several
-times. The folder of the images is said in a YAML, with places seen from its own folder or from `path`:
+The file has COCO's `images` and `annotations`. An image also has a `caption`, and an annotation has `tokens_positive`:
+the spans `[start, end)` of the caption, in characters, that its box shows. An image with several captions is listed
+several times. A YAML names the folder of the images; paths start from the YAML's own folder, or from `path`:
 
     images: gqa/images
     grounding: final_mixed_train_no_coco.json
@@ -20,10 +20,10 @@ from prompt_tune.datasets.places import read_text, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, Row
 from prompt_tune.errors import DataError
 
-GROUNDING_KEY = "grounding"  # what tells such a YAML from that of another data set
+GROUNDING_KEY = "grounding"  # a YAML with this key describes a grounding set
 _YAML_KEYS = {"path", "images", GROUNDING_KEY}
-_IMAGE_FOLDER = "images"  # beside a JSON file that comes without a YAML
-# what is kept of the file while it is parsed: the rest (polygons, for one) is most of its gigabytes
+_IMAGE_FOLDER = "images"  # beside a JSON file that is given without a YAML
+# Keys that survive parsing. The rest, such as polygons, takes most of the memory of a parsed file.
 _KEPT = {"images", "annotations", "id", "file_name", "width", "height", "caption"}
 _KEPT_OF_BOX = {"id", "image_id", "bbox", "tokens_positive"}
 _Box = tuple[float, float, float, float]
@@ -31,7 +31,14 @@ _Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One row of `images`: its text, the size that its boxes were made for, and its annotations, not checked yet."""
+    """One entry of `images`.
+
+    Attributes:
+        where: File and image id, for error texts.
+        text: The caption.
+        size_wh: Width and height in pixels of the image that its boxes were made for.
+        annotations: Its entries of `annotations`, not checked yet.
+    """
 
     where: str
     text: str
@@ -41,16 +48,24 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """An image and all captions that the file has of it."""
+    """An image file and all its captions."""
 
     path: Path
     captions: list[Caption] = field(default_factory=list)
 
 
 def read_grounding_yaml(description: Path, content: dict[str, Any]) -> list[CaptionedImage]:
-    """The images of the set that a YAML with `images` and `grounding` describes.
+    """Reads the grounding set that a YAML with `images` and `grounding` describes.
 
-    Raises:  DataError: a key, a place or an entry breaks a rule.
+    Args:
+        description: The YAML file, for paths and error texts.
+        content: The mapping in that file.
+
+    Returns:
+        The images, see `read_grounding`.
+
+    Raises:
+        DataError: A key, a path or an entry breaks a rule.
     """
     unknown = sorted(set(map(str, content)) - _YAML_KEYS)
     if unknown:
@@ -71,11 +86,17 @@ def read_grounding_yaml(description: Path, content: dict[str, Any]) -> list[Capt
 
 
 def read_grounding(file: Path, folder: Path | None = None) -> list[CaptionedImage]:
-    """The images of a grounding set, sorted by path; none is opened.
+    """Reads the captions and boxes of a grounding set; no image is opened.
 
-    Args:    file: the JSON file; all of it is read.
-             folder: of the images; without it `images` beside the file, or else the file's own folder.
-    Raises:  DataError: the file is not such a set, or none of its images is in the folders where it may have them.
+    Args:
+        file: The JSON file.
+        folder: The folder of the images. None looks in `images` beside the file, then in the file's own folder.
+
+    Returns:
+        The images, sorted by path.
+
+    Raises:
+        DataError: The file is not a grounding set, or none of its images is in one of those folders.
     """
     content = _read_json(file)
     captions: dict[int | str, Caption] = {}
@@ -107,26 +128,33 @@ def read_grounding(file: Path, folder: Path | None = None) -> list[CaptionedImag
 
 
 def ignored_regions(image: CaptionedImage, patterns: Sequence[re.Pattern[str]]) -> LabelledImage:
-    """What must not be a negative of the classes, as ignored boxes; the regions outside them are negatives.
+    """Marks the regions that may show a class as ignored boxes; all other regions are negatives of the class.
 
-    A box is kept for a class when its phrase (the spans, joined by spaces) names the class, or when a span overlaps a
-    place where the caption names it. Where a caption names a class and no box has that place, the whole image is one
-    ignored box of the class, since nobody knows where the object is. Boxes are clipped to the image, as MDETR does; one
-    without an area counts as none.
+    A box is kept for a class if its phrase (the spans, joined by spaces) names the class, or if one of its spans
+    overlaps a place where the caption names the class. If a caption names a class at a place that has no box, the whole
+    image becomes one ignored box of the class, because the object may be anywhere. As in MDETR, boxes are clipped to
+    the image. Boxes without an area are dropped.
 
-    Args:    patterns: of each class, in class-id order; what it finds in a text names the class.
-    Raises:  DataError: an annotation of the image has no box, or spans that are not in its caption.
+    Args:
+        image: The image and its captions.
+        patterns: A pattern for each class, in class-id order. A text in which it is found names the class.
+
+    Returns:
+        The image with ignored boxes in pixels.
+
+    Raises:
+        DataError: An annotation of the image has no box, or has spans that are not in its caption.
     """
-    kept: dict[tuple[int, _Box], str] = {}  # each once: captions of one image share boxes
+    kept: dict[tuple[int, _Box], str] = {}  # captions of one image share boxes; each is kept once
     for caption in image.captions:
         width, height = caption.size_wh
         boxes = [box for entry in caption.annotations if (box := _read_box(entry, caption)).has_area]
         for class_id, pattern in enumerate(patterns):
             places = [match.span() for match in pattern.finditer(caption.text)]
             for box in boxes:
-                if pattern.search(box.phrase) or any(box.is_of(place) for place in places):
+                if pattern.search(box.phrase) or any(box.covers(place) for place in places):
                     kept.setdefault((class_id, box.xyxy), box.where)
-            if not all(any(box.is_of(place) for box in boxes) for place in places):
+            if not all(any(box.covers(place) for box in boxes) for place in places):
                 kept.setdefault((class_id, (0.0, 0.0, float(width), float(height))), caption.where)
     rows = [
         Row(f"{where} ({image.path.name})", class_id, xyxy, ignore=True) for (class_id, xyxy), where in kept.items()
@@ -145,7 +173,7 @@ class _PhraseBox:
     def has_area(self) -> bool:
         return self.xyxy[2] > self.xyxy[0] and self.xyxy[3] > self.xyxy[1]
 
-    def is_of(self, place: tuple[int, int]) -> bool:
+    def covers(self, place: tuple[int, int]) -> bool:
         """Whether one of its spans overlaps a place in the caption."""
         return any(start < place[1] and place[0] < end for start, end in self.spans)
 
@@ -155,13 +183,13 @@ def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(read_text(file), object_hook=_reduce)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"`{file}` is not valid JSON: {error}. Get it again.") from error
+        raise DataError(f"`{file}` is not valid JSON: {error}. Download it again.") from error
     for key in ("images", "annotations"):
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            raise DataError(f"`{file}` is no grounding set in MDETR's JSON: it must have a list `{key}` of objects.")
+            raise DataError(f"`{file}` is not a grounding set in MDETR's JSON: it must have a list `{key}` of objects.")
     if not content["images"]:
-        raise DataError(f"`{file}` has no images: its list `images` is empty. Get it again.")
+        raise DataError(f"`{file}` has no images: its list `images` is empty. Download it again.")
     return dict(content)
 
 
@@ -171,7 +199,7 @@ def _reduce(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_folder(file: Path, names: Collection[str]) -> Path:
-    """The folder that has at least one of the images: people often have only a part of such a set."""
+    """The folder that has at least one of the images, since people often download only a part of such a set."""
     for folder in (file.parent / _IMAGE_FOLDER, file.parent):
         if any((folder / name).is_file() for name in names):
             return folder
@@ -196,7 +224,7 @@ def _read_box(entry: dict[str, Any], caption: Caption) -> _PhraseBox:
         if not 0 <= start <= end <= len(caption.text):
             raise DataError(
                 f"{where}: the span [{start}, {end}] is not in its caption of {len(caption.text)} characters. Correct "
-                "or remove it, or check that captions and annotations are of one file."
+                "or remove it, or check that captions and annotations come from the same file."
             )
     (width, height), (x, y, w, h) = caption.size_wh, map(float, box)
     x1, x2 = (min(max(value, 0.0), float(width)) for value in (x, x + w))

@@ -1,4 +1,4 @@
-"""Places that data sets name: text and YAML read with one-line errors, and paths looked up where formats put them."""
+"""Text and YAML files of data sets, read with one-line errors, and the paths that they name."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,11 @@ from prompt_tune.errors import DataError
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file (a byte-order mark is dropped). Raises: DataError: missing, unreadable or not UTF-8."""
+    """Reads a UTF-8 text file and drops a byte-order mark.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -22,7 +26,11 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises: DataError: unreadable, not YAML, or something else than a mapping."""
+    """Reads the mapping in a YAML file.
+
+    Raises:
+        DataError: The file cannot be read, is not YAML, or holds something other than a mapping.
+    """
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -36,12 +44,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_list(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, stripped."""
+    """Reads the lines of a text file, stripped, without empty ones.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is not UTF-8.
+    """
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def root_of(description: Path, content: dict[str, Any]) -> Path:
-    """The folder that a description's entries start from: its `path`, seen from its own folder or else from here."""
+    """The folder from which the entries of a description start.
+
+    That is its `path`, relative to the description's own folder or else to the current one. Without `path`, it is the
+    description's own folder.
+
+    Raises:
+        DataError: `path` is not the path of a folder.
+    """
     named = content.get("path")
     folder = description.absolute().parent
     if named is None:
@@ -61,7 +80,15 @@ def root_of(description: Path, content: dict[str, Any]) -> Path:
 def resolve(root: Path, entry: str, description: Path) -> Path:
     """The file or folder that an entry of a description names.
 
-    `../train/images` is looked up under `root` as well when it is not above it: that is how Roboflow writes it.
+    Roboflow writes `../train/images` for a folder beside the YAML, so such an entry is also looked up under `root`.
+
+    Args:
+        root: The folder from which the entry starts, see `root_of`.
+        entry: The path as the description has it.
+        description: The description, for error texts.
+
+    Raises:
+        DataError: There is no such file or folder.
     """
     tried = [root / Path(entry).expanduser()]
     if entry.startswith("../"):

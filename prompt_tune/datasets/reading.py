@@ -1,4 +1,4 @@
-"""Labelled images to learn from: ultralytics YAML, COCO JSON or Pascal VOC, recognised by what is in the place."""
+"""Reads a data set, whichever format it is in: ultralytics YAML, COCO JSON or Pascal VOC."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
 
 SplitName = Literal["train", "val", "test"]
-HELD_OUT_SHARE = 0.2  # of the training images, where a data set brings no validation images
+HELD_OUT_SHARE = 0.2  # of the training images, if a data set has no validation images
 _YAML_SUFFIXES = (".yaml", ".yml")
 _WANTED = (
     "Give an ultralytics YAML, a YAML that names COCO files (`train: {images: FOLDER, annotations: FILE}`), a folder "
@@ -30,7 +30,14 @@ log = logging.getLogger(__name__)
 class DataSet:
     """A data set whose labels were checked against its images.
 
-    `names`: the classes, in class-id order; `source`: what was read; `held_out`: `val` was taken from `train`.
+    Attributes:
+        names: The classes, in class-id order.
+        train: Training images.
+        val: Validation images.
+        test: Test images, or None.
+        source: The file or folder that was read.
+        kind: The format.
+        held_out: Whether `val` was split off from the training images.
     """
 
     names: tuple[str, ...]
@@ -43,17 +50,20 @@ class DataSet:
 
 
 def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | None = None) -> DataSet:
-    """A data set in any of the formats, its images' headers read and its boxes checked.
+    """Reads a data set in any of the formats and checks its boxes against the headers of its images.
 
-    Images without objects are background. Damaged or missing images are left out, counted and named (`Split.skipped`
-    and a warning); damage in the middle of a file shows only when the image is decoded. Without validation images, a
-    fifth of the training images is held out.
+    Images without objects are background. Damaged or missing images are left out, and are counted and named in
+    `Split.skipped` and in a warning. Damage in the middle of a file shows only when the image is decoded. Without
+    validation images, a fifth of the training images is held out.
 
-    Args:    source: a YAML file or a folder.
-             seed: chooses the images that are held out.
-             names: names for the classes, in class-id order, in place of the data set's own.
-    Raises:  DataError: nothing that can be read is there, a label breaks a rule, `train` or `val` has no box, or
-             `names` do not fit.
+    Args:
+        source: A YAML file or a folder.
+        seed: Draws the images that are held out.
+        names: Class names to use instead of the data set's own, in class-id order.
+
+    Raises:
+        DataError: There is no data set that can be read, a label breaks a rule, `train` or `val` has no box, or `names`
+            do not fit.
     """
     place = Path(source).expanduser()
     labels = _read_labels(place)
@@ -86,12 +96,20 @@ def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | No
 def read_split(
     source: str | Path, split: SplitName, *, seed: int = 0, names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], Split]:
-    """The classes and one split of a data set, which may be all that it has: what a measurement needs.
+    """Reads the classes and one split of a data set, which needs no other split.
 
-    Args:    source, names: as of `read_dataset`.
-             split: where there are no validation images, "train" and "val" are what `read_dataset` makes of `train`.
-             seed: chooses the images that are held out.
-    Raises:  DataError: as of `read_dataset`; or there is no such split, or it has no box.
+    Args:
+        source: A YAML file or a folder.
+        split: The split to read. If the data set has no validation images, "train" and "val" are the two parts that
+            `read_dataset` makes of its training images.
+        seed: Draws the images that are held out.
+        names: Class names to use instead of the data set's own, in class-id order.
+
+    Returns:
+        The class names and the split.
+
+    Raises:
+        DataError: See `read_dataset`; or the data set has no such split, or the split has no box.
     """
     place = Path(source).expanduser()
     labels = _read_labels(place)
@@ -105,21 +123,31 @@ def read_split(
         train, val = _hold_out(images, seed, place)
         images = val if split == "val" else train
         log.info(
-            "`%s` has no validation images: `%s` is what seed %d makes of its training images.", place, split, seed
+            "`%s` has no validation images: `%s` is split off from its training images with seed %d.",
+            place,
+            split,
+            seed,
         )
     _require_boxes(images, split, place)
     return chosen, images
 
 
 def find_labels(place: Path) -> RawLabels | None:
-    """The labels at a place, whichever format they are in, as they are read; None for a folder that is no data set.
+    """Reads the labels of a data set without checking them against its images.
 
-    Raises:  DataError: there is no such place, it is another kind of file, or what is there breaks a rule.
+    Args:
+        place: A YAML file or a folder.
+
+    Returns:
+        The labels, or None for a folder that holds no data set.
+
+    Raises:
+        DataError: There is no such file or folder, it is another kind of file, or its content breaks a rule.
     """
     if place.is_file() and place.suffix.lower() in _YAML_SUFFIXES:
         return _read_description(place)
     if place.is_file():
-        raise DataError(f"`{place}` is no data set. {_WANTED}")
+        raise DataError(f"`{place}` is not a data set. {_WANTED}")
     if not place.is_dir():
         raise DataError(f"`{place}`: no such file or folder. {_WANTED}")
     if any((place / folder / ROBOFLOW_FILE).exists() for folder in ROBOFLOW_FOLDERS.values()):
@@ -138,7 +166,7 @@ def find_labels(place: Path) -> RawLabels | None:
 def _read_labels(place: Path) -> RawLabels:
     labels = find_labels(place)
     if labels is None:
-        raise DataError(f"`{place}` is no data set that we know. {_WANTED}")
+        raise DataError(f"`{place}` is not a data set in a known format. {_WANTED}")
     return labels
 
 
@@ -146,8 +174,8 @@ def _read_description(file: Path) -> RawLabels:
     content = read_yaml(file)
     if GROUNDING_KEY in content:
         raise DataError(
-            f"`{file}` describes a grounding set, which has no classes to learn. Give this file to `--replay`, or "
-            "another data set here."
+            f"`{file}` describes a grounding set, which has no classes to learn. Give this file to `--replay`, and a "
+            "data set with classes here."
         )
     is_coco = any(isinstance(content.get(split), dict) for split in ("train", "val", "test"))
     return read_coco_yaml(file, content) if is_coco else read_yolo(file, content)
@@ -175,12 +203,12 @@ def _require_boxes(split: Split, name: str, place: Path) -> None:
     if not any(_has_box(sample) for sample in split.samples):
         raise DataError(
             f"`{place}`: the {len(split.samples)} images of `{name}` have no box. Check that the label files are where "
-            "the format has them (ultralytics: `labels/` beside `images/`)."
+            "the format wants them (ultralytics: `labels/` beside `images/`)."
         )
 
 
 def _hold_out(train: Split, seed: int, place: Path) -> tuple[Split, Split]:
-    """Training and validation images: a fifth of those with boxes, and a fifth of the background, go to the latter."""
+    """Training and validation images. A fifth of those with boxes and a fifth of the background are held out."""
     rng = np.random.default_rng(seed)
     held: set[int] = set()
     for has_box in (True, False):
@@ -200,7 +228,7 @@ def _has_box(sample: Sample) -> bool:
 
 
 def _box_counts(split: Split, n_cls: int) -> np.ndarray:
-    """Boxes of each class that are not ignored: int64 (n_cls,)."""
+    """The number of boxes of each class, without ignored ones: (n_cls,) int64."""
     counts = np.zeros(n_cls, np.int64)
     for sample in split.samples:
         counts += np.bincount(sample.labels.classes[~sample.labels.ignore], minlength=n_cls)
@@ -210,4 +238,4 @@ def _box_counts(split: Split, n_cls: int) -> np.ndarray:
 def _warn_of_shared_images(train: Split, val: Split) -> None:
     shared = {sample.path for sample in train.samples} & {sample.path for sample in val.samples}
     if shared:
-        log.warning("%d validation images are training images too: the figures will be too good.", len(shared))
+        log.warning("%d validation images are training images too: the metrics will be too high.", len(shared))

@@ -1,8 +1,8 @@
-"""Replay: images without the new objects, mixed into the training, that teach the prompts what they are not.
+"""Replay: images without the new objects, mixed into training to teach the prompts what their classes are not.
 
-YOLO-World's authors recommend it (they mix in GQA) against forgetting; here nothing can be forgotten, and it cuts false
-alarms. Every region of a replayed image is a negative of every learned class, except where the image's own labels or
-captions name that class.
+YOLO-World's authors recommend it against forgetting (they mix in GQA). Here nothing can be forgotten, but replay cuts
+false alarms: every region of a replayed image is a negative of every learned class, except where the image's own labels
+or captions name that class.
 """
 
 import glob
@@ -29,8 +29,8 @@ from prompt_tune.datasets.samples import LabelledImage, RawLabels, Split, make_s
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import find_images
 
-RATIO = 3.0  # replayed images per labelled one: half the false alarms or less, at a point of AP (bench_methods.py)
-HELD_OUT = 0.2  # as many more, for each that is trained on: thresholds are chosen with them
+RATIO = 3.0  # replayed images per labelled one: at most half the false alarms for one point of AP (bench_methods.py)
+HELD_OUT = 0.2  # further images, as a share of those in training; thresholds are chosen on them
 _GAP = r"[\s_-]+"  # between the words of a name: labels have "traffic light", "traffic_light" and "traffic-light"
 _YAML_SUFFIXES = (".yaml", ".yml")
 _WANTED = (
@@ -43,10 +43,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReplaySource:
-    """Where replayed images come from: `place` is what `read_replay` reads, `ratio` how many there are for each
-    labelled training image.
+    """A source of replayed images.
 
-    Raises:  DataError: the ratio is not a finite number above 0, or the place is empty.
+    Attributes:
+        place: What `read_replay` reads.
+        ratio: The number of replayed images per labelled training image, above 0.
+
+    Raises:
+        DataError: The ratio is not a finite number above 0, or the place is empty.
     """
 
     place: str
@@ -63,9 +67,12 @@ class ReplaySource:
 
 
 def parse_replay(text: str) -> ReplaySource:
-    """What the command line says: `DATA` or `DATA=0.5`. A file or folder that has that very name, `=` and all, wins.
+    """Parses the option of the command line: `DATA` or `DATA=0.5`.
 
-    Raises:  DataError: nothing before the `=`, or no number above 0 behind it.
+    If a file or folder has exactly this name, including the `=`, the text is taken as that place.
+
+    Raises:
+        DataError: There is nothing before the `=`, or no number above 0 after it.
     """
     place, equals, number = text.rpartition("=")
     if not equals or Path(text).expanduser().exists():
@@ -74,7 +81,7 @@ def parse_replay(text: str) -> ReplaySource:
         ratio = float(number)
     except ValueError as error:
         raise DataError(
-            f"`{text}`: behind the `=` stands the ratio, replayed images per labelled training image, such as "
+            f"`{text}`: the text after `=` must be the ratio of replayed images to labelled training images, such as "
             f"`{place}=0.5`. Received: {number!r}."
         ) from error
     return ReplaySource(place, ratio)
@@ -82,7 +89,12 @@ def parse_replay(text: str) -> ReplaySource:
 
 @dataclass(frozen=True, eq=False)
 class Replayed:
-    """Replayed images, each split as of `read_replay`: those that are trained on, and those that are held out."""
+    """Replayed images of a training; see `read_replay` for their labels.
+
+    Attributes:
+        train: Images for training.
+        held_out: Images on which thresholds are chosen.
+    """
 
     train: Split = field(default_factory=lambda: Split(()))
     held_out: Split = field(default_factory=lambda: Split(()))
@@ -95,37 +107,43 @@ def choose_replay(
     seed: int,
     labelled: Collection[Path] = (),
 ) -> Replayed:
-    """The replayed images of a training: of each source `round(ratio * n_labelled)`, and a fifth as many more that are
-    held out: thresholds are chosen with them. Where a source has fewer, all of its images, in the same proportion.
+    """Draws the replayed images of a training.
 
-    Args:    classes: the learned classes, (name, synonym, ...), in class-id order.
-             n_labelled: labelled training images.
-             seed: draws the images.
-             labelled: images of the data set itself, which are not replayed: they show the new objects.
-    Returns: the images of all sources, sorted by path.
-    Raises:  DataError: as of `read_replay`; a place stands twice, or a ratio amounts to no image.
+    Each source gives `round(ratio * n_labelled)` images for training and a fifth as many more, which are held out. A
+    source with fewer images gives all it has, divided in the same proportion.
+
+    Args:
+        sources: Where the images come from.
+        classes: The learned classes, (name, synonym, ...), in class-id order.
+        n_labelled: The number of labelled training images.
+        seed: Draws the images.
+        labelled: Images of the data set itself. They show the new objects, so they are never replayed.
+
+    Returns:
+        The images of all sources, sorted by path.
+
+    Raises:
+        DataError: See `read_replay`; or a place is given twice, or a ratio amounts to less than one image.
     """
     places = [Path(source.place).expanduser().resolve() for source in sources]
     parts = []
     for source, place in zip(sources, places, strict=True):
         count = round(source.ratio * n_labelled)
         if places.count(place) > 1:
-            raise DataError(
-                f"Replay from `{source.place}` is asked for twice. Give it once, with the sum of the ratios."
-            )
+            raise DataError(f"Replay from `{source.place}` is given twice. Give it once, with the sum of the ratios.")
         if count == 0:
             raise DataError(
-                f"Replay from `{source.place}`: {source.ratio:g} times {n_labelled} labelled training images is no "
-                "image. Raise the ratio."
+                f"Replay from `{source.place}`: {source.ratio:g} times {n_labelled} labelled training images is less "
+                "than one image. Raise the ratio."
             )
         parts.append(read_replay(source.place, classes, count=count + round(HELD_OUT * count), seed=seed))
     own = {path.resolve() for path in labelled}
     drawn = sorted((sample for part in parts for sample in part.samples), key=lambda sample: sample.path)
     samples = [sample for sample in drawn if sample.path.resolve() not in own]
     if len(samples) < len(drawn):
-        log.warning("%d images are labelled ones, and are not replayed.", len(drawn) - len(samples))
+        log.warning("%d images are not replayed: they are labelled images of the data set.", len(drawn) - len(samples))
     if not samples:
-        raise DataError("All replayed images are images of the data set itself. Give images without the new objects.")
+        raise DataError("All replayed images belong to the data set itself. Give images without the new objects.")
     order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))
     held = set(order[: round(len(samples) * HELD_OUT / (1 + HELD_OUT))].tolist())
     skipped = tuple(path for part in parts for path in part.skipped)
@@ -138,22 +156,27 @@ def choose_replay(
 def read_replay(
     source: str | Path, classes: Sequence[tuple[str, ...]], *, count: int | None = None, seed: int = 0
 ) -> Split:
-    """Images to replay. No box of theirs is a positive: all are `ignore`, where a learned class may really be.
+    """Reads images to replay. None of their boxes is a positive: all are `ignore`, where a learned class may be.
 
-    A text names a class when it contains the class's name or a synonym as whole words, in any case, the last word in
-    singular or plural (s, es, ies): "the red forklifts" names "forklift". A labelled box stays, ignored for each class
-    that its label names; other boxes are dropped, which makes their regions negatives. For captions see
-    `ignored_regions`. A plain folder says nothing about what its images show: it should hold none of the new objects.
+    A text names a class if it contains the class's name or a synonym as whole words, in upper or lower case, with the
+    last word in singular or plural (s, es, ies): "the red forklifts" names "forklift". A labelled box is kept, ignored,
+    for each class that its label names; other boxes are dropped, so that their regions are negatives. For captions see
+    `ignored_regions`. A plain folder says nothing about its images, so it should show none of the new objects.
 
-    Args:    source: a data set that `read_dataset` reads (its training images; where it has none, its validation
-                 images), a folder of images (and the folders in it), a grounding set's JSON file, or its YAML.
-             classes: the learned classes, (name, synonym, ...), in class-id order.
-             count: so many images are drawn, before any is opened; None is all. Files that are not there are replaced
-                 by further ones, damaged ones are not.
-             seed: draws them.
-    Returns: the images, sorted by path, `classes` being indices into `classes`; damaged or missing ones are left out,
-             counted and named (`Split.skipped` and a warning).
-    Raises:  DataError: nothing that can be read is there, no image can be read, or a label breaks a rule.
+    Args:
+        source: A data set that `read_dataset` reads (its training images, or else its validation images), a folder of
+            images (searched recursively), the JSON file of a grounding set, or its YAML.
+        classes: The learned classes, (name, synonym, ...), in class-id order.
+        count: The number of images to draw, before any is opened; None takes all. Missing files are replaced by further
+            draws, damaged ones are not.
+        seed: Draws the images.
+
+    Returns:
+        The images, sorted by path, with labels that index `classes`. Damaged and missing images are left out, and are
+        counted and named in `Split.skipped` and in a warning.
+
+    Raises:
+        DataError: There is nothing to replay at `source`, no image can be read, or a label breaks a rule.
     """
     if count is not None and count < 1:
         raise DataError(f"`count`, the images to replay, must be at least 1. Received: {count}.")
@@ -172,7 +195,7 @@ def read_replay(
         images = [_ignoring(image, named) for image in drawn]
     replayed = make_split(images, "replay", len(classes))
     log.info(
-        "`%s`: %d images to replay; in %d of them learned classes are named, and left out of the negatives there.",
+        "`%s`: %d images to replay; %d of them name learned classes, which are left out of their negatives.",
         place,
         len(replayed.samples),
         sum(len(sample.labels.classes) > 0 for sample in replayed.samples),
@@ -181,10 +204,10 @@ def read_replay(
 
 
 def name_pattern(prompts: Sequence[str]) -> re.Pattern[str]:
-    """What finds a class in a text.
+    """Makes the pattern that finds a class in a text; see `read_replay` for the rule.
 
-    Args:    prompts: (name, synonym, ...) of the class.
-    Returns: the pattern; see `read_replay` for the rule.
+    Args:
+        prompts: The class's name and synonyms.
     """
     alternatives = []
     for prompt in prompts:
@@ -195,7 +218,7 @@ def name_pattern(prompts: Sequence[str]) -> re.Pattern[str]:
 
 
 def _forms(word: str) -> set[str]:
-    """A word, what its plural may be, and what it may be the plural of."""
+    """A word with its possible plurals, and the words of which it may be the plural."""
     forms = {word, word + "s", word + "es"}
     if word.lower().endswith("y"):
         forms.add(word[:-1] + "ies")
@@ -207,7 +230,7 @@ def _forms(word: str) -> set[str]:
 
 
 def _captioned(place: Path) -> list[CaptionedImage] | None:
-    """The images of a grounding set; None when the place is something else."""
+    """The images of a grounding set, or None if the place is something else."""
     if place.is_file() and place.suffix.lower() == ".json":
         return read_grounding(place)
     if place.is_file() and place.suffix.lower() in _YAML_SUFFIXES:
@@ -217,9 +240,9 @@ def _captioned(place: Path) -> list[CaptionedImage] | None:
 
 
 def _labels(place: Path) -> RawLabels:
-    """The labels of a data set, or a plain folder as a set of training images without classes."""
+    """The labels of a data set. A plain folder is read as training images without classes."""
     if not place.is_dir() and not (place.is_file() and place.suffix.lower() in _YAML_SUFFIXES):
-        what = "is nothing to replay" if place.exists() else "no such file or folder"
+        what = "nothing to replay" if place.exists() else "no such file or folder"
         raise DataError(f"`{place}`: {what}. {_WANTED}")
     labels = find_labels(place)
     if labels is not None:
@@ -227,31 +250,28 @@ def _labels(place: Path) -> RawLabels:
     try:
         paths = find_images(f"{glob.escape(str(place))}/**/*")
     except DataError as error:
-        raise DataError(f"`{place}` has no image in it, nor in its folders, and is no data set. {_WANTED}") from error
+        raise DataError(f"`{place}` and its subfolders hold no image, and it is not a data set. {_WANTED}") from error
     return RawLabels((), "yolo", {"train": [LabelledImage(path, []) for path in paths]})
 
 
 def _draw(images: Sequence[_Image], count: int | None, seed: int, place: Path) -> list[_Image]:
-    """So many images whose files are there, and those that the draw met and are not: `make_split` names them."""
+    """Draws images until `count` of them exist. Missing ones that were drawn stay in, for `make_split` to name."""
     if count is None or count >= len(images):
         if count is not None and count > len(images):
             log.info("`%s` has %d images, fewer than the %d to replay: all are taken.", place, len(images), count)
         return list(images)
     drawn: list[_Image] = []
-    there = 0
+    existing = 0
     for index in np.random.default_rng(seed).permutation(len(images)):
         drawn.append(images[index])
-        there += images[index].path.is_file()
-        if there == count:
+        existing += images[index].path.is_file()
+        if existing == count:
             break
     return drawn
 
 
 def _ignoring(image: LabelledImage, named: Sequence[Sequence[int]]) -> LabelledImage:
-    """The image with the boxes of named classes only, ignored.
-
-    Args:    named: of each class of the data set, the learned classes that its name names.
-    """
+    """The image with only the boxes of learned classes, ignored; `named` has the learned classes of each own class."""
     rows = []
     for row in image.rows:
         if not 0 <= row.class_id < len(named):

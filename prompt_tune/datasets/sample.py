@@ -1,4 +1,4 @@
-"""The sample set: a custom job in the world of `tiny`, with six classes whose names its text tower has never seen."""
+"""The sample set: a custom job on the synthetic scenes of `tiny`, with six classes whose names are new to its tower."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,9 +11,9 @@ from PIL import Image
 from prompt_tune.datasets.scenes import PRETRAINING, TRAINED, Layer, Look, Scene, draw_scene, random_look
 from prompt_tune.errors import DataError
 from prompt_tune.files import replacing
-from prompt_tune.progress import Progress
+from prompt_tune.progress import Progress, silent
 
-# A composite of two shapes, or a combination of colour and shape that the pretraining of `tiny` held out.
+# Composites of shapes, and combinations of colour and shape that were held out from the pretraining of `tiny`.
 CLASSES = {
     "forklift": Look(
         (
@@ -30,25 +30,84 @@ CLASSES = {
 }
 BENCH = replace(PRETRAINING, backdrop="bench", outline=1.0, light=(0.6, 1.1), noise=(3.0, 10.0), object_px=(32.0, 96.0))
 SPLITS = ("train", "val", "test")
-STREAMS = {"train": 10, "val": 11, "test": 12, "original": 13}  # apart from the pretraining's 0 and its test's 1
-OF_CLASS, DISTRACTORS = (1, 3), (2, 5)  # objects of the six classes and of the original vocabulary in an image
+STREAMS = {"train": 10, "val": 11, "test": 12, "original": 13}  # random streams; pretraining has 0, its test 1
+OF_CLASS, DISTRACTORS = (1, 3), (2, 5)  # objects per image: of the six classes, and of the original vocabulary
 JPEG_QUALITY = 93
 
 
-def write_sample(
-    out: Path, *, n_images: int = 100, seed: int = 0, progress: Progress | None = None
-) -> tuple[Path, Path]:
-    """Write the sample set as two ultralytics data sets.
+def write_sample(out: Path, *, n_images: int = 100, seed: int = 0, progress: Progress = silent) -> tuple[Path, Path]:
+    """Writes the sample set as two ultralytics data sets.
 
-    Args:    out: a new or empty folder. n_images: in each split of the custom job, and of original scenes, at least 1.
-             seed: of all. progress: called with (stage, done, total, note).
-    Returns: `out`/custom/custom.yaml: six classes, splits train, val and test; `out`/original/original.yaml: scenes of
-             the original vocabulary without any of the six, split val.
-    Raises:  DataError: the folder has files that this would mix with.
+    Args:
+        out: A new or empty folder.
+        n_images: The number of images in each split of the custom job, and of original scenes; at least 1.
+        seed: The seed of everything that is drawn.
+        progress: Called after each image.
+
+    Returns:
+        The descriptions of the two data sets: `out`/custom/custom.yaml, with six classes and the splits train, val and
+        test, and `out`/original/original.yaml, scenes of the original vocabulary without the six, with the split val.
+
+    Raises:
+        DataError: The folder is not empty, or cannot be written.
     """
-    progress = progress or (lambda stage, done, total, note: None)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not an empty folder; the sample set needs one of its own. Give another --out.")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out} is not an empty folder; the sample set needs one of its own. Give another --out.")
+        return _write(out, n_images, seed, progress)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror or error}. Give another --out.") from error
+
+
+def custom_scene(seed: int, split: str, index: int) -> Scene:
+    """Draws a picture of the custom job: objects of the six classes among others of the original vocabulary."""
+    rng = np.random.default_rng([seed, STREAMS[split], index])
+    looks = list(CLASSES.values())
+    chosen = [looks[rng.integers(len(looks))] for _ in range(rng.integers(OF_CLASS[0], OF_CLASS[1] + 1))]
+    others = [random_look(rng) for _ in range(rng.integers(DISTRACTORS[0], DISTRACTORS[1] + 1))]
+    both = [*chosen, *others]
+    return draw_scene([both[i] for i in rng.permutation(len(both))], rng, BENCH)
+
+
+def original_scene(seed: int, index: int) -> Scene:
+    """Draws a picture of the original vocabulary as in pretraining, without any of the six classes."""
+    rng = np.random.default_rng([seed, STREAMS["original"], index])
+    return draw_scene([random_look(rng) for _ in range(rng.integers(3, 9))], rng)
+
+
+def write_image(folder: Path, split: str, index: int, scene: Scene, classes: Sequence[int | None]) -> None:
+    """Writes one image and its label file in ultralytics' layout.
+
+    Args:
+        folder: The data set's folder.
+        split: The split.
+        index: The number of the image in its split, from 0.
+        scene: The image and its objects.
+        classes: The class index of each object; None for an object that gets no label.
+    """
+    with replacing(folder / "images" / split / f"{index:04d}.jpg") as path:
+        Image.fromarray(scene.image).save(path, "JPEG", quality=JPEG_QUALITY)
+    with replacing(folder / "labels" / split / f"{index:04d}.txt") as path:
+        path.write_text("".join(_label_lines(scene, classes)))
+
+
+def write_description(path: Path, names: Sequence[str], splits: Sequence[str]) -> Path:
+    """Writes the YAML of a data set and returns its path.
+
+    Args:
+        path: The YAML to write.
+        names: Class names, in class-id order.
+        splits: The splits. ultralytics wants `train`; if it is missing, the images of `val` stand in.
+    """
+    places = {split: f"images/{split}" for split in splits}
+    if "train" not in places:
+        places["train"] = places["val"]
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump({**places, "names": dict(enumerate(names))}, sort_keys=False))
+    return path
+
+
+def _write(out: Path, n_images: int, seed: int, progress: Progress) -> tuple[Path, Path]:
     total, done = n_images * (len(SPLITS) + 1), 0
     for split in SPLITS:
         for index in range(n_images):
@@ -66,22 +125,6 @@ def write_sample(
     )
 
 
-def custom_scene(seed: int, split: str, index: int) -> Scene:
-    """A picture of the custom job: one to three objects of the six classes, among others of the original vocabulary."""
-    rng = np.random.default_rng([seed, STREAMS[split], index])
-    looks = list(CLASSES.values())
-    chosen = [looks[rng.integers(len(looks))] for _ in range(rng.integers(OF_CLASS[0], OF_CLASS[1] + 1))]
-    others = [random_look(rng) for _ in range(rng.integers(DISTRACTORS[0], DISTRACTORS[1] + 1))]
-    both = [*chosen, *others]
-    return draw_scene([both[i] for i in rng.permutation(len(both))], rng, BENCH)
-
-
-def original_scene(seed: int, index: int) -> Scene:
-    """A picture of the original vocabulary as the pretraining draws them, and none of the six."""
-    rng = np.random.default_rng([seed, STREAMS["original"], index])
-    return draw_scene([random_look(rng) for _ in range(rng.integers(3, 9))], rng)
-
-
 def _class_of(look: Look) -> int | None:
     """Index into `CLASSES`, or None for a distractor."""
     return next((i for i, own in enumerate(CLASSES.values()) if own is look), None)
@@ -92,31 +135,10 @@ def _original_class(look: Look) -> int:
     return TRAINED.index((look.layers[0].colour, look.layers[0].shape))
 
 
-def write_image(folder: Path, split: str, index: int, scene: Scene, classes: Sequence[int | None]) -> None:
-    """One image and its label file, in ultralytics' layout.
-
-    Args: classes: of the scene's objects; None for one that is not labelled.
-    """
-    with replacing(folder / "images" / split / f"{index:04d}.jpg") as path:
-        Image.fromarray(scene.image).save(path, "JPEG", quality=JPEG_QUALITY)
-    with replacing(folder / "labels" / split / f"{index:04d}.txt") as path:
-        path.write_text("".join(_label_lines(scene, classes)))
-
-
 def _label_lines(scene: Scene, classes: Sequence[int | None]) -> Iterator[str]:
-    """`class x y width height`, shares of the image's sides."""
+    """Lines `class x y width height`, as fractions of the image's sides."""
     size = scene.image.shape[0]
     for box, label in zip(scene.boxes_xyxy / size, classes, strict=True):
         if label is not None:
             x, y, width, height = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]
             yield f"{label} {x:.6f} {y:.6f} {width:.6f} {height:.6f}\n"
-
-
-def write_description(path: Path, names: Sequence[str], splits: Sequence[str]) -> Path:
-    """The data set's description. Ultralytics wants a training split: a set that only measures has its images there."""
-    places = {split: f"images/{split}" for split in splits}
-    if "train" not in places:
-        places["train"] = places["val"]
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump({**places, "names": dict(enumerate(names))}, sort_keys=False))
-    return path

@@ -1,4 +1,4 @@
-"""What every reader of labels gives (`RawLabels`), and the checked samples that are made of it."""
+"""Labels in two stages: as a reader found them (`RawLabels`), and checked against the images (`Split`)."""
 
 import logging
 import math
@@ -13,19 +13,19 @@ from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import image_size
 
 Kind = Literal["yolo", "coco", "voc"]
-EDGE_PIXELS = 2.0  # a box may reach this far beyond the image, since annotation tools round: it is clipped
-EDGE_SHARE = 0.01  # or this share of the image's side, where that is more (ultralytics allows the same)
-_NAMED = 5  # damaged images that a warning names; `Split.skipped` has them all
+EDGE_PIXELS = 2.0  # annotation tools round: a box may reach this far beyond the image, and is clipped
+EDGE_SHARE = 0.01  # or by this share of the image's side, if that is more; ultralytics allows the same
+_NAMED = 5  # damaged images named in a warning; `Split.skipped` lists all of them
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The labels of one image, or of one view of it. Whoever holds them says in which frame the boxes are.
+    """The labels of one image, or of one view of it. The object that holds them documents the frame of the boxes.
 
     Attributes:
         boxes_xyxy: (n, 4) float32.
-        classes: (n,) int64, the class of each box by number.
+        classes: (n,) int64, the class index of each box.
         ignore: (n,) bool. True for a box that is neither positive nor negative (`iscrowd`, `difficult`).
     """
 
@@ -60,15 +60,27 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The usable images of a split, sorted by path, and the paths of those that are damaged or missing."""
+    """The images of a split.
+
+    Attributes:
+        samples: The usable images, sorted by path.
+        skipped: Paths of images that are damaged or missing.
+    """
 
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One box as the label file has it; `where` (file and line, or the like) is what an error names."""
+    """One box as its label file has it.
+
+    Attributes:
+        where: File and line (or object), for error texts.
+        class_id: The class index; not checked yet.
+        box_xyxy: Left, top, right, bottom, in the units of its `LabelledImage`.
+        ignore: Whether the box is neither positive nor negative.
+    """
 
     where: str
     class_id: int
@@ -76,19 +88,32 @@ class Row:
     ignore: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """An image and its rows: in original pixels, or in shares of width and height when `normalised`."""
+    """An image file and its boxes, as a reader found them.
+
+    Attributes:
+        path: The image file, which may not exist.
+        rows: The boxes.
+        normalised: Boxes are fractions of width and height; otherwise they are pixels of the original image.
+        declared_wh: The image size that the labels were made for, or None if the format does not say.
+    """
 
     path: Path
     rows: list[Row]
     normalised: bool = False
-    declared_wh: tuple[int, int] | None = None  # the size that the labels were made for, where they tell
+    declared_wh: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class RawLabels:
-    """A data set as read, nothing checked against the images yet. `splits` has `train` and may have `val`, `test`."""
+    """A data set as a reader found it, not checked against the images.
+
+    Attributes:
+        names: Class names, in class-id order.
+        kind: The format.
+        splits: The images by split: any of "train", "val" and "test".
+    """
 
     names: tuple[str, ...]
     kind: Kind
@@ -96,9 +121,18 @@ class RawLabels:
 
 
 def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split:
-    """Checks the labels of a split against its images and makes its samples.
+    """Checks the labels of a split against the headers of its images.
 
-    Raises:  DataError: no image is usable, a class id is not below `n_cls`, or a box is not in its image.
+    Args:
+        images: The images and their raw labels.
+        split: The name of the split, for error texts.
+        n_cls: The number of classes.
+
+    Returns:
+        The samples. Images that cannot be read are left out, counted and named in a warning.
+
+    Raises:
+        DataError: No image is usable, a class id is not in 0..n_cls - 1, or a box is not inside its image.
     """
     samples, skipped, reasons, flat = [], [], [], []
     for image in sorted(images, key=lambda image: image.path):
@@ -123,7 +157,7 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
 
 
 def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> tuple[Sample, list[str]]:
-    """The sample, and where the boxes without an area stand, which it leaves out."""
+    """The sample, and the places of boxes without an area, which it leaves out."""
     if image.declared_wh is not None and min(image.declared_wh) > 0 and image.declared_wh != size_wh:
         raise DataError(
             f"`{image.path}` is {_by(size_wh)} pixels (upright), but its label was made for {_by(image.declared_wh)}: "
@@ -155,7 +189,7 @@ def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> 
 
 
 def _clipped(row: Row, box: list[float], size_wh: tuple[int, int]) -> list[float]:
-    """The box in pixels, clipped to the image; an error when it lies further outside than rounding explains."""
+    """A box in pixels, clipped to the image. Refuses one that lies further outside than rounding explains."""
     shown = "(" + ", ".join(f"{value:g}" for value in box) + ")"
     if not all(math.isfinite(value) for value in box):
         raise DataError(f"{row.where}: the box {shown} has numbers that are not finite. Correct or remove it.")

@@ -1,6 +1,6 @@
-"""Synthetic scenes: coloured, patterned shapes over clutter. The world that `tiny` is pretrained on and shown in.
+"""Synthetic scenes of coloured, patterned shapes over clutter, on which `tiny` is pretrained and demonstrated.
 
-Every scene is a pure function of its seed, so a data set is a range of seeds and a training step can be drawn again.
+A scene depends on nothing but its seed: a data set is a range of seeds, and every training step can be drawn again.
 """
 
 import colorsys
@@ -24,7 +24,7 @@ SHAPES = (
     "flower",
     "bolt",
 )
-# name -> hue in degrees, saturation, value; the two without a hue jitter in value alone
+# name -> hue in degrees, saturation, value; white and black have no saturation, so only their value varies
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0, 0.90, 0.85),
     "orange": (28, 0.95, 0.95),
@@ -35,20 +35,28 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0, 0.0, 0.97),
     "black": (0, 0.0, 0.07),
 }
-PATTERNS = ("plain", "striped", "dotted", "checked")  # "plain" is never said
-HELD_OUT_COUNT = 16  # 96 combinations of colour and shape less these make the 80 names of prompts/tiny.txt
-# Combinations that no pretraining image and no text of the pretraining contains, spread evenly over colours and shapes.
+PATTERNS = ("plain", "striped", "dotted", "checked")  # "plain" is never part of a name
+HELD_OUT_COUNT = 16  # of 96 combinations of colour and shape; the other 80 are the names in prompts/tiny.txt
+# Combinations in no image and no text of the pretraining, spread evenly over colours and shapes.
 HELD_OUT = tuple((list(COLOURS)[k % 8], SHAPES[(5 * k) % 12]) for k in range(HELD_OUT_COUNT))
 TRAINED = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
-SUPERSAMPLING = 3  # masks are drawn this much larger, then averaged down: soft edges
-HUE_JITTER = 7.0  # degrees; half the distance between the closest hues (red, orange: 28) stays well above it
-MIN_VISIBLE = 0.6  # every object shows at least this part of its area, or it is not placed
+SUPERSAMPLING = 3  # masks are drawn this many times larger and averaged down, for soft edges
+HUE_JITTER = 7.0  # degrees; far less than half the distance of the closest hues (red and orange: 28)
+MIN_VISIBLE = 0.6  # an object is placed only where every object still shows this share of its area
 PLACING_TRIES = 25
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One shape of an object: what it is and where it sits in the object's own unit disc (x right, y down)."""
+    """One shape of an object.
+
+    Attributes:
+        shape: One of `SHAPES`.
+        colour: One of `COLOURS`.
+        pattern: One of `PATTERNS`.
+        scale: Size, as a share of the object's unit disc.
+        offset_xy: Centre in the object's unit disc, x right, y down.
+    """
 
     shape: str
     colour: str
@@ -59,7 +67,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Look:
-    """An object's look: layers from back to front. `Look.of` makes the usual one of a single layer."""
+    """The look of an object. `Look.of` makes the usual one with a single layer.
+
+    Attributes:
+        layers: Its shapes, from back to front.
+    """
 
     layers: tuple[Layer, ...]
 
@@ -71,18 +83,31 @@ class Look:
 
 @dataclass(frozen=True)
 class Style:
-    """What differs from one kind of picture to another; ranges are drawn from uniformly, an image at a time."""
+    """The parameters of a kind of picture. A value is drawn uniformly from each range, once per image.
+
+    Attributes:
+        size_px: Width and height.
+        objects: The number of objects.
+        object_px: Diameter of an object's unit disc; drawn log-uniformly.
+        light: Gain on the finished picture.
+        cast: Largest deviation of a colour channel's gain.
+        clutter: The number of lines and blobs that belong to no class.
+        noise: Standard deviation of the pixel noise, on the scale 0..255.
+        blur_px: Radius of the blur.
+        outline: Share of the images whose objects have a dark outline.
+        backdrop: "clouds", or "bench" for the boards of a workbench as in the sample set.
+    """
 
     size_px: int = 256
     objects: tuple[int, int] = (3, 8)
-    object_px: tuple[float, float] = (26.0, 110.0)  # diameter of the unit disc; drawn log-uniformly
-    light: tuple[float, float] = (0.70, 1.20)  # gain on the finished picture
-    cast: float = 0.06  # largest gain of one colour channel against the others
-    clutter: tuple[int, int] = (4, 22)  # lines and blobs that belong to no class
-    noise: tuple[float, float] = (0.0, 8.0)  # standard deviation of pixel noise, of 255
+    object_px: tuple[float, float] = (26.0, 110.0)
+    light: tuple[float, float] = (0.70, 1.20)
+    cast: float = 0.06
+    clutter: tuple[int, int] = (4, 22)
+    noise: tuple[float, float] = (0.0, 8.0)
     blur_px: tuple[float, float] = (0.0, 0.8)
-    outline: float = 0.35  # share of the images whose objects have a dark outline
-    backdrop: str = "clouds"  # or "bench": the boards of a workbench, the sample set's own
+    outline: float = 0.35
+    backdrop: str = "clouds"
 
 
 PRETRAINING = Style()
@@ -90,10 +115,12 @@ PRETRAINING = Style()
 
 @dataclass
 class Scene:
-    """A drawn picture and what is in it.
+    """A drawn picture and its objects.
 
-    image: (size, size, 3) uint8 RGB. boxes_xyxy: (n, 4) float32, pixels, tight around the whole object, also where
-    another covers it. looks: n looks, in the order of the boxes.
+    Attributes:
+        image: (size, size, 3) uint8 RGB.
+        boxes_xyxy: (n, 4) float32 in pixels, tight around the whole object, including parts that others cover.
+        looks: The n looks, in the order of the boxes.
     """
 
     image: np.ndarray
@@ -102,14 +129,19 @@ class Scene:
 
 
 def draw_scene(looks: list[Look], rng: np.random.Generator, style: Style = PRETRAINING) -> Scene:
-    """A picture of the given looks at random places, sizes and angles; those that find no free place are left out.
+    """Draws looks at random places, sizes and angles. A look that finds no free place is left out.
 
-    Args:    looks: what to draw. rng: the only source of chance. style: see `Style`.
-    Returns: the scene; boxes and looks cover only what was placed.
+    Args:
+        looks: What to draw.
+        rng: The only source of randomness.
+        style: The kind of picture.
+
+    Returns:
+        The scene, with boxes and looks of the objects that were placed.
     """
     size = style.size_px
     canvas = _backdrop(rng, style)
-    owner = np.full((size, size), -1, np.int16)  # which object each pixel shows
+    owner = np.full((size, size), -1, np.int16)  # the object that each pixel shows
     areas: list[int] = []
     boxes: list[tuple[float, float, float, float]] = []
     placed: list[Look] = []
@@ -141,15 +173,15 @@ def draw_scene(looks: list[Look], rng: np.random.Generator, style: Style = PRETR
 
 
 def random_look(rng: np.random.Generator, combinations: tuple[tuple[str, str], ...] = TRAINED) -> Look:
-    """A single shape in one of the given (colour, shape) combinations, in a random pattern."""
+    """Draws a single shape of one of the given (colour, shape) combinations, in a random pattern."""
     colour, shape = combinations[rng.integers(len(combinations))]
     return Look.of(colour, shape, PATTERNS[rng.integers(len(PATTERNS))])
 
 
 def names_of(look: Look) -> list[str]:
-    """All names that describe a look of one layer, from the least to the most specific.
+    """All names of a look with one layer: the shape, with its colour, its pattern, or both in front.
 
-    Example: "circle", "red circle", "striped circle", "red striped circle"; the pattern "plain" is never said.
+    For example "circle", "red circle", "striped circle", "red striped circle"; the pattern "plain" is never named.
     """
     layer = look.layers[0]
     names = [layer.shape, f"{layer.colour} {layer.shape}"]
@@ -159,7 +191,7 @@ def names_of(look: Look) -> list[str]:
 
 
 def _polygon(shape: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Outline (n, 2) of a shape in the unit disc, x right, y down, and the outline of a hole in it (or None)."""
+    """The outline (n, 2) of a shape in the unit disc, x right, y down, and that of its hole, if it has one."""
     turn = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     disc = np.stack([np.cos(turn), np.sin(turn)], 1)  # (48, 2)
     if shape == "circle":
@@ -203,7 +235,7 @@ def _polygon(shape: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _colour(name: str, rng: np.random.Generator) -> np.ndarray:
-    """(3,) RGB in 0..255: the named colour with its jitter."""
+    """A named colour with jitter: (3,) RGB in 0..255."""
     hue, saturation, value = COLOURS[name]
     hue = (hue + rng.uniform(-HUE_JITTER, HUE_JITTER)) / 360 % 1
     value = float(np.clip(value + rng.uniform(-0.05, 0.05), 0.02, 1.0))
@@ -212,7 +244,7 @@ def _colour(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _render(look: Look, diameter: float, rng: np.random.Generator, outline: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A look as a picture of its own: RGB (side, side, 3) in 0..255 and coverage (side, side) in 0..1."""
+    """Renders one object: RGB (side, side, 3) in 0..255 and coverage (side, side) in 0..1."""
     side = math.ceil(diameter) + 3
     centre, radius = side / 2, diameter / 2
     angle = rng.uniform(0, 2 * math.pi)
@@ -236,7 +268,7 @@ def _render(look: Look, diameter: float, rng: np.random.Generator, outline: bool
 def _mask(
     layer: Layer, side: int, centre: float, radius: float, rotation: np.ndarray, shrink: float = 1.0
 ) -> np.ndarray:
-    """Coverage (side, side) in 0..1 of one layer."""
+    """The coverage of one layer: (side, side) in 0..1."""
     picture = Image.new("L", (side * SUPERSAMPLING, side * SUPERSAMPLING))
     pen = ImageDraw.Draw(picture)
     outline, hole = _polygon(layer.shape)
@@ -248,9 +280,9 @@ def _mask(
 
 
 def _pattern(layer: Layer, local: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """RGB (side, side, 3) of a layer: its colour, and a second shade of the same colour where the pattern has it."""
+    """The RGB (side, side, 3) of a layer: its colour, and a second shade of it where the pattern is."""
     colour = _colour(layer.colour, rng)
-    second = colour * 0.42 if colour.mean() > 60 else colour + 95  # darker, or lighter where it is dark already
+    second = colour * 0.42 if colour.mean() > 60 else colour + 95  # darker, or lighter if the colour is dark
     u, v = local[..., 0] - layer.offset_xy[0], local[..., 1] - layer.offset_xy[1]
     frequency = rng.uniform(2.8, 4.0) / layer.scale
     phase = rng.uniform(0, 2 * math.pi)
@@ -266,12 +298,12 @@ def _pattern(layer: Layer, local: np.ndarray, rng: np.random.Generator) -> np.nd
 
 
 def _muted(rng: np.random.Generator) -> np.ndarray:
-    """(3,) RGB in 0..255 of a colour that no name describes: little saturation, middling value."""
+    """A random colour that fits no name, with low saturation and medium value: (3,) RGB in 0..255."""
     return 255 * np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.03, 0.28), rng.uniform(0.28, 0.72)))
 
 
 def _backdrop(rng: np.random.Generator, style: Style) -> np.ndarray:
-    """(size, size, 3) float32 in 0..255: soft clouds or the boards of a bench, with clutter on top."""
+    """Clouds or the boards of a bench, with clutter on top: (size, size, 3) float32 in 0..255."""
     size = style.size_px
     if style.backdrop == "bench":
         picture = _bench(rng, size)
@@ -297,7 +329,7 @@ def _backdrop(rng: np.random.Generator, style: Style) -> np.ndarray:
 
 
 def _bench(rng: np.random.Generator, size: int) -> Image.Image:
-    """Boards of a workbench: bands of one muted brown with grain along them."""
+    """The boards of a workbench: bands of a muted brown, with grain along them."""
     base = 255 * np.array(colorsys.hsv_to_rgb(rng.uniform(0.05, 0.11), rng.uniform(0.12, 0.3), rng.uniform(0.4, 0.68)))
     boards = int(rng.integers(3, 7))
     tone = rng.uniform(0.85, 1.12, boards)[(np.arange(size) * boards // size)]  # (size,)
@@ -308,7 +340,7 @@ def _bench(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def _finish(canvas: np.ndarray, rng: np.random.Generator, style: Style) -> np.ndarray:
-    """The finished photograph, uint8: light, colour cast, blur, noise."""
+    """Adds light, colour cast, blur and noise; returns uint8."""
     gain = rng.uniform(*style.light) * (1 + rng.uniform(-style.cast, style.cast, 3))
     picture = Image.fromarray(np.clip(canvas * gain.astype(np.float32), 0, 255).astype(np.uint8))
     picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(*style.blur_px)))

@@ -1,8 +1,9 @@
-"""Pascal VOC: an XML file for each image, in `images` and `annotations` or the devkit's `JPEGImages` and `Annotations`.
+"""Data sets in Pascal VOC's format: an XML file for each image.
 
-`train.txt`, `val.txt` and `test.txt` (image names without suffix), in the folder or in the devkit's `ImageSets/Main`,
-say which image belongs where; without them every image is for training. Classes are sorted by name. An image without an
-XML file is background.
+The folders are `images` and `annotations`, or the devkit's `JPEGImages` and `Annotations`. The lists `train.txt`,
+`val.txt` and `test.txt` (image names without suffix), in the folder itself or in the devkit's `ImageSets/Main`, assign
+images to splits; without lists, every image is for training. Classes are sorted by name. An image without an XML file
+is background.
 """
 
 from pathlib import Path
@@ -14,8 +15,8 @@ from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import IMAGE_SUFFIXES
 
-# folders of images and of annotations, and what their coordinates count from: the devkit's first pixel is 1, and its
-# boxes include the last one, so that xmin - 1 and xmax are edges; other tools write edges
+# Image folder, annotation folder, and the coordinate of the first pixel. The devkit counts pixels from 1 and its boxes
+# include the last one, so the edges are xmin - 1 and xmax; other tools write edges.
 _LAYOUTS = (("images", "annotations", 0.0), ("JPEGImages", "Annotations", 1.0))
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -26,7 +27,11 @@ def is_voc(folder: Path) -> bool:
 
 
 def read_voc(folder: Path) -> RawLabels:
-    """The labels of a folder that `is_voc`. Raises: DataError: a list or an XML file breaks a rule."""
+    """Reads the labels of a folder in one of the two layouts.
+
+    Raises:
+        DataError: The folder has neither layout, or a list or an XML file breaks a rule.
+    """
     layout = _layout(folder)
     if layout is None:
         raise DataError(f"`{folder}` has no images with Pascal VOC annotations.")
@@ -76,20 +81,20 @@ def _layout(folder: Path) -> tuple[Path, Path, float] | None:
 
 
 def _listed_stems(folder: Path) -> dict[str, list[str]]:
-    """The image names of each split that has a list; `trainval.txt` stands in for `train.txt`. Empty without lists."""
+    """The image names of each split that has a list; `trainval.txt` is used where `train.txt` is missing."""
     places = [place for place in (folder, folder / "ImageSets" / "Main") if any(place.glob("*.txt"))]
     for place in places:
         train = next((file for name in ("train", "trainval") if (file := place / f"{name}.txt").exists()), None)
         if train is not None:
             files = {"train": train} | {split: place / f"{split}.txt" for split in ("val", "test")}
             if train.stem == "trainval":
-                del files["val"]  # they are in trainval.txt
+                del files["val"]  # trainval.txt has those images too
             return {split: _stems(file) for split, file in files.items() if file.exists()}
     return {}
 
 
 def _stems(file: Path) -> list[str]:
-    """The image names in a list, each once, with or without a suffix."""
+    """The image names in a list, each once. The list may give them with or without a suffix."""
     lines = (Path(line) for line in read_list(file))
     return list(dict.fromkeys(line.stem if line.suffix.lower() in IMAGE_SUFFIXES else line.name for line in lines))
 

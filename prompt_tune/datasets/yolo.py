@@ -1,7 +1,7 @@
-"""ultralytics' format: a YAML with `train`, `val`, `test` and `names`; a text file of boxes for each image.
+"""Data sets in ultralytics' format: a YAML with `train`, `val`, `test` and `names`, and a label file for each image.
 
-A line is `class x y w h`, centre and size in shares of the image's width and height; a line with a polygon
-(`class x1 y1 x2 y2 x3 y3 ...`) counts as the box around it. An image without a label file is background.
+A line of a label file is `class x y w h`: centre and size as fractions of the image's width and height. A polygon
+(`class x1 y1 x2 y2 x3 y3 ...`) is read as the box around it. An image without a label file is background.
 """
 
 import os
@@ -18,11 +18,17 @@ _LEAST_POLYGON_FIELDS = 7  # a class and three points
 
 
 def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
-    """The labels that an ultralytics YAML describes.
+    """Reads the labels of an ultralytics data set.
 
-    Args:    description: the YAML file, for paths and errors.
-             content: what it holds.
-    Raises:  DataError: a key, a place, a label file or a line of it breaks a rule.
+    Args:
+        description: The YAML file, for paths and error texts.
+        content: The mapping in that file.
+
+    Returns:
+        The labels of all splits, not checked against the images.
+
+    Raises:
+        DataError: A key, a path, or a line of a label file breaks a rule.
     """
     if "kpt_shape" in content:
         raise DataError(f"`{description}` has `kpt_shape`: its labels are poses, not boxes. Give a detection data set.")
@@ -57,7 +63,7 @@ def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _image_paths(root: Path, entries: Any, description: Path, key: str) -> list[Path]:
-    """The images of a split: of folders (and the folders in them), and of text files that list images."""
+    """The images of a split, from folders (searched recursively) and from text files that list images."""
     entries = [entries] if isinstance(entries, str) else entries
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise DataError(
@@ -69,7 +75,7 @@ def _image_paths(root: Path, entries: Any, description: Path, key: str) -> list[
         if place.is_dir():
             paths += (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         elif place.suffix.lower() == ".txt":
-            # ultralytics: `./` is the list's own folder; what it leaves to the current folder we look up there as well
+            # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
             paths += (Path(os.path.normpath(place.parent / line)) for line in read_list(place))
         else:
             raise DataError(
@@ -81,7 +87,7 @@ def _image_paths(root: Path, entries: Any, description: Path, key: str) -> list[
 
 
 def _label_path(image: Path) -> Path:
-    """ultralytics' rule: the last `images` in the path becomes `labels`; without one, the label is beside the image."""
+    """The label file of an image: ultralytics replaces the last folder `images` in its path, if any, by `labels`."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":

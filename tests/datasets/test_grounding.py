@@ -6,62 +6,15 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
+from data_sets import SIZE_WH, Phrases, grounding_content, write_grounding
 
 from prompt_tune.datasets.grounding import CaptionedImage, ignored_regions, read_grounding, read_grounding_yaml
 from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.datasets.replay import name_pattern
 from prompt_tune.errors import DataError
 
-SIZE_WH = (100, 80)
 WHOLE = (0.0, 0.0, 100.0, 80.0)
 CLASSES = (("forklift",), ("traffic light", "stop signal"))
-
-# a caption and its boxes: (phrases of tokens_positive, x, y, width, height)
-Phrases = list[tuple[list[str], float, float, float, float]]
-
-
-def content(rows: list[tuple[str, str, Phrases]]) -> dict[str, Any]:
-    """The JSON of rows (file name, caption, boxes), with the keys that the real files have."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for i, (name, caption, boxes) in enumerate(rows):
-        images.append(
-            {
-                "file_name": name,
-                "height": SIZE_WH[1],
-                "width": SIZE_WH[0],
-                "id": i,
-                "original_id": 7 * i,
-                "caption": caption,
-                "dataset_name": "mixed",
-                "tokens_negative": [[0, len(caption)]],
-            }
-        )
-        for phrases, *box in boxes:
-            spans = [[caption.index(phrase), caption.index(phrase) + len(phrase)] for phrase in phrases]
-            annotations.append(
-                {
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "image_id": i,
-                    "category_id": 1,
-                    "id": 500 + len(annotations),
-                    "bbox": box,
-                    "tokens_positive": spans,
-                    "segmentation": [[0, 0, 1, 1, 1, 0]],
-                }
-            )
-    categories = [{"supercategory": "object", "id": 1, "name": "object"}]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def write(root: Path, rows: list[tuple[str, str, Phrases]], folder: str = "images") -> Path:
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    for name, _, _ in rows:
-        Image.new("RGB", SIZE_WH).save(root / folder / name)
-    (root / "final_set.json").write_text(json.dumps(content(rows)))
-    return root / "final_set.json"
 
 
 def regions(image: CaptionedImage) -> set[tuple[int, tuple[float, ...]]]:
@@ -114,7 +67,7 @@ def regions(image: CaptionedImage) -> set[tuple[int, tuple[float, ...]]]:
 def test_ignored_regions_are_what_names_a_class(
     tmp_path: Path, caption: str, boxes: Phrases, expected: set[tuple[int, tuple[float, ...]]]
 ) -> None:
-    (image,) = read_grounding(write(tmp_path, [("a.png", caption, boxes)]))
+    (image,) = read_grounding(write_grounding(tmp_path, [("a.png", caption, boxes)]))
     assert image.path == tmp_path / "images" / "a.png"
     assert regions(image) == expected
 
@@ -126,7 +79,7 @@ def test_read_grounding_captions_of_one_image_are_merged(tmp_path: Path) -> None
         ("b.png", "the yellow forklift", [(["yellow forklift"], 10, 20, 30, 40)]),
         ("b.png", "a traffic light", [(["light"], 50, 10, 5, 20)]),
     ]
-    first, second = read_grounding(write(tmp_path, rows))
+    first, second = read_grounding(write_grounding(tmp_path, rows))
     assert (first.path.name, len(first.captions), regions(first)) == ("a.png", 1, set())
     assert (second.path.name, len(second.captions)) == ("b.png", 3)
     assert regions(second) == {(0, (10, 20, 40, 60)), (1, (50, 10, 55, 30))}
@@ -134,12 +87,12 @@ def test_read_grounding_captions_of_one_image_are_merged(tmp_path: Path) -> None
 
 def test_read_grounding_finds_the_images_beside_the_file_or_where_the_yaml_says(tmp_path: Path) -> None:
     row: list[tuple[str, str, Phrases]] = [("a.png", "a dog", []), ("b.png", "a cat", [])]
-    inside = write(tmp_path / "inside", row, folder=".")
+    inside = write_grounding(tmp_path / "inside", row, folder=".")
     assert read_grounding(inside)[0].path.parent == tmp_path / "inside"
-    beside = write(tmp_path / "beside", row)
+    beside = write_grounding(tmp_path / "beside", row)
     (beside.parent / "images" / "a.png").unlink()  # people have a part of the images
     assert read_grounding(beside)[0].path.parent == tmp_path / "beside" / "images"
-    elsewhere = write(tmp_path / "elsewhere", row, folder="photos")
+    elsewhere = write_grounding(tmp_path / "elsewhere", row, folder="photos")
     with pytest.raises(
         DataError, match=r"none of its 2 images is in .*images` or in .*the first: `a\.png`.* two lines"
     ):
@@ -162,14 +115,14 @@ def test_read_grounding_finds_the_images_beside_the_file_or_where_the_yaml_says(
     ],
 )
 def test_read_grounding_yaml_bad_description_raises(tmp_path: Path, keys: dict[str, object], message: str) -> None:
-    write(tmp_path, [("a.png", "a dog", [])])
+    write_grounding(tmp_path, [("a.png", "a dog", [])])
     entries = {"images": "images", "grounding": "final_set.json"} | keys
     with pytest.raises(DataError, match=message):
         read_grounding_yaml(tmp_path / "set.yaml", entries)
 
 
 def test_read_grounding_bad_file_raises_one_line(tmp_path: Path) -> None:
-    good = content([("a.png", "a forklift", [(["forklift"], 1, 2, 3, 4)]), ("b.png", "a dog", [])])
+    good = grounding_content([("a.png", "a forklift", [(["forklift"], 1, 2, 3, 4)]), ("b.png", "a dog", [])])
 
     def edited(key: str, position: int, **values: object) -> dict[str, Any]:
         copy = json.loads(json.dumps(good))
@@ -202,7 +155,7 @@ def test_read_grounding_bad_file_raises_one_line(tmp_path: Path) -> None:
         (edited("annotations", 0, tokens_positive=[[-1, 3]]), r"the span \[-1, 3\] is not"),
         (edited("annotations", 0, tokens_positive=[[5, 3]]), r"the span \[5, 3\] is not"),
     ]
-    file = write(tmp_path, [("a.png", "a forklift", []), ("b.png", "a dog", [])])
+    file = write_grounding(tmp_path, [("a.png", "a forklift", []), ("b.png", "a dog", [])])
     for case, message in cases:
         file.write_text(json.dumps(case))
         with pytest.raises(DataError, match=message) as caught:
@@ -215,7 +168,7 @@ def test_read_grounding_bad_file_raises_one_line(tmp_path: Path) -> None:
 
 
 def test_read_dataset_of_a_grounding_set_says_what_it_is_for(tmp_path: Path) -> None:
-    write(tmp_path, [("a.png", "a dog", [])])
+    write_grounding(tmp_path, [("a.png", "a dog", [])])
     (tmp_path / "set.yaml").write_text(yaml.safe_dump({"images": "images", "grounding": "final_set.json"}))
     with pytest.raises(DataError, match=r"set\.yaml` describes a grounding set, .* Give this file to `--replay`"):
         read_dataset(tmp_path / "set.yaml")

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import run_command
+from disks import full_disk
 from PIL import Image
 
 from prompt_tune.datasets.reading import read_dataset
@@ -102,3 +104,16 @@ def test_folder_with_other_files_is_refused_and_an_empty_one_used(tmp_path: Path
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["a.txt"]
     (tmp_path / "empty").mkdir()
     write_sample(tmp_path / "empty", n_images=1)
+
+
+def test_sample_onto_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    below_a_file, on_a_full_disk = tmp_path / "file" / "set", tmp_path / "set"
+    done = run_command(capfd, "sample", "--out", below_a_file, "--images", 1)
+    assert done.status == 1 and "Traceback" not in done.err
+    assert f"{below_a_file} cannot be written: Not a directory. Give another --out." in done.err
+    with pytest.raises(DataError) as error, full_disk():
+        write_sample(on_a_full_disk, n_images=1)
+    assert str(error.value) == f"{on_a_full_disk} cannot be written: File too large. Give another --out."

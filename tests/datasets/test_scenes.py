@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from places import TESTS
+from places import ROOT, TESTS
 
 from prompt_tune.datasets.scenes import (
     COLOURS,
@@ -44,12 +45,11 @@ def fingerprint(drawn: Scene) -> str:
 
 def test_scene_of_the_same_seed_is_the_same_in_another_process() -> None:
     code = (
-        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
         "from test_scenes import fingerprint, scene\n"
         "print(fingerprint(scene(5)))"
     )
-    tests = TESTS
-    command = [sys.executable, "-c", code, str(tests), str(tests.parent)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(TESTS), str(ROOT)]
     environment = os.environ | {"PYTHONHASHSEED": "77"}
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
     assert printed == fingerprint(scene(5)) != fingerprint(scene(6))

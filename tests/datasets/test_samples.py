@@ -1,0 +1,66 @@
+"""Labels checked against images: damaged images, and boxes at or beyond the edge."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from data_sets import TRAIN, VAL, Boxes, write_coco, write_devkit, write_roboflow, write_voc, write_yolo
+from PIL import Image
+
+from prompt_tune.datasets.reading import read_dataset
+from prompt_tune.errors import DataError
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "missing"])
+def test_read_dataset_one_damaged_image_is_skipped_and_named(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_coco(tmp_path, {"train": TRAIN, "val": VAL})
+    image = tmp_path / "train" / "b.png"
+    if damage == "missing":
+        image.unlink()
+    else:
+        image.write_bytes(image.read_bytes()[:60] if damage == "truncated" else b"nothing")
+    data = read_dataset(source)
+    assert [sample.path.stem for sample in data.train.samples] == ["a", "c"]
+    assert data.train.skipped == (str(image),)
+    assert caplog.messages[0].startswith(f"1 of 3 images of `train` are skipped: `{image}`")
+
+
+def test_read_dataset_every_image_damaged_raises(tmp_path: Path) -> None:
+    source = write_yolo(tmp_path, {"train": TRAIN, "val": VAL})
+    (tmp_path / "images/val/d.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"the `val` split cannot be used: none of its 1 images can be read\. .*d\.png"):
+        read_dataset(source)
+
+
+def test_read_dataset_box_slightly_beyond_the_edge_is_clipped(tmp_path: Path) -> None:
+    source = write_coco(tmp_path, {"train": {"a": [(0, -1.5, 0, 101.5, 82, False)]}, "val": VAL})
+    assert read_dataset(source).train.samples[0].labels.boxes_xyxy.tolist() == [[0, 0, 100, 80]]
+
+
+def test_read_dataset_box_without_area_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    boxes: Boxes = {"a": [(0, 10, 10, 10, 30, False), (1, 10, 10, 20, 20, False), (1, 100, 5, 101, 9, False)]}
+    data = read_dataset(write_voc(tmp_path, {"train": boxes, "val": VAL}))
+    assert data.train.samples[0].labels.boxes_xyxy.tolist() == [[10, 10, 20, 20]]
+    assert caplog.messages[0].startswith("2 boxes of `train` have no area and are left out, the first: `")
+    assert "1 classes have no box in the training images: lorry" in caplog.messages
+
+
+@pytest.mark.parametrize("write", [write_yolo, write_coco, write_roboflow, write_voc, write_devkit])
+@pytest.mark.parametrize("box", [(110, 10, 120, 20), (50, 10, 110, 20), (5, -30, 20, 20), (900, 900, 950, 950)])
+def test_read_dataset_box_outside_its_image_raises(
+    tmp_path: Path, write: Callable[[Path, dict[str, Boxes]], Path], box: tuple[float, float, float, float]
+) -> None:
+    source = write(tmp_path, {"train": {"a": [(0, 1, 1, 9, 9, False), (0, *box, False)]}, "val": VAL})
+    with pytest.raises(DataError, match=r"is not inside its image of 100x80\. Correct or remove it") as caught:
+        read_dataset(source)
+    places = ("a.txt`, line 2", "annotation 101 (a.png)", "a.xml`, object 2")  # the file, and where in it
+    assert any(place in str(caught.value) for place in places)
+
+
+def test_read_dataset_declared_size_that_differs_raises(tmp_path: Path) -> None:
+    source = write_voc(tmp_path, {"train": TRAIN, "val": VAL})
+    Image.new("RGB", (200, 160)).save(tmp_path / "images" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png` is 200x160 pixels \(upright\), but its label was made for 100x80"):
+        read_dataset(source)
