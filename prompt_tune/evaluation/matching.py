@@ -1,4 +1,4 @@
-"""The verdict on each detection, by COCO's rule: what counts and pictures, thresholds and calibration are made from."""
+"""Which detections found a labelled object, by COCO's rule. Every number, curve and picture of a result starts here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,20 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from prompt_tune.datasets.samples import Labels
-from prompt_tune.evaluation.metrics import IOU_THRESHOLDS
-from prompt_tune.runtime.boxes import box_iou, match
+from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import Detections
 
-HIT_IOU = IOU_THRESHOLDS[0]  # AP50's: the overlap from which on a detection has found an object
+HIT_IOU = 0.5  # the overlap at which a detection has found an object; AP50's
 
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """Detections of one image held against its labels; row for row with the detections.
+    """What the n detections of one image are at IoU 0.5.
 
     Attributes:
-        label: (n, 10) int64, the label that a detection found at each of `IOU_THRESHOLDS`, or -1.
-        counts: (n, 10) bool. False for a detection that found no object but lies on an ignored label of its class: it
+        label: (n,) int64, the label that a detection found, or -1.
+        counts: (n,) bool. False for a detection that found no object but lies on an ignored label of its class: it
             is neither right nor wrong.
     """
 
@@ -42,42 +41,79 @@ class Matched:
     n_objects: int
 
     def above(self, threshold: float) -> tuple[float, float]:
-        """Precision and recall of the detections with a score above `threshold`; nan where they are not defined."""
+        """Precision and recall of the detections with a score above `threshold`; nan where undefined."""
         kept = self.correct[self.scores > np.float32(threshold)]
         right = float(kept.sum())
         return right / len(kept) if len(kept) else np.nan, right / self.n_objects if self.n_objects else np.nan
 
 
-def judge(labels: Labels, found: Detections) -> Verdicts:
-    """Which detections of one image are right: by falling score, each takes the free object it overlaps most.
+def match_labels(labels: Labels, found: Detections, reserve: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Match the detections of one image with its labels.
+
+    By falling score, each detection takes the free label of its class that it overlaps most, if the overlap reaches
+    the limit. Ignored labels stay free: any number of detections can take them.
 
     Args:
-        labels: In the same frame as the detections. Only labels of a detection's own class count for it.
-        found: The detections of the image.
+        labels: m labels.
+        found: n detections, in the same frame. Ties in score go to the first.
+        reserve: (s, m) bool, s matchings. A detection takes one of these labels only where no other can be had.
+        limits: (k,) rising, the smallest overlap, IoU in 0..1. For an ignored label, the share of the detection that
+            lies inside takes the place of the IoU.
 
-    Source: COCO (arXiv 1405.0312). An ignored region may be found by any number of detections; with it, the share of
-        the detection that lies inside takes the place of the IoU.
+    Returns:
+        (n, s, k) int64: the label that a detection took in each matching at each limit, or -1.
+
+    Source: COCO (arXiv 1405.0312). Of equal overlaps the last label is taken, as in COCO's evaluator.
     """
+    n, m = len(found), len(labels)
+    taken = np.full((n, len(reserve), len(limits)), -1, np.int64)
     same = found.class_ids[:, None] == labels.classes  # (n, m)
     overlap = np.where(same, box_iou(found.boxes_xyxy, labels.boxes_xyxy, labels.ignore), -1.0)
-    objects = np.flatnonzero(~labels.ignore)
-    label = match(overlap[:, objects], found.scores, IOU_THRESHOLDS)  # (n, 10)
-    label = np.where(label < 0, -1, np.append(objects, -1)[label])
-    ignored = overlap[:, labels.ignore].max(axis=1, initial=-1)[:, None] >= IOU_THRESHOLDS  # (n, 10)
-    return Verdicts(label, (label >= 0) | ~ignored)
+    free = np.ones((len(reserve), len(limits), m), bool)
+    matching, level = np.ogrid[: len(reserve), : len(limits)]
+    near = np.flatnonzero(overlap.max(axis=1, initial=-1) >= limits[0])  # the others take nothing
+    for row in near[np.argsort(-found.scores[near], kind="stable")]:
+        candidates = np.where(free & (overlap[row] >= limits[:, None]), overlap[row], -1.0)  # (s, k, m)
+        preferred = np.where(reserve[:, None], -1.0, candidates)
+        candidates = np.where(preferred.max(axis=-1, keepdims=True) >= 0, preferred, candidates)
+        best = m - 1 - candidates[..., ::-1].argmax(axis=-1)  # (s, k)
+        hit = candidates[matching, level, best] >= 0
+        taken[row] = np.where(hit, best, -1)
+        free[matching, level, best] &= ~hit | labels.ignore[best]
+    return taken
+
+
+def judge(labels: Labels, found: Detections) -> Verdicts:
+    """Decide for each detection of one image whether it is right, wrong or ignored, at IoU 0.5.
+
+    Args:
+        labels: The labels of the image.
+        found: Its detections, in the same frame.
+    """
+    label = match_labels(labels, found, labels.ignore[None], np.array([HIT_IOU]))[:, 0, 0]  # (n,)
+    ignored = (label >= 0) & np.append(labels.ignore, False)[label]  # (n,)
+    return Verdicts(np.where(ignored, -1, label), ~ignored)
 
 
 def match_classes(labels: Sequence[Labels], found: Sequence[Detections], n_cls: int) -> list[Matched]:
-    """The verdict on every detection at IoU 0.5, class by class; the arguments are those of `coco_evaluation`."""
+    """Match the detections of all images with their labels at IoU 0.5.
+
+    Args:
+        labels: The labels of each image.
+        found: The detections of each image, in the same order and frame.
+        n_cls: The number of classes; class ids are 0 .. n_cls - 1.
+
+    Returns:
+        The detections of each class.
+    """
     verdicts = [judge(*pair) for pair in zip(labels, found, strict=True)]
-    correct = np.concatenate([np.zeros(0, bool), *(part.label[:, 0] >= 0 for part in verdicts)])  # (n,)
-    counts = np.concatenate([np.zeros(0, bool), *(part.counts[:, 0] for part in verdicts)])  # (n,)
+    correct = np.concatenate([np.zeros(0, bool), *(part.label >= 0 for part in verdicts)])  # (n,)
+    counts = np.concatenate([np.zeros(0, bool), *(part.counts for part in verdicts)])  # (n,)
     scores = np.concatenate([np.zeros(0, np.float32), *(part.scores for part in found)])  # (n,)
     classes = np.concatenate([np.zeros(0, np.int64), *(part.class_ids for part in found)])  # (n,)
     objects = np.concatenate([np.zeros(0, np.int64), *(part.classes[~part.ignore] for part in labels)])  # (m,)
-    matched = []
-    for k in range(n_cls):
-        rows = np.flatnonzero((classes == k) & counts)
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        matched.append(Matched(scores[rows], correct[rows], int((objects == k).sum())))
-    return matched
+    n_objects = np.bincount(objects, minlength=n_cls)
+    rows = np.flatnonzero(counts)
+    rows = rows[np.lexsort((-scores[rows], classes[rows]))]  # stable
+    parts = np.split(rows, np.searchsorted(classes[rows], np.arange(1, n_cls)))
+    return [Matched(scores[part], correct[part], int(n)) for part, n in zip(parts, n_objects, strict=True)]
