@@ -1,6 +1,7 @@
-"""The command line: `prompt-tune COMMAND`. Each command is a thin shell over one function that can be imported."""
+"""The command line: `prompt-tune COMMAND`. Each command is a thin shell over one function that anybody can import."""
 
 import importlib
+import io
 import logging
 import sys
 
@@ -9,20 +10,23 @@ import click
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.version import __version__
 
-# command -> (module, one line of help): `--help` shows these without importing a module that is heavy
+# command -> (module, one line of help), so that `--help` imports none of the modules
 COMMANDS = {
-    "demo": ("prompt_tune.cli.demo", "Teach `tiny` six classes, export, detect, and print what came of it."),
-    "fit": ("prompt_tune.cli.fit", "Learn context vectors for your classes from labelled images."),
-    "export": ("prompt_tune.cli.export", "Write a bundle: ONNX graph, original and learned vocabulary."),
-    "bake": ("prompt_tune.cli.bake", "Write an ultralytics checkpoint with original and learned classes set."),
-    "detect": ("prompt_tune.cli.detect", "Run a bundle on images with ONNX Runtime."),
-    "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, a class at a time."),
+    "demo": ("prompt_tune.cli.demo", "Teach `tiny` six new classes, export it, detect, and print the results."),
+    "fit": ("prompt_tune.cli.fit", "Learn prompts for your classes from labelled images."),
+    "export": ("prompt_tune.cli.export", "Write a bundle: the ONNX graph, the original and the learned vocabulary."),
+    "bake": ("prompt_tune.cli.bake", "Write an ultralytics checkpoint with original and learned classes built in."),
+    "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
+    "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
-    "vocab": ("prompt_tune.cli.vocab", "Build, show and edit vocabulary files."),
+    "vocab": ("prompt_tune.cli.vocab", "Build, show, compare, edit and convert vocabulary files."),
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
-    "pretrain": ("prompt_tune.cli.pretrain", "Make `tiny`, the small YOLO-World that ships with the package, again."),
+    "pretrain": (
+        "prompt_tune.cli.pretrain",
+        "Train `tiny`, the small YOLO-World in this package, from scratch.",
+    ),
 }
-# what the extra `fit` brings, by import name; an inference box has none of them
+# import names of what the extra `fit` installs; an inference box has none of it
 FIT_PACKAGES = {"torch", "torchvision", "ultralytics", "open_clip", "onnx", "faster_coco_eval", "matplotlib", "yaml"}
 
 
@@ -30,47 +34,49 @@ class LazyGroup(click.Group):
     """Imports a command's module only when that command runs, so that `--help` is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the commands, in the order of use."""
+        """The names of the commands, in the order in which they are used."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported now; its module holds it under the attribute `command`."""
+        """Import the command of that name: the attribute `command` of its module."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands in `--help`, from the table above: nothing is imported."""
+        """Write the list of commands of `--help` from the table above."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 class _EchoHandler(logging.Handler):
-    """Log lines on standard error, above a progress bar where one is shown."""
+    """Writes log lines to standard error, above a progress bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the line."""
+        """Write the line."""
         click.echo(self.format(record), err=True)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="prompt-tune")
 def command() -> None:
-    """Teach YOLO-World new classes without touching what it knows.
+    """Teach YOLO-World new classes without changing what it knows.
 
-    Only context vectors in front of the class names are learned; the detector and its text tower stay frozen, and what
-    is learned is a small vocabulary file that one ONNX graph takes as an input.
+    Only context vectors in front of the class names are learned. The detector and its text tower stay frozen. The
+    result is a small vocabulary file, which one ONNX graph takes as an input.
     """
     logger = logging.getLogger("prompt_tune")
     if not logger.handlers:
         logger.addHandler(_EchoHandler())
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # other libraries log to the root as they like
+    logger.propagate = False  # what other libraries set up at the root does not matter here
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 done, 1 error, 2 usage, 3 a check found a regression."""
+    """Entry point. Exit status: 0 done, 1 error, 2 wrong usage, 3 a check found a regression."""
+    for stream in (sys.stdout, sys.stderr):
+        _escape_what_does_not_fit(stream)
     try:
         sys.exit(command.main(standalone_mode=False))  # the status of ctx.exit(), or None: done
     except click.Abort:
@@ -88,3 +94,11 @@ def main() -> None:
     except PromptTuneError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+
+
+def _escape_what_does_not_fit(stream: object) -> None:
+    """Let a stream write characters that its encoding lacks as escapes such as \\u8eca: class names may have any."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    if stream.errors != "surrogateescape" or stream.encoding.lower() != "utf-8":  # that pair writes every file name
+        stream.reconfigure(errors="backslashreplace")

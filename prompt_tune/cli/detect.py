@@ -1,4 +1,4 @@
-"""`prompt-tune detect`: run a bundle on images, videos, cameras and streams with ONNX Runtime. Needs no torch."""
+"""`prompt-tune detect`: runs a bundle on images, videos, cameras and streams with ONNX Runtime, without torch."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from prompt_tune.cli.options import device_option
 if TYPE_CHECKING:
     from prompt_tune.media.annotate import Annotated
 
-TABLE_ROWS = 20  # classes in the table; the rest is one line
+TABLE_ROWS = 20  # classes in the table; one line counts the rest
 SCORE = click.FloatRange(0, 1)
-NAMES = "NAME, or LABEL:NAME in one vocabulary, or LABEL:* for all of it. Can be given several times."
+NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
 
 
 @click.command(name="detect")
@@ -37,9 +37,9 @@ NAMES = "NAME, or LABEL:NAME in one vocabulary, or LABEL:* for all of it. Can be
     help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from, "
     "detections.csv. Can be given several times; default: pictures and coco.",
 )
-@click.option("--stream", is_flag=True, help="Write a line of JSON to standard output for each image or frame at once.")
+@click.option("--stream", is_flag=True, help="Write one line of JSON per image or frame to standard output, at once.")
 @click.option(
-    "--every", default=1, show_default=True, type=click.IntRange(1), help="Take each N-th frame of a video or stream."
+    "--every", default=1, show_default=True, type=click.IntRange(1), help="Take every N-th frame of a video or stream."
 )
 @click.option(
     "--timeout",
@@ -52,16 +52,20 @@ NAMES = "NAME, or LABEL:NAME in one vocabulary, or LABEL:* for all of it. Can be
     "--learned",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="One more vocabulary file for the same detector; its file name is its label. Can be given several times.",
+    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
 )
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
-@click.option("--show", multiple=True, metavar="NAME", help=f"Show this class only: {NAMES}")
+@click.option("--show", multiple=True, metavar="NAME", help=f"Show only this class: {NAMES}")
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
 @device_option
-@click.option("--iou", type=SCORE, help="Overlap above which the weaker box goes; default: 0.7, and each class's own.")
+@click.option(
+    "--iou",
+    type=SCORE,
+    help="Overlap above which the lower-scoring box is dropped; default: 0.7, or less if a class has its own limit.",
+)
 @click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
-@click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; goes before --conf.")
-@click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; goes before --conf.")
+@click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
+@click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
 @click.option("--image-size", type=int, help="Side of the network's input in pixels; default: the bundle's.")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores.")
 def command(
@@ -84,11 +88,11 @@ def command(
     image_size: int | None,
     threads: int,
 ) -> None:
-    """Detect the classes of BUNDLE, a folder of `prompt-tune export`, in images, videos, cameras and streams.
+    """Detect the classes of BUNDLE, a folder from `prompt-tune export`, in images, videos, cameras and streams.
 
-    Writes to --out a picture for each image (and a video for each video), original classes in thin muted boxes, learned
-    ones in thick bright ones, and detections.json in COCO's format, where each annotation says which vocabulary it is
-    from. Ctrl-C ends it after the frame at hand, and what is written is whole.
+    Writes to --out an annotated picture for each image (a video for each video), with original classes in thin muted
+    boxes and learned classes in thick bright ones, and detections.json in COCO's format, where each annotation names
+    its vocabulary. Ctrl-C ends the run after the current frame; the files are then complete up to that frame.
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.errors import DataError, VocabularyError
@@ -98,7 +102,9 @@ def command(
     from prompt_tune.runtime.detector import Detector
 
     if out is None and (save or not stream):
-        raise click.UsageError("Missing option '--out', the folder to write to; only --stream alone does without.")
+        raise click.UsageError(
+            "Missing option '--out', the folder to write to. It can be left out only with --stream and without --save."
+        )
     opened = open_source(source, every=every, timeout=timeout)
     detector = Detector(
         bundle,
@@ -112,7 +118,8 @@ def command(
         choose_classes(detector.classes, show=show or None, hide=hide)
     except VocabularyError as error:
         raise click.UsageError(str(error)) from error
-    lines = sys.stdout if stream else None  # before the progress bar puts its own in its place
+    lines = sys.stdout if stream else None  # here, because the progress bar replaces sys.stdout
+    on_terminal = stream and sys.stdout.isatty()  # lines and a progress bar would overwrite each other there
     with _stoppable() as stop, stages() as progress:
         result = annotate(
             detector,
@@ -125,9 +132,7 @@ def command(
             learned_conf=conf if learned_conf is None else learned_conf,
             show=show or None,
             hide=hide,
-            progress=None
-            if stream and sys.stdout.isatty()
-            else progress,  # lines and a bar would write over one another
+            progress=None if on_terminal else progress,
             stop=stop,
         )
     if stream:
@@ -136,12 +141,12 @@ def command(
     if result.broken:
         raise DataError(result.broken)
     if stop() and not opened.live:
-        raise click.Abort  # not all was looked at, and the exit status says so
+        raise click.Abort  # the exit status says that the source was not finished
 
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed or the system asks the process to end; the second time ends it where it stands."""
+    """Tells whether Ctrl-C was pressed or the system asked the process to end. The second time ends it at once."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -158,7 +163,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
 
 def _leave_quietly() -> None:
-    """Where nobody reads standard output any more, Python would complain about it at its end."""
+    """Keep Python from complaining at exit when nobody reads standard output any more."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -166,7 +171,7 @@ def _leave_quietly() -> None:
 
 
 def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
-    """A line for each skipped image, a small table, and a summary in one line."""
+    """Print one line per skipped file, a small table, and a summary line."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -185,7 +190,7 @@ def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
             table.add_row(Text(label), Text(name), str(count), str(result.images_with[key]))  # Text: names may have [ ]
         Console(stderr=to_errors).print(table)
         if len(ranked) > TABLE_ROWS:
-            click.echo(f"... and {len(ranked) - TABLE_ROWS} classes more.", err=to_errors)
+            click.echo(f"... and {len(ranked) - TABLE_ROWS} more classes.", err=to_errors)
     counts = ((result.images, "image"), (result.frames, "frame"))
     seen = " and ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in counts if count)
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""

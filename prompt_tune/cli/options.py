@@ -1,12 +1,12 @@
-"""Options that several commands share: one wording, one list of choices."""
+"""Options that several commands share."""
 
 import click
 
 from prompt_tune.runtime.providers import DEVICES
 
 DEVICE_HELP = (
-    "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; auto: cuda where it works, else cpu, and it says "
-    "so; tensorrt: experimental."
+    "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; auto: cuda if it works, otherwise cpu, with a "
+    "message; tensorrt: experimental."
 )
 
 device_option = click.option(
@@ -14,5 +14,5 @@ device_option = click.option(
     default="cpu",
     show_default=True,
     type=click.Choice(DEVICES),
-    help=f"Where ONNX Runtime computes: {DEVICE_HELP}",
+    help=f"Where ONNX Runtime runs. {DEVICE_HELP}",
 )

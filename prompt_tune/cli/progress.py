@@ -1,4 +1,4 @@
-"""Progress bars for work in stages, with rate and time left."""
+"""Progress bars for work in stages, with rate and remaining time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from prompt_tune.progress import Progress
 
 @contextmanager
 def stages() -> Iterator[Progress]:
-    """A callback (stage, done, total, note) that shows one bar a stage on standard error; total None: nobody knows."""
+    """A `Progress` callback that shows one bar per stage on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -23,7 +23,7 @@ def stages() -> Iterator[Progress]:
     from rich.text import Text
 
     class RateColumn(ProgressColumn):
-        """Steps a second, of the last half minute."""
+        """Steps per second, over the last half minute."""
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed

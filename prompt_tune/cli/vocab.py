@@ -1,4 +1,4 @@
-"""`prompt-tune vocab`: build, show and edit vocabulary files."""
+"""`prompt-tune vocab`: builds, shows, compares, edits and converts vocabulary files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,10 +14,10 @@ OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file 
 
 @click.group(name="vocab")
 def command() -> None:
-    """Build, show, compare and edit vocabulary files.
+    """Build, show, compare, edit and convert vocabulary files.
 
-    A vocabulary file (*.vocab.safetensors) holds class names, their embeddings, a threshold for each, and the digests
-    of the detector, text tower and guide that it was made for. Only `build` needs PyTorch.
+    A vocabulary file (*.vocab.safetensors) holds class names, the embeddings and threshold of each class, and the
+    digests of the detector, text tower and guide that it was made for. Only `build` needs PyTorch.
     """
 
 
@@ -26,8 +26,8 @@ def command() -> None:
 @click.option(
     "--names",
     required=True,
-    help='The classes: names with commas between them and synonyms after semicolons ("lorry; truck, car"), a .txt file '
-    "with one class a line, or a built-in list: coco, lvis, objects365, tiny.",
+    help='The classes: names separated by commas, each with its synonyms after semicolons ("lorry; truck, car"), a .txt '
+    "file with one class per line, or a built-in list: coco, lvis, objects365, tiny.",
 )
 @OUT
 @click.option(
@@ -35,7 +35,7 @@ def command() -> None:
     type=click.Choice(["plain", "original"]),
     default="plain",
     show_default=True,
-    help="Whether the classes are added to an original vocabulary, or are one that guides the detector.",
+    help="plain: classes to load beside an original vocabulary. original: a vocabulary that guides the detector.",
 )
 @click.option(
     "--text-tower", show_default="the detector's own", help="NAME:TAG of open_clip, local-dir:FOLDER, or `tiny`."
@@ -43,14 +43,14 @@ def command() -> None:
 @click.option(
     "--prompts",
     type=FILE,
-    help="prompts.safetensors of a run: its context vectors go in front of the names, and the kind is `learned`.",
+    help="prompts.safetensors of a run. Its context vectors are put in front of the names, and the kind is `learned`.",
 )
 @click.option(
     "--original",
     "--guide",
     "original",
     show_default="that of the run or the detector",
-    help="The original vocabulary that the file is for: a vocabulary file, or what --names takes.",
+    help="The original vocabulary that the file is made for: a vocabulary file, or classes as for --names.",
 )
 def build(
     model: str,
@@ -63,10 +63,10 @@ def build(
 ) -> None:
     """Make a vocabulary file from class names, with the detector's text tower."""
     if kind == "original" and (prompts is not None or original is not None):
-        raise click.UsageError("--kind original goes with neither --prompts nor --original: it is a guide itself.")
+        raise click.UsageError("--kind original takes neither --prompts nor --original: it is a guide itself.")
     from prompt_tune.vocabulary.names import read_classes
 
-    classes = read_classes(names)  # a mistake here is told before anything heavy is loaded
+    classes = read_classes(names)  # here, so that a mistake shows before anything heavy is loaded
     from prompt_tune.models.embeddings import build_vocabulary
 
     vocabulary = build_vocabulary(
@@ -83,7 +83,7 @@ def build(
 @command.command()
 @click.argument("file", type=FILE)
 def show(file: Path) -> None:
-    """Print what a vocabulary file holds: its classes, and what it was made for."""
+    """Print the classes of a vocabulary file, and what it was made for."""
     from rich.console import Console
 
     from prompt_tune.cli.vocab_tables import classes_table, origin_table
@@ -99,7 +99,7 @@ def show(file: Path) -> None:
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @OUT
 def merge(files: tuple[Path, ...], out: Path) -> None:
-    """Put the classes of several vocabulary files, for one detector and guide, into one file."""
+    """Merge the classes of several vocabulary files into one. All must be for the same detector and guide."""
     from prompt_tune.vocabulary.vocabulary import Vocabulary
     from prompt_tune.vocabulary.vocabulary import merge as merge_vocabularies
 
@@ -111,12 +111,12 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="OLD NEW [OLD NEW]...")
 @OUT
 def rename(file: Path, names: tuple[str, ...], out: Path) -> None:
-    """Give classes other names: an old and a new one at a time. Embeddings and scores stay as they are."""
+    """Rename classes, given as pairs of an old and a new name. Embeddings and scores stay the same."""
     if len(names) % 2:
-        raise click.UsageError(f"Names go in pairs, OLD NEW. Received: {len(names)}.")
+        raise click.UsageError(f"Names must be pairs, OLD NEW. Received: {len(names)} names.")
     old, new = names[::2], names[1::2]
     if len(set(old)) < len(old):
-        raise click.UsageError("A class gets one new name; an OLD stands twice.")
+        raise click.UsageError("Each OLD name can be given only once.")
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     _save(Vocabulary.load(file).rename(dict(zip(old, new, strict=True))), out)
@@ -127,7 +127,7 @@ def rename(file: Path, names: tuple[str, ...], out: Path) -> None:
 @click.argument("names", nargs=-1, required=True)
 @OUT
 def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
-    """Leave classes out, by their names."""
+    """Remove classes by their names."""
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     _save(Vocabulary.load(file).remove(names), out)
@@ -136,12 +136,13 @@ def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
 @command.command(name="diff")
 @click.argument("before", metavar="A", type=FILE)
 @click.argument("after", metavar="B", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, digests in full, instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with full digests instead of a table.")
 def diff_files(before: Path, after: Path, as_json: bool) -> None:
-    """Print what changed from file A to file B, for reviewing a vocabulary.
+    """Print what changed from file A to file B, to review a vocabulary.
 
-    Classes that were added or removed; those that both have whose embeddings moved (with their cosine: 1 is the same
-    direction), whose threshold or whose calibration changed; and what changed of the whole file, such as its digests.
+    Lists the classes that were added or removed; the classes of both files whose embeddings moved (with the cosine; 1
+    means the same direction) or whose threshold, calibration or NMS IoU changed; and changes of the whole file, such as
+    its digests.
     """
     import json
 
@@ -157,7 +158,7 @@ def diff_files(before: Path, after: Path, as_json: bool) -> None:
     elif found.identical:
         click.echo("identical")
     elif found.is_empty:
-        click.echo("No class and no field differs: the files differ in the order or repetition of prompts alone.")
+        click.echo("No class or field differs. The files differ only in the order or repetition of prompts.")
     else:
         Console(highlight=False).print(differences_table(found))
 
@@ -166,21 +167,26 @@ def diff_files(before: Path, after: Path, as_json: bool) -> None:
 @click.argument("source", metavar="IN", type=FILE)
 @click.argument("out", metavar="OUT", type=FILE)
 @click.option(
-    "--classes", type=FILE, show_default="beside the .npy, as .json", help="The class texts that go with a .npy (JSON)."
+    "--classes",
+    type=FILE,
+    show_default="beside the .npy, as .json",
+    help="The JSON file with the class texts of a .npy file.",
 )
 @click.option(
     "--original",
     type=FILE,
-    help="The original vocabulary that a new vocabulary file is for: that of your bundle or run, or that folder.",
+    help="The original vocabulary that the new vocabulary file is for, or the bundle or run that has it.",
 )
 @click.option(
     "--kind",
     type=click.Choice(["plain", "learned", "original"]),
     default="plain",
     show_default=True,
-    help="What the embeddings are: names through the text tower as they are, tuned ones, or a guide.",
+    help="plain: embeddings of unchanged class names. learned: tuned embeddings. original: a guide.",
 )
-@click.option("--normalise", is_flag=True, help="Make rows unit that are nearly so, as those made in float16 are.")
+@click.option(
+    "--normalise", is_flag=True, help="Scale rows to unit norm if they nearly have it, such as those made in float16."
+)
 def convert(
     source: Path,
     out: Path,
@@ -189,13 +195,13 @@ def convert(
     kind: Literal["plain", "learned", "original"],
     normalise: bool,
 ) -> None:
-    """Convert vocabulary files to and from other projects' formats; suffixes say which.
+    """Convert vocabulary files to and from the formats of other projects. The suffix selects the format.
 
     \b
     .npy   AILab-CVC/YOLO-World: embeddings, and class texts as JSON in a second file
     .npz   ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection
 
-    Embeddings stay as they are, bit for bit. Those formats have one embedding a class.
+    Embeddings stay the same, bit for bit. These formats have one embedding per class.
     """
     from prompt_tune.vocabulary.foreign import convert as convert_file
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def classes_table(vocabulary: "Vocabulary") -> Table:
-    """A row for each class."""
+    """One row per class."""
     table = Table()
     table.add_column("id", justify="right")
     table.add_column("class", overflow="fold")
@@ -26,7 +26,7 @@ def classes_table(vocabulary: "Vocabulary") -> Table:
     if vocabulary.nms_iou is not None:
         table.add_column("NMS IoU", justify="right")
     for i, name in enumerate(vocabulary.names):
-        n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # those repeated to pad are one
+        n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # padding repeats prompts
         cells: list[str | Text] = [str(i), Text(name), str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
         if vocabulary.calibration is not None:
             cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
@@ -37,7 +37,7 @@ def classes_table(vocabulary: "Vocabulary") -> Table:
 
 
 def origin_table(vocabulary: "Vocabulary") -> Table:
-    """A line for each thing that is so of the whole file; digests by their first digits."""
+    """What holds for the whole file, one line each; digests are shortened."""
     table = Table.grid(padding=(0, 2))
     for what, value in (
         ("classes", str(len(vocabulary.names))),
@@ -54,7 +54,7 @@ def origin_table(vocabulary: "Vocabulary") -> Table:
 
 
 def differences_table(found: "VocabularyDiff") -> Table:
-    """A row for each thing that changed; digests by their first digits."""
+    """One row per change; digests are shortened."""
 
     def shown(value: object, name: str = "") -> str:
         if value is None:

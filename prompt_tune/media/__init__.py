@@ -1,1 +1,1 @@
-"""Images, videos and streams in; pictures, videos and labels out."""
+"""Pictures, videos and streams as input; pictures, videos and labels as output."""

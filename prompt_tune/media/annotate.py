@@ -1,4 +1,4 @@
-"""Detections of all frames of a source, written as pictures, videos and labels, in constant memory."""
+"""Detects in all frames of a source and writes pictures, videos and labels, in constant memory."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from prompt_tune.errors import DataError
+from prompt_tune.media.fonts import FONTS
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
 from prompt_tune.media.sinks import Pictures, Sink, Videos
 from prompt_tune.media.sources import Source
@@ -19,17 +20,22 @@ from prompt_tune.version import __version__
 
 Output = Literal["pictures", "coco", "yolo", "csv"]
 DEFAULT_OUTPUTS: tuple[Output, ...] = ("pictures", "coco")
-MISSING_PLACE = "`out` must be a folder where something is to be saved. Received: none."
+MISSING_PLACE = "`out` must be a folder, because `save` names something to write. Received: None."
 
 
 @dataclass(frozen=True)
 class Annotated:
     """What `annotate` did.
 
-    images, frames: images, and frames of videos, cameras and streams, that were looked at. skipped: one line for each
-    file that cannot be read, or not all of it. missed: see `Source`. broken: why a stream ended before its time.
-    stopped: somebody stopped it, or nobody reads the lines any more. detections: how many of each (vocabulary label,
-    class name); classes without any are left out. images_with: likewise, images or frames that have that class.
+    Attributes:
+        images: Number of images.
+        frames: Number of frames of videos, cameras and streams.
+        skipped: One line for each file that cannot be read, or only in part.
+        missed: Frames of a live source that passed while earlier ones were processed.
+        broken: Why a stream ended too early, or None.
+        stopped: Whether `stop` ended the run, or the reader of `lines` closed them.
+        detections: Number of detections by (vocabulary label, class name); classes without any are left out.
+        images_with: Number of images or frames that have the class, by the same keys.
     """
 
     images: int
@@ -57,20 +63,29 @@ def annotate(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Annotated:
-    """Detects in the frames of a source, one at a time, and writes what is asked for; nothing grows with their number.
+    """Detect in the frames of a source one by one, and write what `save` names.
 
-    Args:    detector: with its vocabularies loaded.
-             source: from `open_source`.
-             out: folder to write to; files of the same names are replaced, each whole or not at all.
-             save: "pictures" (annotated; of a video an annotated video), "coco" (detections.json), "yolo" (a data set
-                 to learn from), "csv" (detections.csv).
-             lines: file that gets a line of JSON for each frame at once.
-             iou, original_conf, learned_conf, show, hide: as in `Detector.detect`.
-             progress: called with (stage, done, total, note); total is None where nobody knows it.
-             stop: asked after each frame; when it says yes, the files are finished as they are.
-    Returns: what was found. A file that cannot be read is skipped, counted and named.
-    Raises:  DataError: nothing of the source can be read, a picture would replace an image that is read, or `out`
-             cannot be written. Then no document is left, only pictures and labels, each whole.
+    Args:
+        detector: With its vocabularies loaded.
+        source: From `open_source`.
+        out: Folder to write to. Files of the same names are replaced, each of them whole or not at all.
+        save: "pictures" (annotated pictures and videos), "coco" (detections.json), "yolo" (a data set to learn from),
+            "csv" (detections.csv).
+        lines: File that gets one line of JSON per frame at once.
+        iou: See `Detector.detect`, as for the next four.
+        original_conf: Threshold of the original vocabulary.
+        learned_conf: Threshold of all other vocabularies.
+        show: Classes to show.
+        hide: Classes to hide.
+        progress: Called with (stage, done, total, note); total is None where it is unknown.
+        stop: Called after each frame; if it returns True, the files are finished with the frames so far.
+
+    Returns:
+        What was found. A file that cannot be read is skipped, counted and named.
+
+    Raises:
+        DataError: Nothing of the source can be read, a picture would replace an image of the source, or `out` cannot
+            be written. Then pictures and labels of frames may be left, each of them whole, but no document.
     """
     chosen = choose_classes(detector.classes, show=show, hide=hide)
     options: dict[str, float | None] = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
@@ -86,7 +101,9 @@ def annotate(
         first = next(frames, None)
         if first is None:
             raise DataError(_nothing(source))
-        for sink in sinks:  # only now: a source that cannot be read leaves no file
+        if "pictures" in save:
+            FONTS.prepare(name for _, name in chosen)  # here, so that one line names all characters without a font
+        for sink in sinks:  # not earlier: a source that cannot be read leaves no file
             opened.enter_context(sink)
         for frame in chain([first], frames):
             done = counts.total()
@@ -96,7 +113,7 @@ def annotate(
             try:
                 for sink in sinks:
                     sink.write(frame, found)
-            except BrokenPipeError:  # who reads the lines has seen enough
+            except BrokenPipeError:  # the reader of the lines has seen enough
                 stopped = True
             counts[frame.index is None] += 1
             keys = list(zip(found.vocabularies, found.class_names, strict=True))
@@ -121,7 +138,7 @@ def _sinks(
     shown: Sequence[ClassKey],
     options: dict[str, float | None],
 ) -> list[Sink]:
-    """The sinks of these names, pictures first."""
+    """The sinks that `save` names, pictures first."""
     sinks: list[Sink] = []
     if "pictures" in save:
         sinks += [Pictures(out, source.paths), Videos(out, source.paths)]

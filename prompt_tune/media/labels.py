@@ -1,4 +1,4 @@
-"""Detections as labels: COCO JSON, a YOLO data set, CSV, and lines of JSON. See `sinks`."""
+"""Sinks for labels: COCO JSON, a YOLO data set, CSV, and lines of JSON."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from typing import IO, Self, TextIO
 from PIL import Image
 
 from prompt_tune.errors import DataError
-from prompt_tune.media.sinks import Sink, told, with_suffix, writing
+from prompt_tune.media.sinks import Places, Sink, told, with_suffix, writing
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
 from prompt_tune.runtime.images import IMAGE_SUFFIXES
@@ -21,13 +21,14 @@ CSV_FILE = "detections.csv"
 YOLO_FOLDER = "yolo"
 ORIGIN = ("file_name", "video", "frame", "seconds")
 ROW = ("vocabulary", "class", "score", "box_xyxy")
-LABEL_QUALITY = 95  # JPEG; frames that somebody will train on
+ESCAPED = "backslashreplace"  # a file name that is not valid text: JSON reads its escapes back, and CSV shows them
+LABEL_QUALITY = 95  # JPEG quality of frames that a detector will be trained on
 SHARE_DECIMALS = 6  # YOLO labels: a hundredth of a pixel in 10,000
 SECOND_DECIMALS = 3
 
 
 class Coco(Sink):
-    """detections.json: COCO's `images`, `categories` and `annotations`, the latter with `score` and `vocabulary`."""
+    """detections.json in COCO's format. Each annotation also has its `score` and `vocabulary`."""
 
     def __init__(
         self,
@@ -37,26 +38,28 @@ class Coco(Sink):
         info: Mapping[str, object] | None = None,
         skipped: Mapping[str, str] | None = None,
     ) -> None:
-        """One document.
+        """Prepare the document.
 
-        Args: out: folder to write to.
-              classes: (vocabulary label, class name) of all that may be found.
-              info: where the detections come from.
-              skipped: names of files that cannot be read -> why; read when the document is finished.
+        Args:
+            out: Folder to write to.
+            classes: (vocabulary label, class name) of every class that may be found.
+            info: Where the detections come from.
+            skipped: Names of the files that cannot be read, with the reasons. It is read when the document is finished.
         """
         super().__init__()
         self._out, self._classes, self._info = out, classes, info or {}
-        self._skipped = {} if skipped is None else skipped  # may still be empty, and grow
+        self._skipped = {} if skipped is None else skipped  # not `or`: an empty one may still grow
         self._category_ids = {key: number for number, key in enumerate(classes, start=1)}
         self._images = self._annotations = 0
 
     def __enter__(self) -> Self:
         self._target = self._files.enter_context(writing(self._out / COCO_FILE))
-        self._image_lines, self._annotation_lines = self._spool(), self._spool()
+        with told(self._out / COCO_FILE):
+            self._image_lines, self._annotation_lines = self._spool(), self._spool()
         return self
 
     def write(self, frame: Frame, found: Detections) -> None:
-        """See `Sink`."""
+        """See `Sink.write`."""
         width, height = found.size_wh
         entry = {"id": self._images + 1, **_origin(frame), "width": width, "height": height}
         with told(self._out / COCO_FILE):
@@ -67,12 +70,12 @@ class Coco(Sink):
                 self._annotations += 1
 
     def _spool(self) -> IO[str]:
-        """A file without a name beside the target: the lists of the document grow side by side, on disk."""
-        return self._files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._out))
+        """A nameless file beside the target: the two lists of the document grow on disk, not in memory."""
+        return self._files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors=ESCAPED, dir=self._out))
 
     def _finish(self) -> None:
         info = {**self._info, "skipped": list(self._skipped)}
-        with told(self._out / COCO_FILE), open(self._target, "w", encoding="utf-8") as file:
+        with told(self._out / COCO_FILE), open(self._target, "w", encoding="utf-8", errors=ESCAPED) as file:
             file.write(f'{{"info": {_json(info)},\n"images": [\n')
             _append(file, self._image_lines)
             file.write(f'\n],\n"categories": {_json(coco_categories(self._classes))},\n"annotations": [\n')
@@ -81,20 +84,27 @@ class Coco(Sink):
 
 
 class Yolo(Sink):
-    """A data set in ultralytics' format in the folder `yolo`: images, labels and data.yaml, to correct and learn from.
+    """A data set in ultralytics' format to correct and learn from: the folder `yolo` with images, labels and data.yaml.
 
-    An image is copied as it is; a frame of a video becomes a JPEG. A name that two vocabularies have counts as
-    "LABEL:NAME". Scores and thresholds are not in the format: what was not found is background.
+    An image is copied as it is, and a frame of a video becomes a JPEG. A class name that is in two vocabularies becomes
+    "LABEL:NAME". The format has no scores, and everything without a box counts as background.
     """
 
     def __init__(self, out: Path, classes: Sequence[ClassKey]) -> None:
-        """Args: out: folder that gets the folder `yolo`. classes: (vocabulary label, class name) of those shown.
+        """Prepare the data set.
 
-        Raises: DataError: there is a data set already, or no class.
+        Args:
+            out: Folder that gets the folder `yolo`.
+            classes: (vocabulary label, class name) of every class that is shown.
+
+        Raises:
+            DataError: There is a data set already, no class is shown, or the place cannot be read.
         """
         super().__init__()
         self._root = out / YOLO_FOLDER
-        if self._root.exists():
+        with told(self._root):
+            is_taken = self._root.exists()
+        if is_taken:
             raise DataError(
                 f"`{self._root}` is there already, and its labels would mix with the new ones. Remove it, or choose "
                 "another --out."
@@ -104,10 +114,11 @@ class Yolo(Sink):
         names = [name for _, name in classes]
         self._names = [name if names.count(name) == 1 else f"{label}:{name}" for label, name in classes]
         self._class_ids = {key: number for number, key in enumerate(classes)}
-        self._labels: set[Path] = set()  # of images, whose list is in memory anyway; frames have names of their own
+        self._images, self._folders = Places(_yolo_label), Places()  # a.png and a.jpg would share the label a.txt
+        self._video = ""
 
     def write(self, frame: Frame, found: Detections) -> None:
-        """See `Sink`."""
+        """See `Sink.write`."""
         image = self._image_place(frame)
         label = _yolo_label(image)
         with writing(image) as temporary:
@@ -119,18 +130,16 @@ class Yolo(Sink):
             temporary.write_text("".join(self._rows(found)), encoding="utf-8")
 
     def _image_place(self, frame: Frame) -> Path:
-        """Where the image goes: a.png and a.jpg would share the label a.txt, so the second becomes a-2.jpg."""
-        first = image = with_suffix(self._root / "images" / frame.file_name, IMAGE_SUFFIXES, ".png")
+        """Where the image goes. A frame goes into a folder with the name of its video."""
+        image = with_suffix(self._root / "images" / frame.file_name, IMAGE_SUFFIXES, ".png")
         if frame.index is None:
-            number = 1
-            while _yolo_label(image) in self._labels:
-                number += 1
-                image = first.with_stem(f"{first.stem}-{number}")
-            self._labels.add(_yolo_label(image))
-        return image
+            return self._images.take(image)
+        if frame.name != self._video:  # the frames of one video follow one another
+            self._video, self._folder = frame.name, self._folders.take(image.parent)
+        return self._folder / image.name
 
     def _rows(self, found: Detections) -> Iterator[str]:
-        """The lines `class x y w h`, centre and size in shares of the image's; a box without an area is none."""
+        """Lines `class x y w h`: centre and size as shares of the image's size. Boxes without an area are left out."""
         width, height = found.size_wh
         for box, key in zip(found.boxes_xyxy, zip(found.vocabularies, found.class_names, strict=True), strict=True):
             left, top, right, bottom = (float(value) for value in box)
@@ -148,30 +157,34 @@ class Yolo(Sink):
         lines = [f"  {number}: {_json(name)}\n" for number, name in enumerate(self._names)]  # JSON text is YAML text
         with writing(self._root / "data.yaml") as temporary:
             temporary.write_text(
-                "# Labels that a detector made: correct them before you trust them. `prompt-tune fit` holds out a\n"
-                "# fifth of the images for validation; ultralytics wants a line `val: FOLDER` with its own images.\n"
+                "# A detector made these labels: correct them before you trust them. `prompt-tune fit` holds out a\n"
+                "# fifth of the images for validation; ultralytics needs a line `val: FOLDER` with other images.\n"
                 f"train: images\nnames:\n{''.join(lines)}",
                 encoding="utf-8",
             )
 
 
 class Csv(Sink):
-    """detections.csv: a line a detection, boxes in pixels of the image; spreadsheets read it."""
+    """detections.csv for spreadsheets: one line per detection, boxes in pixels of the image."""
 
     def __init__(self, out: Path) -> None:
-        """Args: out: folder to write to."""
+        """Prepare the table.
+
+        Args:
+            out: Folder to write to.
+        """
         super().__init__()
         self._path = out / CSV_FILE
 
     def __enter__(self) -> Self:
         temporary = self._files.enter_context(writing(self._path))
-        self._file = self._files.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
+        self._file = self._files.enter_context(open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline=""))
         self._writer = csv.writer(self._file)
         self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2"))
         return self
 
     def write(self, frame: Frame, found: Detections) -> None:
-        """See `Sink`."""
+        """See `Sink.write`."""
         origin = _origin(frame)
         with told(self._path):
             for *row, box in _rows(found):
@@ -179,31 +192,45 @@ class Csv(Sink):
 
 
 class JsonLines(Sink):
-    """A line of JSON for each frame, written at once: for pipes."""
+    """One line of JSON per frame, written at once, for pipes. The lines are ASCII, so that any pipe takes them."""
 
     def __init__(self, file: TextIO) -> None:
-        """Args: file: open for text; it stays open."""
+        """Prepare to write.
+
+        Args:
+            file: Open for text; it stays open.
+        """
         super().__init__()
         self._file = file
 
     def write(self, frame: Frame, found: Detections) -> None:
-        """See `Sink`."""
+        """Write one line.
+
+        Raises:
+            BrokenPipeError: Nobody reads the lines any more.
+            DataError: The file cannot be written.
+        """
         width, height = found.size_wh
         rows = [dict(zip(ROW, (*row, box), strict=True)) for *row, box in _rows(found)]
         entry = {**_origin(frame), "width": width, "height": height, "detections": rows}
-        self._file.write(_json(entry) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except BrokenPipeError:  # the reader has gone: the caller decides what that means
+            raise
+        except OSError as error:
+            raise DataError(f"Cannot write the lines of JSON: {error.strerror or error}. Make room.") from error
 
 
 def _yolo_label(image: Path) -> Path:
-    """ultralytics' rule: the last folder `images` of the path becomes `labels`."""
+    """The label file of an image by ultralytics' rule: the last folder `images` in its path becomes `labels`."""
     parts = list(image.parts)
     parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
     return Path(*parts).with_suffix(".txt")
 
 
 def _origin(frame: Frame) -> dict[str, object]:
-    """What tells where a frame is from: `ORIGIN`, of an image only its name."""
+    """Where a frame is from: the fields of `ORIGIN`, or the name alone for an image."""
     entry: dict[str, object] = {"file_name": frame.file_name}
     if frame.index is not None:
         seconds = None if frame.seconds is None else round(frame.seconds, SECOND_DECIMALS)
@@ -212,7 +239,7 @@ def _origin(frame: Frame) -> dict[str, object]:
 
 
 def _rows(found: Detections) -> Iterator[tuple[str, str, float, list[float]]]:
-    """The detections as CSV and lines of JSON have them: `ROW`."""
+    """The detections with the fields of `ROW`, for CSV and lines of JSON."""
     for box, score, name, label in zip(
         found.boxes_xyxy, found.scores, found.class_names, found.vocabularies, strict=True
     ):
@@ -225,11 +252,11 @@ def _json(content: object) -> str:
 
 
 def _line(file: IO[str], before: int, entry: object) -> None:
-    """One more entry of a list, a line each."""
+    """One more entry of a JSON list, on a line of its own."""
     file.write((",\n" if before else "") + _json(entry))
 
 
 def _append(file: IO[str], lines: IO[str]) -> None:
-    """What was spooled, piece by piece."""
+    """Copy the spooled lines in pieces."""
     lines.seek(0)
     shutil.copyfileobj(lines, file)

@@ -1,9 +1,10 @@
-"""Where detections go, and the first two places: annotated pictures and annotated videos.
+"""Where detections go. Here: the base class of all sinks, annotated pictures and annotated videos.
 
-Each sink takes one frame at a time and keeps none, so that the memory does not grow with the input.
+A sink takes one frame at a time and keeps none of them, so that memory does not grow with the input.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 JPEG_QUALITY = 92  # text and thin lines smear below 90
 VIDEO_CODEC, VIDEO_OPTIONS = "libx264", {"crf": "20", "preset": "veryfast"}  # thin lines stay sharp at 20
 TICKS = Fraction(1, 90_000)  # seconds; the clock of MPEG, which all usual frame rates divide
-USUAL_RATE = 30  # frames a second that the encoder plans with; the timestamps decide
+USUAL_RATE = 30  # frames per second that the encoder plans with; the timestamps decide
 
 
 class Sink:
-    """Takes frames with their detections. A context manager: files get their names in the end, after an error none.
+    """Takes frames with their detections.
 
-    What is written a frame at a time (pictures, YOLO labels) stays, each file whole.
+    A context manager: files that hold many frames get their names at the end, and do not appear after an error. Files
+    that hold one frame (pictures, YOLO labels) stay, each of them whole.
     """
 
     def __init__(self) -> None:
@@ -42,49 +44,91 @@ class Sink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._files:  # where an error passes, files do not get their names
+        with self._files:  # an error that passes through keeps files from getting their names
             if error is not None:
                 raise error
             self._finish()
 
     def write(self, frame: Frame, found: Detections) -> None:
-        """One frame and what was found in it.
+        """Write one frame and its detections.
 
-        Raises: DataError: the place cannot be written, or a file of the source would be replaced.
+        Raises:
+            DataError: The place cannot be written, or a file of the source would be replaced.
         """
         raise NotImplementedError
 
     def _finish(self) -> None:
-        """What is left to write when all frames are there."""
+        """Write what comes after the last frame."""
 
 
-class Pictures(Sink):
-    """An annotated picture of each image, under the image's own name; frames of videos are not for it."""
+class Places:
+    """Gives each file a path of its own. Case and Unicode form do not count: many disks take a.png and A.png as one.
+
+    Memory grows with the number of paths, so it is for files of the source, not for frames of a video.
+    """
+
+    def __init__(self, key: Callable[[Path], Path] = lambda path: path) -> None:
+        """Start with no path taken.
+
+        Args:
+            key: What must differ, made from the path; the path itself by default.
+        """
+        self._key = key
+        self._taken: set[str] = set()
+
+    def take(self, path: Path) -> Path:
+        """The path, or the first of NAME-2, NAME-3, ... that is not taken yet."""
+        free, number = path, 1
+        while (key := unicodedata.normalize("NFC", str(self._key(free))).casefold()) in self._taken:
+            number += 1
+            free = path.with_stem(f"{path.stem}-{number}")
+        self._taken.add(key)
+        return free
+
+
+class _Drawings(Sink):
+    """What annotated pictures and annotated videos share: no file of the source is replaced."""
 
     def __init__(self, out: Path, sources: Iterable[Path] = ()) -> None:
-        """Args: out: folder to write to. sources: files that must not be replaced."""
+        """Prepare to write.
+
+        Args:
+            out: Folder to write to.
+            sources: Files that must not be replaced.
+        """
         super().__init__()
         self._out, self._sources = out, frozenset(path.resolve() for path in sources)
+        self._places = Places()
+
+    def _place(self, name: str, suffixes: Sequence[str], added: str) -> Path:
+        """Where the drawing goes. Raises: DataError: it would replace a file of the source."""
+        place = self._places.take(with_suffix(self._out / name, suffixes, added))
+        if place.resolve() in self._sources:
+            raise DataError(f"The annotated picture `{place}` would replace an image of yours. Choose another --out.")
+        return place
+
+
+class Pictures(_Drawings):
+    """An annotated picture for each image, under the image's own name. Ignores frames of videos."""
 
     def write(self, frame: Frame, found: Detections) -> None:
-        """See `Sink`."""
+        """See `Sink.write`."""
         if frame.index is None:
-            with writing(_place(self._out, frame.name, IMAGE_SUFFIXES, self._sources)) as temporary:
+            with writing(self._place(frame.name, IMAGE_SUFFIXES, ".png")) as temporary:
                 draw(frame.image, found).save(temporary, quality=JPEG_QUALITY)
 
 
-class Videos(Sink):
-    """An annotated MP4 (H.264) of each video, camera or stream, with the times of its frames; no sound."""
+class Videos(_Drawings):
+    """An annotated MP4 (H.264) for each video, camera or stream, with the times of its frames but no sound."""
 
     def __init__(self, out: Path, sources: Iterable[Path] = ()) -> None:
-        """Args: out: folder to write to. sources: files that must not be replaced."""
-        super().__init__()
-        self._out, self._sources = out, frozenset(path.resolve() for path in sources)
+        """See `Pictures`."""
+        super().__init__(out, sources)
         self._name: str | None = None
         self._ticks = -1
 
     def write(self, frame: Frame, found: Detections) -> None:
-        """See `Sink`."""
+        """See `Sink.write`."""
         if frame.index is None:
             return
         from av import VideoFrame
@@ -93,17 +137,17 @@ class Videos(Sink):
             self._next(frame)
         picture = VideoFrame.from_image(draw(frame.image, found))
         ticks = round(frame.index / USUAL_RATE / TICKS) if frame.seconds is None else round(frame.seconds / TICKS)
-        self._ticks = max(self._ticks + 1, ticks)  # the encoder wants each frame later than the last
+        self._ticks = max(self._ticks + 1, ticks)  # the encoder wants each frame to be later than the last
         picture.pts, picture.time_base = self._ticks, TICKS
         with told(self._target):
             self._container.mux(self._stream.encode(picture))
 
     def _next(self, frame: Frame) -> None:
-        """Ends one video and opens the next."""
+        """Finish one video and open the next."""
         import av
 
         self.__exit__(None, None, None)
-        self._target = _place(self._out, frame.name, (".mp4",), self._sources, added=".mp4")
+        self._target = self._place(frame.name, (".mp4",), ".mp4")
         temporary = self._files.enter_context(writing(self._target))
         height, width = frame.image.shape[:2]
         self._container: OutputContainer = self._files.enter_context(av.open(str(temporary), "w"))
@@ -122,7 +166,11 @@ class Videos(Sink):
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Errors of the disk as one line. Raises: DataError: `path` cannot be written."""
+    """Turn errors of the disk into one line.
+
+    Raises:
+        DataError: `path` cannot be written.
+    """
     try:
         yield
     except OSError as error:
@@ -132,19 +180,15 @@ def told(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """`replacing`, with an error that says what to do. Raises: DataError: `path` cannot be written."""
+    """The temporary file of `files.replacing`, with errors of the disk in one line.
+
+    Raises:
+        DataError: `path` cannot be written.
+    """
     with told(path), replacing(path) as temporary:
         yield temporary
 
 
-def _place(out: Path, name: str, suffixes: Sequence[str], sources: Collection[Path], *, added: str = ".png") -> Path:
-    """Where what is drawn goes. Raises: DataError: it would take the place of a file of the source."""
-    place = with_suffix(out / name, suffixes, added)
-    if place.resolve() in sources:
-        raise DataError(f"The annotated picture `{place}` would replace an image of yours. Choose another --out.")
-    return place
-
-
 def with_suffix(path: Path, suffixes: Sequence[str], added: str) -> Path:
-    """The path, with one more suffix where it has none of these."""
+    """The path; with one more suffix, `added`, where it has none of `suffixes`."""
     return path if path.suffix.lower() in suffixes else path.with_name(f"{path.name}{added}")

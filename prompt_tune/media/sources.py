@@ -1,6 +1,6 @@
 """Where images come from: files, folders, glob patterns, videos, cameras and network streams, one frame at a time.
 
-Videos, cameras and streams are read with PyAV (FFmpeg), the extra `video`; images need the base install only.
+Videos, cameras and streams need PyAV (FFmpeg), which the extra `video` installs. Images do not.
 """
 
 import os
@@ -19,17 +19,20 @@ from prompt_tune.media.video import Video, count_frames, open_address, open_came
 from prompt_tune.runtime.images import IMAGE_SUFFIXES, find_files, read_rgb
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
-TIMEOUT = 10.0  # seconds; a stream over a slow line answers in two or three
+TIMEOUT = 10.0  # seconds; a stream over a slow line answers within two or three
 Frames = Generator["Frame", None, None]
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """An image, or a frame of a video, a camera or a stream.
+    """An image, or a frame of a video, camera or stream.
 
-    name: of the file, below the folder that all files have in common, or "camera-0" or "stream". image: uint8
-    (h, w, 3) RGB, upright. index: number of the frame in its video, from 0; None for an image. seconds: since the first
-    frame of the video; for a live source, by the clock of this machine. path: of an image's file.
+    Attributes:
+        name: Path of the file below the folder that all files share, or "camera-0" or "stream".
+        image: uint8 (h, w, 3) RGB, upright.
+        index: Number of the frame in its video, from 0; None for an image.
+        seconds: Time since the first frame of the video; for a live source, by the clock of this machine.
+        path: File of an image; None for a frame.
     """
 
     name: str
@@ -40,16 +43,20 @@ class Frame:
 
     @property
     def file_name(self) -> str:
-        """A name that no other frame has, for labels: a frame of a video is named as an image in a folder."""
+        """A unique name for labels: that of the image, or for a frame a name like "clip.mp4/000012.jpg"."""
         return self.name if self.index is None else f"{self.name}/{self.index:06}.jpg"
 
 
 class Source(Protocol):
-    """Frames to come, and what became of them.
+    """Gives frames, and records what could not be read.
 
-    total: how many frames, a close estimate for videos; None where nothing tells. live: it ends when somebody stops it.
-    paths: the files. skipped: for each file that cannot be read, or not all of it, its name and the reason. broken: why
-    a stream ended before its time. missed: frames of a live source that passed while earlier ones were worked on.
+    Attributes:
+        total: Number of frames to come, for videos a close estimate; None where it is unknown.
+        live: Whether the source has no end of its own.
+        paths: The files.
+        skipped: Name of each file that cannot be read, or only in part, with the reason.
+        broken: Why a stream ended too early, or None.
+        missed: Frames of a live source that passed while earlier ones were processed.
     """
 
     total: int | None
@@ -60,18 +67,21 @@ class Source(Protocol):
     missed: int
 
     def frames(self) -> Frames:
-        """The frames, each read when it is asked for; closing the generator frees the camera or the file."""
+        """The frames, each read when it is asked for. Closing the generator releases the camera or file."""
         ...
 
 
 def open_source(source: str | Path, *, every: int = 1, timeout: float = TIMEOUT) -> Source:
-    """The source that a text names.
+    """Open images, a video, a camera or a stream.
 
-    Args:    source: an image or video file, a folder of them (not the folders in it), a glob pattern, the number of a
-                 camera ("0"), or an address (rtsp://, http://, ...).
-             every: of a video, camera or stream take the first frame and then each `every`-th.
-             timeout: seconds after which a camera or stream that sends nothing is an error.
-    Raises:  DataError: nothing is there, the camera or address cannot be opened, or PyAV is not installed.
+    Args:
+        source: An image or video file, a folder of them (its subfolders are left out), a glob pattern, the number of a
+            camera ("0"), or an address (rtsp://, http://, ...).
+        every: Take the first frame of a video, camera or stream, and then every `every`-th.
+        timeout: Seconds after which a camera or stream that sends nothing is an error.
+
+    Raises:
+        DataError: There is nothing at that place, the camera or address cannot be opened, or PyAV is not installed.
     """
     if every < 1:
         raise DataError(f"`every` must be at least 1. Received: {every}.")
@@ -100,8 +110,8 @@ class _Files:
         self.total = None if None in counts else sum(count or 0 for count in counts)
 
     def frames(self) -> Frames:
-        """See `Source`."""
-        absolute = [Path(os.path.abspath(path)) for path in self.paths]  # links stay: names are what the user sees
+        """See `Source.frames`."""
+        absolute = [Path(os.path.abspath(path)) for path in self.paths]  # not resolved: names are what the user sees
         root = os.path.commonpath([path.parent for path in absolute])
         for path, place in zip(self.paths, absolute, strict=True):
             name = place.relative_to(root).as_posix()
@@ -123,7 +133,7 @@ class _Files:
 
 
 class _Stream:
-    """A camera or an address. What has no length is live: there the newest frame counts, and older ones make way."""
+    """A camera or an address. If it is live, it gives the newest frame and drops older ones that nobody took."""
 
     def __init__(self, video: Video, name: str) -> None:
         self.live = video.live
@@ -135,18 +145,18 @@ class _Stream:
         self._video, self._name = video, name
 
     def frames(self) -> Frames:
-        """See `Source`."""
+        """See `Source.frames`."""
         try:
             with closing(self._newest() if self.live else _named(self._video, self._name)) as frames:
                 yield from frames
-            self.broken = self._video.broken  # not where somebody stopped it, and the thread saw nothing come any more
+            self.broken = self._video.broken  # only here: if the reader stopped early, the silence is no error
         finally:
             if self._video.damage:
                 self.skipped[self._name] = self._video.damage
 
     def _newest(self) -> Frames:
-        """The frames as a thread reads them; one that nobody has taken when the next is there is dropped."""
-        slot: list[Frame] = []  # one frame at most
+        """The frames as a thread reads them. A frame that nobody took before the next one came is dropped."""
+        slot: list[Frame] = []  # at most one frame
         changed, done = threading.Condition(), threading.Event()
 
         def read() -> None:

@@ -1,4 +1,4 @@
-"""Videos, cameras and network streams as RGB frames, read with PyAV (FFmpeg), the extra `video`."""
+"""Reads videos, cameras and network streams as RGB frames, with PyAV (FFmpeg) from the extra `video`."""
 
 import sys
 import time
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-MICROSECONDS = 1_000_000  # a second, in which FFmpeg states how long a file is
-_STREAM_OPTIONS = {"rtsp_transport": "tcp"}  # UDP loses packets in silence, and the picture smears
+MICROSECONDS = 1_000_000  # per second; FFmpeg gives durations in microseconds
+_STREAM_OPTIONS = {"rtsp_transport": "tcp"}  # UDP loses packets silently, and the picture smears
 _CURE = "Check it with a player."
 
 
 class Video:
-    """An open video. Damaged parts are counted and left out; the rest of it goes on.
+    """An open video. Damaged parts are skipped and counted.
 
-    live: it has no length: a camera or a stream. total: how many frames will come, a close estimate; None where nothing
-    tells. broken: why it ended before its time. shown: what to call it.
+    Attributes:
+        shown: Its name in messages.
+        live: Whether it has no length: a camera or a stream.
+        total: Number of frames to come, a close estimate; None where it is unknown.
+        broken: Why it ended too early, or None.
     """
 
     def __init__(self, container: "InputContainer", shown: str, *, every: int, timeout: float | None = None) -> None:
@@ -35,7 +38,7 @@ class Video:
         self._container, self._every, self._timeout = container, every, timeout
         self._decoded, self._damaged, self._lacks, self._first_damage = 0, 0, 0, ""
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"  # decodes on several cores
+        stream.thread_type = "AUTO"  # decode on several cores
         count = stream.frames
         if not count and container.duration and stream.average_rate:
             count = round(container.duration / MICROSECONDS * float(stream.average_rate))
@@ -45,16 +48,17 @@ class Video:
     def damage(self) -> str | None:
         """One line about the parts that could not be decoded, or None."""
         if self._damaged:
-            return f"`{self.shown}`: damaged in {self._damaged} places, left out; the first {self._first_damage}."
+            return f"`{self.shown}`: skipped {self._damaged} damaged places; the first {self._first_damage}. {_CURE}"
         if self._lacks:
-            return f"`{self.shown}`: its header promises {self._lacks} frames more than it holds. {_CURE}"
+            return f"`{self.shown}`: its header promises {self._lacks} more frames than it holds. {_CURE}"
         return None
 
     def frames(self) -> Generator[tuple[int, np.ndarray, float | None], None, None]:
-        """Every `every`-th frame; closes the video in the end.
+        """Every `every`-th frame. The video is closed at the end.
 
-        Returns: number of the frame, from 0; uint8 (h, w, 3) RGB, upright; seconds since the first frame: of a live one
-            by this machine's clock, since many cameras' clocks are wrong.
+        Yields:
+            Number of the frame, from 0; its pixels, uint8 (h, w, 3) RGB, upright; seconds since the first frame, for a
+            live video by the clock of this machine, because many cameras' clocks are wrong.
         """
         start: float | None = None
         promised = self._container.streams.video[0].frames  # 0: the header does not say
@@ -97,12 +101,16 @@ class Video:
 
 
 def open_file(path: Path, *, every: int = 1) -> Video:
-    """A video file. Raises: DataError: it cannot be opened, has no pictures, or PyAV is missing."""
+    """Open a video file.
+
+    Raises:
+        DataError: The file cannot be opened, it has no pictures, or PyAV is not installed.
+    """
     return Video(_open(str(path), str(path)), str(path), every=every)
 
 
 def count_frames(path: Path, *, every: int = 1) -> int | None:
-    """Frames of a video file by its header, None where it does not say; 0 for a file that cannot be opened."""
+    """Number of frames by the header of a video file; None if it does not say, 0 if the file cannot be opened."""
     try:
         with _open(str(path), str(path)) as container:
             return Video(container, str(path), every=every).total
@@ -111,11 +119,15 @@ def count_frames(path: Path, *, every: int = 1) -> int | None:
 
 
 def open_address(address: str, *, timeout: float, every: int = 1) -> Video:
-    """A network stream, or a video on a server.
+    """Open a network stream, or a video on a server.
 
-    Args:    address: rtsp://, http://, or another that FFmpeg reads. User, password and query are never shown.
-             timeout: seconds after which an address that sends nothing is an error.
-    Raises:  DataError: as of `open_file`.
+    Args:
+        address: rtsp://, http://, or another address that FFmpeg reads. User, password and query are never shown.
+        timeout: Seconds after which an address that sends nothing is an error.
+        every: Give every `every`-th frame.
+
+    Raises:
+        DataError: See `open_file`.
     """
     parts = urlsplit(address)
     shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -124,9 +136,10 @@ def open_address(address: str, *, timeout: float, every: int = 1) -> Video:
 
 
 def open_camera(number: int, *, timeout: float, every: int = 1) -> Video:
-    """A camera of this machine, through the system's own interface (V4L2, AVFoundation, DirectShow).
+    """Open a camera of this machine through the system's interface (V4L2, AVFoundation, DirectShow).
 
-    Raises: DataError: there is no such camera, it cannot be opened, or PyAV is missing.
+    Raises:
+        DataError: There is no such camera, it cannot be opened, or PyAV is not installed.
     """
     shown = f"camera {number}"
     av = require_av(f"`{shown}` is a camera")
@@ -135,7 +148,7 @@ def open_camera(number: int, *, timeout: float, every: int = 1) -> Video:
         there = sorted(int(path.name[5:]) for path in Path("/dev").glob("video*") if path.name[5:].isdecimal())
         names = [f"/dev/video{index}" for index in there]
         address, known, interface = f"/dev/video{number}", number in there, "v4l2"
-    elif sys.platform == "darwin":  # without a rate it asks for 29.97, which many cameras refuse
+    elif sys.platform == "darwin":  # its default rate, 29.97, is refused by many cameras
         address, known, options, interface, names = str(number), True, {"framerate": "30"}, "avfoundation", []
     else:
         names = [device.name for device in av.enumerate_input_devices("dshow") if "video" in device.media_types]
@@ -147,11 +160,14 @@ def open_camera(number: int, *, timeout: float, every: int = 1) -> Video:
 
 
 def require_av(what: str, otherwise: str = "") -> ModuleType:
-    """PyAV.
+    """Import PyAV.
 
-    Args:   what: what needs it, the beginning of the error.
-            otherwise: a cure without it.
-    Raises: DataError: it is not installed.
+    Args:
+        what: What needs it; the error begins with it.
+        otherwise: A cure that does without it.
+
+    Raises:
+        DataError: PyAV is not installed.
     """
     try:
         import av
@@ -168,7 +184,7 @@ def _open(
     options: dict[str, str] | None = None,
     interface: str | None = None,
 ) -> "InputContainer":
-    """An open container that has pictures."""
+    """Open a container that has pictures."""
     av = require_av(f"`{shown}` is a video, a camera or a stream")
     from av.error import FFmpegError
 
@@ -185,14 +201,14 @@ def _open(
 
 
 def _upright(frame: "VideoFrame") -> np.ndarray:
-    """uint8 (h, w, 3) RGB, turned as the video says: telephones store pictures sideways."""
+    """uint8 (h, w, 3) RGB, turned as the video says: phones store pictures sideways."""
     image = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # counter-clockwise
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def _silence(timeout: float | None, started: float) -> str | None:
-    """What FFmpeg reports under many names when the time is up."""
+    """The reason for an error after the timeout, which FFmpeg reports under many names; else None."""
     is_up = timeout is not None and time.monotonic() - started >= timeout
     return f"nothing came for {timeout:g} seconds" if is_up else None
 
