@@ -1,4 +1,4 @@
-"""`prompt-tune demo`: the main job in one go."""
+"""`prompt-tune demo`: the whole workflow on `tiny`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder for everything that is made."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder for all results.")
 @click.option(
     "--images", "n_images", default=100, show_default=True, type=click.IntRange(4), help="Images in each split."
 )
@@ -22,12 +20,12 @@ if TYPE_CHECKING:
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="Where fit and ONNX Runtime run.",
+    help="Device of the fit and of ONNX Runtime.",
 )
 def command(out: Path, n_images: int, seed: int, device: "Device") -> None:
-    """Teach tiny six classes it has never heard of, export, and detect with ONNX Runtime, with and without them.
+    """Teach tiny six new classes, export them, and detect with ONNX Runtime, with and without them.
 
-    Prints one table, and writes summary.json and demo.png to --out. Takes a few minutes on two CPU cores.
+    Prints a table, and writes summary.json and demo.png to --out. Takes a few minutes on two CPU cores.
     """
     from rich.console import Console
     from rich.table import Table
@@ -45,5 +43,5 @@ def command(out: Path, n_images: int, seed: int, device: "Device") -> None:
     table.add_row("bits of original detections changed", "", f"{summary.original_bits_changed}")
     table.add_row("seconds", "", f"{summary.seconds:.1f}")
     Console().print(table)
-    click.echo("before: plain names, no learned vocabulary. after: learned prompts, loaded next to the original ones.")
-    click.echo(f"Look at {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")
+    click.echo("New classes: with plain names, then with learned prompts. Original classes: without, then with them.")
+    click.echo(f"See {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")

@@ -1,4 +1,4 @@
-"""`prompt-tune pretrain`: make `tiny` again."""
+"""`prompt-tune pretrain`: train `tiny` from scratch."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ import click
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and the state to resume from."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of scenes, targets and initial values.")
-@click.option("--device", default="cpu", show_default=True, help="Torch device for the detector's training.")
+@click.option("--seed", default=0, show_default=True, help="Seed of scenes, targets and initial weights.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device for the training of the detector.")
 def command(out: Path, seed: int, device: str) -> None:
-    """Make `tiny`, the small YOLO-World that ships with the package, from nothing but drawn scenes.
+    """Train `tiny`, the small YOLO-World that ships with the package, from scratch on drawn scenes.
 
-    Takes about an hour on two CPU cores. Stop it at any time; the same command goes on where it stopped.
+    Takes about an hour on two CPU cores. It can be stopped at any time: the same command resumes it.
     """
     from rich.console import Console
     from rich.table import Table
@@ -22,7 +22,7 @@ def command(out: Path, seed: int, device: str) -> None:
     from prompt_tune.tiny.pretrain import pretrain
 
     skill = pretrain(out, seed=seed, device=device)
-    table = Table("measure", "value", title="tiny on scenes that training never drew")
+    table = Table("measure", "value", title="the model on scenes that its training never drew")
     for name, value in skill.items():
         table.add_row(name, f"{value:.3f}")
     Console().print(table)

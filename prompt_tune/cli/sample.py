@@ -1,4 +1,4 @@
-"""`prompt-tune sample`: write the sample set."""
+"""`prompt-tune sample`: write the sample data set."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import click
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of everything that is drawn.")
 def command(out: Path, n_images: int, seed: int) -> None:
-    """Write the sample set: a custom job of six new classes, and labelled scenes of tiny's original vocabulary."""
+    """Write the sample set: a data set of six new classes, and labelled scenes of tiny's original classes."""
     from prompt_tune.cli.progress import stages
     from prompt_tune.datasets.sample import write_sample
 

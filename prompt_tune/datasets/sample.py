@@ -1,5 +1,6 @@
 """The sample set: a custom job on the synthetic scenes of `tiny`, with six classes whose names are new to its tower."""
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,9 @@ def write_image(folder: Path, split: str, index: int, scene: Scene, classes: Seq
         classes: The class index of each object; None for an object that gets no label.
     """
     with replacing(folder / "images" / split / f"{index:04d}.jpg") as path:
-        Image.fromarray(scene.image).save(path, "JPEG", quality=JPEG_QUALITY)
+        content = io.BytesIO()  # written to a file, Pillow drops what a full disk does not take, without an error
+        Image.fromarray(scene.image).save(content, "JPEG", quality=JPEG_QUALITY)
+        path.write_bytes(content.getvalue())
     with replacing(folder / "labels" / split / f"{index:04d}.txt") as path:
         path.write_text("".join(_label_lines(scene, classes)))
 

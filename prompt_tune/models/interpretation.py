@@ -1,4 +1,4 @@
-"""What was learned, in words: how far class embeddings moved, and the tokens nearest to the context vectors."""
+"""What was learned: how far the class embeddings moved, and which tokens are nearest to the context vectors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,20 @@ import torch
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import TextTower
 
-N_NEAREST = 3  # classes and tokens that are named
-MAX_VECTORS = 400  # context vectors that are compared with all tokens: 20 M distances at CLIP's 49,408
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what the tokenizer gives for bytes that are no whole character
-YARDSTICK_STEP = 193  # every 193rd token (256 of CLIP's) tells how far tokens are from one another
+N_NEAREST = 3  # neighbours that are listed
+MAX_VECTORS = 400  # context vectors that are compared with all tokens: 20 million distances for CLIP's 49,408 tokens
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what the tokenizer gives for an incomplete character
+SAMPLE_STEP = 193  # every 193rd token (256 of CLIP's) is used to measure how far tokens are from one another
 
 
 @dataclass(frozen=True)
 class Near:
-    """Something that is near: its name, and the cosine (of classes) or L2 distance (of tokens)."""
+    """A neighbour.
+
+    Attributes:
+        name: The class name or the token.
+        value: The cosine, -1 to 1 (classes), or the L2 distance (tokens).
+    """
 
     name: str
     value: float
@@ -25,9 +30,13 @@ class Near:
 
 @dataclass(frozen=True)
 class Movement:
-    """How a class's embedding moved. cosine: of the learned embedding and that of the plain name, -1 to 1.
+    """How the embedding of a class moved.
 
-    before, after: the original classes nearest to the plain name and to the learned embedding, with their cosines.
+    Attributes:
+        name: The class name.
+        cosine: Between the learned embedding and that of the plain name, -1 to 1.
+        before: The original classes nearest to the plain name.
+        after: The original classes nearest to the learned embedding.
     """
 
     name: str
@@ -38,7 +47,13 @@ class Movement:
 
 @dataclass(frozen=True)
 class VectorTokens:
-    """The tokens nearest to one context vector. text: the class name or synonym that it stands before; "" for all."""
+    """The tokens nearest to one context vector.
+
+    Attributes:
+        text: The class name or synonym that the vector belongs to; "" if all classes share it.
+        position: The place of the vector in the context, from 1.
+        nearest: The nearest tokens, nearest first.
+    """
 
     text: str
     position: int
@@ -47,9 +62,12 @@ class VectorTokens:
 
 @dataclass(frozen=True)
 class TokenDistances:
-    """Nearest tokens of context vectors (`MAX_VECTORS` at most, of `n_vectors`).
+    """The tokens nearest to the context vectors.
 
-    between_tokens: the median L2 distance from a token of the tower to the one nearest to it.
+    Attributes:
+        vectors: One entry for each of the first `MAX_VECTORS` context vectors.
+        n_vectors: The number of context vectors.
+        between_tokens: The median L2 distance from a token of the tower to its nearest other token.
     """
 
     vectors: tuple[VectorTokens, ...]
@@ -60,12 +78,18 @@ class TokenDistances:
 def movements(
     names: Sequence[str], learned: np.ndarray, plain: np.ndarray, original_names: Sequence[str], original: np.ndarray
 ) -> tuple[Movement, ...]:
-    """How each class moved.
+    """How the embedding of each class moved.
 
-    Args:    learned, plain: (n_cls, n_prompts, 512) float32, unit rows, of `names`.
-             original: (n_original, n_prompts', 512) float32, unit rows, of `original_names`.
-    Returns: one a class. One with several prompts is as near as its nearest; its own cosine is that of its first, the
-             name.
+    Args:
+        names: The learned classes.
+        learned: (n_cls, n_prompts, 512) float32, unit rows, their learned embeddings.
+        plain: (n_cls, n_prompts, 512) float32, unit rows, the embeddings of their plain names.
+        original_names: The original classes.
+        original: (n_original, n_prompts', 512) float32, unit rows, their embeddings.
+
+    Returns:
+        One entry for each class. `Movement.cosine` compares the first prompt, which is the name; neighbours are found
+        by the best pair of prompts.
     """
 
     def nearest(rows: np.ndarray) -> tuple[Near, ...]:
@@ -81,7 +105,7 @@ def movements(
 
 @torch.no_grad()
 def nearest_tokens(context: PromptContext) -> TokenDistances:
-    """The tokens nearest to the context vectors in the text tower's token space, by L2 distance.
+    """The tokens nearest to the context vectors, by L2 distance in the token space of the text tower.
 
     Source: CoOp (arXiv 2109.01134), `interpret_prompt.py`.
     """
@@ -99,9 +123,9 @@ def nearest_tokens(context: PromptContext) -> TokenDistances:
         vectors = context.ctx[:MAX_VECTORS]
     weight = tower.token_embedding.weight
     distances, tokens = torch.cdist(vectors, weight).topk(N_NEAREST, largest=False)  # (n, 3), (n, 3)
-    sampled = torch.arange(0, len(weight), YARDSTICK_STEP, device=weight.device)
+    sampled = torch.arange(0, len(weight), SAMPLE_STEP, device=weight.device)
     between = torch.cdist(weight[sampled], weight)  # (n_sampled, n_tokens)
-    between[torch.arange(len(sampled)), sampled] = torch.inf  # not itself
+    between[torch.arange(len(sampled)), sampled] = torch.inf  # not to itself
     nearest = [
         tuple(Near(_written(tower, token), distance) for token, distance in zip(*pair, strict=True))
         for pair in zip(tokens.tolist(), distances.tolist(), strict=True)
@@ -114,7 +138,7 @@ def nearest_tokens(context: PromptContext) -> TokenDistances:
 
 
 def _written(tower: TextTower, token: int) -> str:
-    """A token as it is written; one that a word goes on after ends in a hyphen."""
+    """The text of a token. If the token does not end its word, a hyphen follows."""
     text: str = tower.tokenizer.decode([token])
     word = text.strip()
     if not word or REPLACEMENT in word or not word.isprintable():

@@ -1,1 +1,1 @@
-"""`tiny`, the model that ships: its weights, how they were made, and the demo on it."""
+"""`tiny`, the model that ships with the package: its weights, its pretraining, and the demo."""

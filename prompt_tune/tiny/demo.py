@@ -1,4 +1,4 @@
-"""The main job in one go on `tiny`: sample set, fit, export, and ONNX Runtime with and without what was learned."""
+"""The whole workflow on `tiny`: sample set, fit, export, and detection with and without the learned vocabulary."""
 
 import json
 import time
@@ -18,11 +18,11 @@ from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.metrics import average_precision
 from prompt_tune.evaluation.verify import changed_bits
-from prompt_tune.files import replacing
 from prompt_tune.media.draw import draw, side_by_side
 from prompt_tune.models.embeddings import build_vocabulary
 from prompt_tune.models.world import TINY
-from prompt_tune.progress import Progress
+from prompt_tune.progress import Progress, silent
+from prompt_tune.report.saving import saving
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
@@ -30,17 +30,21 @@ from prompt_tune.runtime.providers import Device
 from prompt_tune.tuning.fit import fit
 from prompt_tune.vocabulary.format import LEARNED_FILE
 
-PICTURE_ROWS, PICTURE_SCALE = 3, 2  # test images in the picture, and how much they are enlarged
-SHOWN_CONF = 0.4  # score above which the picture shows a detection
+PICTURE_ROWS, PICTURE_SCALE = 3, 2  # test images in the picture, and by how much they are enlarged
+SHOWN_CONF = 0.4  # the picture shows detections above this score
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary.json` holds; average precisions in 0..1.
+    """The content of `summary.json`. Average precision is in 0..1.
 
-    zero_shot_ap50, learned_ap50: of the six classes on the test split, with plain names and with learned prompts.
-    original_ap50_before, original_ap50_after: of tiny's 80 classes on the labelled original scenes, without and with
-    the learned vocabulary. original_bits_changed: over all test images and original scenes. seconds: for everything.
+    Attributes:
+        zero_shot_ap50: Of the six classes on the test split, with plain names.
+        learned_ap50: The same with learned prompts.
+        original_ap50_before: Of tiny's 80 classes on the original scenes, without the learned vocabulary.
+        original_ap50_after: The same with the learned vocabulary loaded.
+        original_bits_changed: Bits of original detections that changed, over all test images and original scenes.
+        seconds: The time that everything took.
     """
 
     zero_shot_ap50: float
@@ -52,20 +56,30 @@ class Summary:
 
 
 def demo(
-    out: Path, *, n_images: int = 100, seed: int = 0, device: Device = "cpu", progress: Progress | None = None
+    out: Path, *, n_images: int = 100, seed: int = 0, device: Device = "cpu", progress: Progress = silent
 ) -> Summary:
-    """Run it all.
+    """Teach `tiny` six new classes, export them, and measure what they find and what they change.
 
-    Args:    out: a new or empty folder; gets sample/, run/, bundle/, plain.vocab.safetensors, summary.json, demo.png.
-             n_images: in each split of the sample set. seed: of the sample set and the fit. device: "cpu" or "cuda",
-             for the fit and for ONNX Runtime. progress: called with (stage, done, total, note).
-    Returns: the summary, which is in summary.json too.
-    Raises:  RunError: `out` has files already.
+    Args:
+        out: A new or empty folder for sample/, run/, bundle/, plain.vocab.safetensors, summary.json and demo.png.
+        n_images: The number of images in each split of the sample set.
+        seed: The seed of the sample set and of the fit.
+        device: "cpu" or "cuda", for the fit and for ONNX Runtime.
+        progress: Called as the work goes on.
+
+    Returns:
+        The summary, which is also in summary.json.
+
+    Raises:
+        RunError: `out` is not an empty folder.
+        PromptTuneError: A file cannot be written.
     """
     started = time.perf_counter()
-    progress = progress or (lambda stage, done, total, note: None)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is not an empty folder; the demo needs one of its own. Give another --out.")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(f"{out} is not an empty folder; the demo needs one of its own. Give another --out.")
+    except OSError as error:
+        raise RunError(f"{out} cannot be used: {error.strerror}. Give another --out.") from error
     custom, original = write_sample(out / "sample", n_images=n_images, seed=seed, progress=progress)
     fit(TINY, custom, out / "run", config=FitConfig(seed=seed), device=device, progress=progress)
     progress("export", 0, 1, "")
@@ -90,14 +104,20 @@ def demo(
         seconds=round(time.perf_counter() - started, 1),
     )
     _draw(out / "demo.png", test.samples, alone.original, both)
-    with replacing(out / "summary.json") as path:
+    with saving(out / "summary.json") as path:
         path.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n")
     return summary
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """One run of the bundle over images, an item each: the graph's original rows, and detections for the metric."""
+    """The results of one pass over some images.
+
+    Attributes:
+        raw: For each image, the graph's rows of original detections, which are compared bit by bit.
+        all: For each image, the detections of all vocabularies.
+        n_original: The number of original classes.
+    """
 
     raw: list[np.ndarray]
     all: list[Detections]
@@ -105,24 +125,24 @@ class _Pass:
 
     @property
     def original(self) -> list[Detections]:
-        """The original vocabulary's detections."""
+        """The detections of the original vocabulary."""
         return [found.of(ORIGINAL) for found in self.all]
 
     @property
     def learned(self) -> list[Detections]:
-        """The other vocabulary's detections."""
+        """The detections of the learned vocabulary."""
         return [found.select(np.array([v != ORIGINAL for v in found.vocabularies], bool)) for found in self.all]
 
 
 def _ap50(samples: Sequence[Sample], founds: Sequence[Detections], n_cls: int) -> float:
-    """AP50 of detections in original pixels against the labels."""
+    """AP50 of detections, in original pixels, against the labels."""
     return average_precision([sample.labels for sample in samples], founds, n_cls).ap50
 
 
 def _detect(
     bundle: Path, learned: str | None, samples: Sequence[Sample], stage: str, device: Device, progress: Progress
 ) -> _Pass:
-    """Run a bundle with one learned vocabulary beside the original one, or with none, an image at a time."""
+    """Run a bundle on images one by one, with a learned vocabulary (the bundle's own, a file, or None) loaded."""
     own = learned == LEARNED_FILE
     detector = Detector(bundle, device=device, use_bundled=own, learned=[] if own or learned is None else [learned])
     raw, found = [], []
@@ -136,7 +156,7 @@ def _detect(
 
 
 def _draw(path: Path, samples: Sequence[Sample], original: Sequence[Detections], both: _Pass) -> None:
-    """A picture of test images with many new objects: the original vocabulary alone, and with the learned one."""
+    """Draw the test images with the most new objects, without and with the learned vocabulary."""
     most = sorted(range(len(samples)), key=lambda i: -len(samples[i].labels))[:PICTURE_ROWS]
     rows = []
     for i in most:
@@ -147,12 +167,12 @@ def _draw(path: Path, samples: Sequence[Sample], original: Sequence[Detections],
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for k, row in enumerate(rows):
         sheet.paste(row, (0, sum(r.height for r in rows[:k])))
-    with replacing(path) as temporary:
+    with saving(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
 def _shown(found: Detections) -> Detections:
-    """The confident detections, boxes enlarged as the picture is."""
+    """The confident detections, with boxes scaled up like the picture."""
     kept = found.select(found.scores > SHOWN_CONF)
     return replace(
         kept,

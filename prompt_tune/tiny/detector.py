@@ -1,8 +1,8 @@
-"""The detector of `tiny`: a YOLO-World v2 of its own scale, trained from scratch on scenes drawn on the fly.
+"""The detector of `tiny`: a small YOLO-World v2, trained from scratch on scenes that are drawn on the fly.
 
-As YOLO-World (arXiv 2401.17270) it is trained on lists of names, an image at a time, of positives and negatives.
-Different here: every object is named at several levels at once, and the negatives are chosen to be hard (same shape in
-another colour, same colour in another shape, another pattern).
+As in YOLO-World (arXiv 2401.17270), each image comes with a list of names, positive and negative ones. Different here:
+every object has names at several levels at once ("circle", "red circle", "red striped circle"), and the negatives are
+hard (the same shape in another colour, the same colour in another shape, another pattern).
 """
 
 import logging
@@ -20,19 +20,20 @@ from torch.utils.data import DataLoader, Dataset
 from prompt_tune.datasets.scenes import COLOURS, PATTERNS, SHAPES, TRAINED, Look, draw_scene, names_of, random_look
 from prompt_tune.files import replacing
 from prompt_tune.models import ultralytics
-from prompt_tune.models.world import layer_inputs
+from prompt_tune.models.ultralytics import layer_inputs
 
 logger = logging.getLogger(__name__)
-N_NAMES = 80  # names in an image's list: as many as the original vocabulary has
-FULL_LIST = 0.5  # share of the images whose list is the original vocabulary itself
-BATCH = 16  # images an update
-PEAK_LR, WEIGHT_DECAY, WARM_UP = 2e-3, 0.02, 150
-EMA_DECAY, EMA_RAMP = 0.9995, 400  # of the weights that are kept; ramped as ultralytics does
-BOX_GAIN, CLASS_GAIN, DFL_GAIN = 7.5, 1.0, 1.5  # ultralytics' are 7.5, 0.5, 1.5; here an object has several names
-CLIP_NORM = 10.0
+STATE_FILE = "detector-state.pt"  # what an interrupted training resumes from
+N_NAMES = 80  # names in the list of an image: as many as in the original vocabulary
+FULL_LIST = 0.5  # share of images whose list is the original vocabulary
+BATCH = 16  # images per update
+PEAK_LR, WEIGHT_DECAY, WARM_UP = 2e-3, 0.02, 150  # warm-up in updates
+EMA_DECAY, EMA_RAMP = 0.9995, 400  # moving average of the weights, ramped up as in ultralytics
+BOX_GAIN, CLASS_GAIN, DFL_GAIN = 7.5, 1.0, 1.5  # ultralytics has 7.5, 0.5, 1.5; here an object has several names
+CLIP_NORM = 10.0  # of the gradient
 SAVE_EVERY = 250  # updates between saved states
 _C2F, _CONV = "C2f", "Conv"
-YAML: dict[str, Any] = {  # ultralytics' yolov8-worldv2.yaml with a scale of its own
+YAML: dict[str, Any] = {  # ultralytics' yolov8-worldv2.yaml with an added scale "t"
     "nc": N_NAMES,
     "scales": {"t": [0.33, 0.25, 512]},
     "scale": "t",
@@ -67,13 +68,20 @@ YAML: dict[str, Any] = {  # ultralytics' yolov8-worldv2.yaml with a scale of its
 
 
 class Scenes(Dataset):  # type: ignore[type-arg]
-    """Scene `index` of the pretraining, with its list of names.
+    """The scenes of the pretraining, each with a list of names.
 
-    Item: image (3, 256, 256) uint8; names (80,) int64 indices into `names`; boxes_xyxy (n, 4) float32 pixels;
-    positive (n, 80) float32, 1 where a name of the list describes an object.
+    Item `index` has the image, (3, 256, 256) uint8; its list of names, (80,) int64 indices into `names`; the boxes of
+    its objects, (n, 4) float32 x1 y1 x2 y2 in pixels; and (n, 80) float32, 1 where a name describes an object.
     """
 
     def __init__(self, names: list[str], seed: int, count: int) -> None:
+        """Prepare the scenes; each is drawn when it is asked for.
+
+        Args:
+            names: The names that lists are drawn from.
+            seed: The seed of all scenes.
+            count: The number of scenes.
+        """
         self.names, self.seed, self.count = names, seed, count
         self.place = {name: i for i, name in enumerate(names)}
         self.original = np.array([self.place[f"{c} {s}"] for c, s in TRAINED])
@@ -95,7 +103,7 @@ class Scenes(Dataset):  # type: ignore[type-arg]
         )
 
     def _mixed(self, looks: list[Look], rng: np.random.Generator) -> np.ndarray:
-        """(80,) indices: names of the objects at random levels, hard negatives, and random names."""
+        """(80,) indices into `names`: names of the objects at random levels, hard negatives, and random names."""
         chosen: set[int] = set()
         for look in looks:
             layer, said = look.layers[0], names_of(look)
@@ -104,7 +112,7 @@ class Scenes(Dataset):  # type: ignore[type-arg]
             hard = [f"{c} {layer.shape}" for c in rng.choice(list(COLOURS), 3)]
             hard += [f"{layer.colour} {s}" for s in rng.choice(SHAPES, 2)]
             hard += [f"{pattern} {layer.shape}", f"{layer.colour} {pattern} {layer.shape}"]
-            chosen |= {self.place[name] for name in hard if name in self.place}  # held-out combinations have no place
+            chosen |= {self.place[name] for name in hard if name in self.place}  # others are held out
         if rng.random() < 0.5:
             chosen |= {self.place[shape] for shape in SHAPES}
         order = rng.permutation(sorted(chosen))[:N_NAMES]
@@ -115,7 +123,12 @@ class Scenes(Dataset):  # type: ignore[type-arg]
 
 
 def collate(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Images, names, and boxes, positives and mask padded to the most objects of the batch."""
+    """Join the items of a batch.
+
+    Returns:
+        Images (b, 3, 256, 256); names (b, 80); and, padded to the largest number of objects m: boxes (b, m, 4),
+        positives (b, m, 80) and a mask (b, m, 1) that is 1 for real objects.
+    """
     images, names, boxes, positives = zip(*items, strict=True)
     most = max(1, max(map(len, boxes)))
     padded = torch.zeros(len(items), most, 4)
@@ -129,24 +142,31 @@ def collate(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor, Te
 def train_detector(
     out: Path, names: list[str], embeddings: np.ndarray, *, seed: int, steps: int, device: str = "cpu"
 ) -> nn.Module:
-    """Train, or go on from `out/detector-state.pt` where it is there.
+    """Train the detector, or resume from the state that an interrupted training left.
 
-    Args:    out: folder for the state. names: n names that the lists are drawn from. embeddings: (n, 512) float32, unit
-             norm. seed: of scenes and initial values. steps: updates, of 16 images each. device: a torch device.
-    Returns: the averaged weights as a `WorldModel` in eval mode on the CPU.
+    Args:
+        out: The folder of the state.
+        names: The n names that lists are drawn from.
+        embeddings: (n, 512) float32, unit rows, of the names.
+        seed: The seed of scenes and initial weights.
+        steps: The number of updates, of 16 images each.
+        device: A torch device.
+
+    Returns:
+        A `WorldModel` with the averaged weights, in eval mode, on the CPU.
     """
     torch.manual_seed(seed)
     model: Any = build_model().to(device).to(memory_format=torch.channels_last)
     ema = ultralytics.quiet_import("ultralytics.utils.torch_utils").ModelEMA(model, decay=EMA_DECAY, tau=EMA_RAMP)
     optimizer = torch.optim.AdamW(_groups(model), lr=PEAK_LR)
-    first, state_file = 0, out / "detector-state.pt"
+    first, state_file = 0, out / STATE_FILE
     if state_file.is_file():
         state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         ema.ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         first = ema.updates = state["step"]
-        logger.info("Going on from update %d.", first)
+        logger.info("Resuming after update %d.", first)
     scenes = Scenes(names, seed, steps * BATCH)
     loader = DataLoader(
         torch.utils.data.Subset(scenes, range(first * BATCH, steps * BATCH)),
@@ -179,7 +199,7 @@ def train_detector(
             ema.update(model)
             progress.update(task, advance=1, description="box {:.2f} class {:.2f} dfl {:.2f}".format(*losses.tolist()))
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-                logger.info("update %d: box %.3f class %.3f dfl %.3f", step + 1, *losses.tolist())
+                logger.info("Update %d: box %.3f, class %.3f, dfl %.3f.", step + 1, *losses.tolist())
                 with replacing(state_file) as path:
                     parts = {"model": model.state_dict(), "ema": ema.ema.state_dict(), "step": step + 1}
                     torch.save(parts | {"optimizer": optimizer.state_dict()}, path)
@@ -188,19 +208,24 @@ def train_detector(
 
 
 def build_model() -> Any:
-    """The `WorldModel` of `YAML` with initial values drawn from torch's random state."""
+    """A `WorldModel` built from `YAML`; its initial weights come from torch's random state."""
     model = ultralytics.quiet_import("ultralytics.nn.tasks").WorldModel(deepcopy(YAML), ch=3, verbose=False)
-    for contrast in model.model[-1].cv4:  # the usual -10 and e^-1 belong to far longer schedules
+    for contrast in model.model[-1].cv4:  # ultralytics' values, -10 and e^-1, suit much longer schedules
         nn.init.constant_(contrast.bias, -6.0)
         nn.init.constant_(contrast.logit_scale, 0.5)
     return model.train()
 
 
 def forward(model: Any, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Training forward pass, in bfloat16 where the processor has it, but the comparison with the text in float32.
+    """The forward pass of the training: bfloat16 if the processor has it, but text is compared in float32.
 
-    Args:    images: (b, 3, h, w) uint8. text: (b, n, 512) float32, guide and classes in one.
-    Returns: box distributions (b, A, 64) and class logits (b, A, n), float32.
+    Args:
+        model: From `build_model`.
+        images: (b, 3, h, w) uint8.
+        text: (b, n, 512) float32, unit rows, guide and classes in one.
+
+    Returns:
+        Box distributions (b, A, 64) and class logits (b, A, n), float32.
     """
     device = images.device.type
     half = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
@@ -219,13 +244,14 @@ def forward(model: Any, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Criterion:
-    """YOLOv8's loss (task-aligned assignment, CIoU, distribution focal loss, cross-entropy), for multi-hot names.
+    """YOLOv8's loss: task-aligned assignment, CIoU, distribution focal loss, cross-entropy; several names per object.
 
-    The assigner sees each object of an image as a class of its own, whose score is the mean of its names' scores; its
-    targets then go to all names of the object.
+    For the assigner, each object of an image is a class of its own, scored by the mean score of its names. The targets
+    that it assigns then go to all names of the object.
     """
 
     def __init__(self, head: Any) -> None:
+        """Take strides and box bins from `head`, the last layer of the model."""
         loss = ultralytics.quiet_import("ultralytics.utils.loss")
         self.tal = ultralytics.quiet_import("ultralytics.utils.tal")
         self.box_loss = loss.BboxLoss(head.reg_max)
@@ -233,9 +259,17 @@ class Criterion:
         self.assigner = self.tal.TaskAlignedAssigner(topk=10, num_classes=1, alpha=0.5, beta=6.0)
 
     def __call__(self, raw: Tensor, logits: Tensor, boxes: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
-        """(3,) box, class and distribution loss.
+        """The loss of a batch.
 
-        Args: raw (b, A, 64), logits (b, A, n), boxes (b, m, 4) pixels, positive (b, m, n), mask (b, m, 1).
+        Args:
+            raw: (b, A, 64) float32, box distributions from `forward`.
+            logits: (b, A, n) float32, from `forward`.
+            boxes: (b, m, 4) float32, x1 y1 x2 y2 in pixels, padded.
+            positive: (b, m, n) float32, 1 where a name describes an object.
+            mask: (b, m, 1), 1 for real objects, 0 for padding.
+
+        Returns:
+            (3,) box, class and distribution focal loss.
         """
         side = int(math.sqrt(raw.shape[1] / sum((1 / s) ** 2 for s in self.strides.tolist())) + 0.5)
         grids = [raw.new_empty(1, 1, side // int(s), side // int(s)) for s in self.strides]
@@ -265,7 +299,7 @@ class Criterion:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to one hundredth."""
+    """The learning rate of an update: linear warm-up, then a cosine that falls to a hundredth."""
     if step < WARM_UP:
         return PEAK_LR * (step + 1) / WARM_UP
     part = (step - WARM_UP) / max(1, steps - WARM_UP)
@@ -273,7 +307,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def _groups(model: nn.Module) -> list[dict[str, object]]:
-    """Parameters with and without weight decay: matrices and kernels decay; norms, biases and scales do not."""
+    """Parameter groups: matrices and kernels get weight decay; norms, biases and scales do not."""
     decay = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     rest = [p for p in model.parameters() if p.ndim <= 1 and p.requires_grad]
     return [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]

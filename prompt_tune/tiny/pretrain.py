@@ -1,24 +1,26 @@
-"""The whole pretraining of `tiny`: text tower, detector, files, and what the result can do. Resumable."""
+"""The pretraining of `tiny`: text tower, detector, original vocabulary, and a measurement of the result.
+
+The folder that it writes has the layout of `prompt_tune/tiny/weights`; `World.load` takes it like a checkpoint.
+"""
 
 import json
-import logging
 from pathlib import Path
 
 import torch
 import yaml
 
 from prompt_tune.datasets.scenes import TRAINED
+from prompt_tune.errors import RunError
 from prompt_tune.files import replacing
 from prompt_tune.models.text_tower import LOCAL_PREFIX, TextTower
-from prompt_tune.models.world import check_device
+from prompt_tune.models.world import World, check_device
 from prompt_tune.tiny.detector import YAML, train_detector
 from prompt_tune.tiny.skill import measure_skill
 from prompt_tune.tiny.text_tower import fit_tower, name_parts
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
-logger = logging.getLogger(__name__)
-TOWER_STEPS = 1000
-DETECTOR_STEPS = 3000
+TOWER_STEPS = 1000  # updates of the text tower
+DETECTOR_STEPS = 3000  # updates of the detector
 
 
 def pretrain(
@@ -29,19 +31,30 @@ def pretrain(
     detector_steps: int = DETECTOR_STEPS,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Make `tiny`, or go on where an interrupted run stopped.
+    """Train `tiny` from scratch, or resume an interrupted run.
 
-    Args:    out: gets tower/, detector.yaml, detector.safetensors, original.vocab.safetensors, skill.json, and the
-             state to go on from. seed: of everything. tower_steps, detector_steps: updates. device: a torch device for
-             the detector.
-    Returns: what `measure_skill` found; the same is in skill.json.
+    Args:
+        out: The folder for tower/, detector.yaml, detector.safetensors, original.vocab.safetensors, skill.json, and the
+            state to resume from.
+        seed: The seed of everything that is random.
+        tower_steps: Updates of the text tower.
+        detector_steps: Updates of the detector.
+        device: The torch device for the training of the detector.
+
+    Returns:
+        The results of `measure_skill`, which are also in skill.json.
+
+    Raises:
+        ModelError: The device cannot be used.
+        RunError: The folder cannot be made.
     """
     from safetensors.torch import save_file
 
-    from prompt_tune.models.world import World
-
     check_device(device)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {out} cannot be made: {error.strerror}. Give another --out.") from error
     if not (out / "tower" / "open_clip_config.json").is_file():
         fit_tower(out / "tower", seed=seed, steps=tower_steps)
     tower = TextTower.load(f"{LOCAL_PREFIX}{out / 'tower'}")

@@ -1,12 +1,11 @@
-"""What a detector of the synthetic world can do, on scenes that its training never drew."""
+"""How well `tiny` detects, on scenes that its training never drew."""
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from prompt_tune.contract import METRIC_CONF as METRIC_CONF
 from prompt_tune.datasets.samples import Labels
 from prompt_tune.datasets.scenes import HELD_OUT, SHAPES, TRAINED, Scene, draw_scene, names_of, random_look
 from prompt_tune.evaluation.metrics import Metrics, average_precision
@@ -15,28 +14,25 @@ from prompt_tune.models.text_tower import TextTower
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detections import Detections
 
-Item = TypeVar("Item")
-
-
-TEST_STREAM = 1  # scenes are seeded [seed, stream, index]; the training's stream is 0
-N_SCENES = 400
-BATCH = 16
-
-
-def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """The items, `size` at a time."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+TEST_STREAM = 1  # scenes are seeded [seed, stream, index]; the stream of the training is 0
+N_SCENES = 400  # scenes of trained combinations, and as many of mixed ones
+BATCH = 16  # scenes in one pass of the detector
 
 
 def measure_skill(world: World, tower: TextTower, original: Sequence[str], *, seed: int = 0) -> dict[str, float]:
-    """AP50 and AP on fresh scenes for three lists of names, each used as YOLO-World does: as guide and as classes.
+    """Measure AP50 and AP on new scenes for three lists of names, each both guide and classes, as in YOLO-World.
 
-    Args:    world, tower: the pair to measure. original: the original vocabulary. seed: of the scenes.
-    Returns: `original_ap50` (on scenes of trained combinations), `shapes_ap50` (bare shapes, the same scenes),
-             `held_out_ap50` (combinations that no training image or text had, on scenes that mix both kinds), the same
-             with `_ap`, all in 0..1, and `guide_score_change`: the largest change of an original score when the bare
-             shapes steer the neck in place of the original vocabulary.
+    Args:
+        world: The detector.
+        tower: Its text tower.
+        original: The names of its original vocabulary.
+        seed: The seed of the scenes.
+
+    Returns:
+        `original_ap50`, on scenes of trained combinations; `shapes_ap50`, for bare shapes on the same scenes;
+        `held_out_ap50`, for combinations that occur in no training image or text, on scenes that mix both kinds; the
+        same with `_ap`; all in 0..1. And `guide_score_change`, the largest change of an original score when the bare
+        shapes guide the neck in place of the original vocabulary.
     """
     usual = [test_scene(seed, i, TRAINED) for i in range(N_SCENES)]
     mixed = [test_scene(seed, N_SCENES + i, TRAINED + HELD_OUT * 3) for i in range(N_SCENES)]
@@ -50,19 +46,32 @@ def measure_skill(world: World, tower: TextTower, original: Sequence[str], *, se
 
 
 def test_scene(seed: int, index: int, combinations: tuple[tuple[str, str], ...]) -> Scene:
-    """A scene that no training step draws."""
+    """Draw a scene that no training step draws.
+
+    Args:
+        seed: The seed of all test scenes.
+        index: The number of the scene.
+        combinations: (colour, shape) pairs to choose from; a repeated pair is chosen more often.
+    """
     rng = np.random.default_rng([seed, TEST_STREAM, index])
     return draw_scene([random_look(rng, combinations) for _ in range(rng.integers(3, 9))], rng)
 
 
 @torch.no_grad()
 def measure(world: World, scenes: Sequence[Scene], names: Sequence[str], embeddings: np.ndarray) -> Metrics:
-    """Precision of a list of names on scenes; an object counts for every name of the list that describes it."""
+    """COCO's numbers for a list of names; an object counts for every name of the list that describes it.
+
+    Args:
+        world: The detector.
+        scenes: The scenes.
+        names: The n_cls names.
+        embeddings: (n_cls, 512) float32, unit rows, of the names; guide and classes in one.
+    """
     rows = torch.from_numpy(embeddings).to(world.device)
     weight, bias = world.fold(rows)
     founds: list[Detections] = []
-    for part in batches(scenes, BATCH):
-        images = torch.from_numpy(np.stack([s.image for s in part])).permute(0, 3, 1, 2).float() / 255
+    for first in range(0, len(scenes), BATCH):
+        images = _pixels(scenes[first : first + BATCH])
         head, boxes = world.features(images.to(world.device), rows)
         _, _, level = world.anchors(*images.shape[2:])
         scores = world.logits(head, level, weight, bias).sigmoid()
@@ -82,10 +91,15 @@ def measure(world: World, scenes: Sequence[Scene], names: Sequence[str], embeddi
     return average_precision(labels, founds, len(names))
 
 
+def _pixels(scenes: Sequence[Scene]) -> Tensor:
+    """(b, 3, 256, 256) float32 in 0..1."""
+    return torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+
+
 @torch.no_grad()
 def _guide_score_change(world: World, scenes: Sequence[Scene], original: np.ndarray, other: np.ndarray) -> float:
-    """Largest change of an original score under another guide."""
-    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 255
+    """The largest change of an original score when `other` guides the neck; both are (n, 512) embeddings."""
+    images = _pixels(scenes)
     _, _, level = world.anchors(*images.shape[2:])
     weight, bias = world.fold(torch.from_numpy(original))
     scores = []

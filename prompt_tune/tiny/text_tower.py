@@ -1,8 +1,8 @@
 """The text tower of `tiny`: fitted by regression to structured targets, then frozen.
 
-Each shape, colour and pattern has a direction of its own, and the target of a name is the sum of its parts. Trained
-jointly with the detector instead, a tower this small collapses on colour. A few hundred ordinary words get random
-directions, so that the tower's outputs span more than the two dozen directions of the scenes, as a real tower's do.
+Each shape, colour and pattern has its own direction, and the target of a name is the sum of its parts. (Trained
+together with the detector, a tower this small learns colours and nothing else.) A few hundred ordinary words get random
+directions, so that the outputs span more than the two dozen directions of the scenes, like those of a real tower.
 """
 
 import json
@@ -27,14 +27,14 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
 }
 PREFIXES = ("", "", "", "a ", "the ", "a photo of a ", "a picture of a ", "one small ", "a large ")
-BATCH = 192  # texts an update
-FILLER_WORDS = 300  # ordinary words with directions of their own
-# Words that no pretraining text may contain: the sample set's names, which the tower must not know.
+BATCH = 192  # texts per update
+FILLER_WORDS = 300  # ordinary words with random directions
+# The names of the sample set: they must be new to the tower, so no text of the pretraining contains them.
 UNSEEN = ("forklift", "gizmo", "sprocket", "widget", "flange", "doodad")
 
 
 def name_parts() -> list[tuple[str, tuple[str, ...]]]:
-    """Every name that the pretraining may say, with its parts; held-out combinations are in none of them."""
+    """Every name that the pretraining uses, with its parts. Held-out combinations do not occur."""
     said: list[tuple[str, tuple[str, ...]]] = [(shape, (shape,)) for shape in SHAPES]
     said += [(f"{c} {s}", (c, s)) for c, s in TRAINED]
     for pattern in PATTERNS[1:]:
@@ -44,10 +44,14 @@ def name_parts() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def target_directions(seed: int, words: list[str]) -> dict[str, np.ndarray]:
-    """A unit direction (512,) float32 for each part of a name and each filler word.
+    """The target direction of each part of a name and of each filler word: (512,) float32, unit norm.
 
-    The parts' are orthogonal to each other and to all filler words'; together they span as many dimensions as the tower
-    is wide, which is all that its projection can reach.
+    The directions of parts are orthogonal to each other and to those of all filler words. Together they span as many
+    dimensions as the tower is wide; its projection reaches no more.
+
+    Args:
+        seed: The seed of the directions.
+        words: The filler words.
     """
     rng = np.random.default_rng([seed, 11])
     parts = [*SHAPES, *COLOURS, *PATTERNS[1:]]
@@ -59,7 +63,7 @@ def target_directions(seed: int, words: list[str]) -> dict[str, np.ndarray]:
 
 
 def filler_words(seed: int) -> list[str]:
-    """Ordinary words of CLIP's vocabulary, one token each, that mean nothing in the scenes."""
+    """Random ordinary words from CLIP's vocabulary, one token each, that do not occur in names of the scenes."""
     from open_clip.tokenizer import SimpleTokenizer
 
     known = {*SHAPES, *COLOURS, *PATTERNS, *UNSEEN, *" ".join(PREFIXES).split()}
@@ -69,10 +73,12 @@ def filler_words(seed: int) -> list[str]:
 
 
 def fit_tower(folder: Path, *, seed: int, steps: int) -> None:
-    """Fit the tower and write it to `folder` in open_clip's format, in float16.
+    """Fit the tower, and write it in open_clip's format in float16.
 
-    Args:    folder: gets open_clip_config.json and open_clip_model.safetensors. seed: of targets, initial values and
-             order. steps: updates, of BATCH texts each.
+    Args:
+        folder: The folder for open_clip_config.json and open_clip_model.safetensors.
+        seed: The seed of targets, initial weights and order.
+        steps: The number of updates, of `BATCH` texts each.
     """
     import open_clip
     from open_clip.model import CLIP

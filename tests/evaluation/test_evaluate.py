@@ -16,7 +16,6 @@ from prompt_tune.evaluation.thresholds import choose_nms_iou
 from prompt_tune.models.suppression import suppress
 from prompt_tune.models.world import World
 from prompt_tune.runtime.boxes import box_iou
-from prompt_tune.tiny.skill import batches
 from prompt_tune.tuning.regions import cache_regions
 from prompt_tune.tuning.tasks import detect_regions
 
@@ -152,8 +151,3 @@ def test_detect_cached_gives_what_the_detector_finds_with_the_best_prompt_of_a_c
     np.testing.assert_array_equal(labels.boxes_xyxy, boxes)
     assert set(got.classes) == {0, 1, 2} and abs(len(got.scores) - len(wanted.scores)) <= 2  # float16 at a threshold
     np.testing.assert_allclose(np.sort(got.scores)[-20:], np.sort(wanted.scores)[-20:], rtol=5e-3)
-
-
-def test_batches_of_five_items_come_in_order() -> None:
-    assert [list(part) for part in batches([1, 2, 3, 4, 5], 2)] == [[1, 2], [3, 4], [5]]
-    assert list(batches([], 2)) == []
