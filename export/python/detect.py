@@ -3,12 +3,14 @@
     pip install numpy pillow onnxruntime
     python detect.py photo.jpg --draw results
 
-Prints JSON. The detections are those of `prompt-tune detect` on the CPU; the format of vocabulary files is in
-`read_vocabulary`.
+Prints JSON. The detections are the same as those of `prompt-tune detect` on the CPU. `read_vocabulary` shows the format
+of vocabulary files.
 """
 
 import argparse
 import json
+import os
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,29 +18,41 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 PAD_GREY = 114
-IOU = 0.7  # a box that overlaps a better one of its class by more than this is dropped in the graph
-ROUNDING = 1e-5  # the inverse of a calibration rounds: the graph's threshold goes down by this share
-COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and of learned classes
+IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
+ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
+COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of pictures that Pillow can write
+Turn = Image.Transpose
+TURNS = {  # EXIF orientation -> what turns the stored pixels upright
+    2: Turn.FLIP_LEFT_RIGHT,
+    3: Turn.ROTATE_180,
+    4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE,
+    6: Turn.ROTATE_270,
+    7: Turn.TRANSVERSE,
+    8: Turn.ROTATE_90,
+}
+# what Pillow raises for files that are damaged, cut short, absurdly large, or not images
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Embeddings (n_cls, n_prompts, 512), thresholds (n_cls,), calibration (n_cls, 2): scale and shift of the logit;
-    nms_iou (n_cls,): a class's own limit of overlap, after that of the graph."""
+    """The content of a vocabulary file."""
 
     label: str
-    about: dict[str, Any]  # names, kind, guide_mode, digests of detector, text_tower and guide
-    embeddings: np.ndarray
-    thresholds: np.ndarray
-    calibration: np.ndarray
-    nms_iou: np.ndarray
+    about: dict[str, Any]  # names, kind, guide_mode, and digests: detector, text_tower, guide
+    embeddings: np.ndarray  # (n_cls, n_prompts, 512)
+    thresholds: np.ndarray  # (n_cls,)
+    calibration: np.ndarray  # (n_cls, 2): scale and shift of the logit
+    nms_iou: np.ndarray  # (n_cls,): a class's own limit of overlap, applied after the graph's
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Reads a safetensors file: 8 bytes with the header's size, a JSON header, raw little-endian float32."""
+    """Read a safetensors file: 8 bytes with the size of the header, a JSON header, raw little-endian float32."""
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         data = file.read()
@@ -62,10 +76,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 class Detector:
-    """A bundle's graph, its original vocabulary and any learned ones."""
+    """The graph of a bundle, its original vocabulary and any learned ones."""
 
     def __init__(self, bundle: Path, learned: list[Path]) -> None:
-        """Loads everything and refuses a vocabulary that was made for something else."""
+        """Load everything; exit with a message if a vocabulary was made for something else."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
@@ -79,7 +93,7 @@ class Detector:
             about, guide = vocabulary.about, self.original.about["guide"]
             wanted = {"detector": self.graph["detector"], "text_tower": self.original.about["text_tower"]}
             if about["kind"] == "plain" and about["detector"] == "":
-                del wanted["detector"]  # for any detector
+                del wanted["detector"]  # made for any detector
             if about["kind"] == "learned" and about["guide_mode"] == "original":
                 wanted["guide"] = guide
             for what, digest in wanted.items():
@@ -89,14 +103,14 @@ class Detector:
                 raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; rename one of the files.")
 
     def detect(self, image: Image.Image, conf: float | None = None) -> list[dict[str, Any]]:
-        """Detections of an upright RGB image, boxes in its pixels; `conf` takes the place of each class's threshold."""
+        """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds."""
         pixels, scale, left, top = letterbox(image, self.graph["image_size"])
         images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)  # (1, 3, h, w)
         together = [part for part in self.learned if part.about["guide_mode"] == "original"]
         groups = [[self.original], together]
         tables = list(self._run(images, [self.original], together, conf))
         for part in self.learned:
-            if part.about["guide_mode"] == "own":  # it guides the network itself: a pass of its own
+            if part.about["guide_mode"] == "own":  # it guides the network itself, so it needs its own pass
                 groups.append([part])
                 tables.append(self._run(images, [part], [], conf)[0])
         found = []
@@ -123,7 +137,7 @@ class Detector:
     def _run(
         self, images: np.ndarray, original: list[Vocabulary], learned: list[Vocabulary], conf: float | None
     ) -> Any:
-        """One pass: two tables (n, 7) of image index, x1, y1, x2, y2 in pixels of the input, score, class."""
+        """Run the graph: two tables (n, 7) of image index, x1, y1, x2, y2 in pixels of the input, score, class."""
         numbers = (IOU, graph_conf(original, conf), graph_conf(learned, conf))
         feed = {"images": images, "original": packed(original), "learned": packed(learned)}
         for name, value in zip(("iou", "original_conf", "learned_conf"), numbers, strict=True):
@@ -132,14 +146,14 @@ class Detector:
 
 
 def packed(group: list[Vocabulary]) -> np.ndarray:
-    """Several vocabularies as one input (n_cls, n_prompts, 512): prompts are repeated up to the largest number."""
+    """Several vocabularies as one input (n_cls, n_prompts, 512). Prompts are repeated up to the largest number."""
     n_prompts = max((part.embeddings.shape[1] for part in group), default=1)
     parts = [part.embeddings[:, np.arange(n_prompts) % part.embeddings.shape[1]] for part in group]
     return np.concatenate([np.zeros((0, n_prompts, 512), np.float32), *parts])  # (n_cls, n_prompts, 512)
 
 
 def locate(group: list[Vocabulary], index: int) -> tuple[Vocabulary, int]:
-    """The vocabulary that class `index` of a packed group is from, and its row there."""
+    """The vocabulary of class `index` in a packed group, and its row there."""
     for part in group:
         if index < len(part.thresholds):
             return part, index
@@ -148,9 +162,9 @@ def locate(group: list[Vocabulary], index: int) -> tuple[Vocabulary, int]:
 
 
 def distinct(rows: np.ndarray, nms_iou: np.ndarray) -> np.ndarray:
-    """The rows (n, 7) of one image without those that overlap a better one of their class by more than its limit."""
+    """The rows (n, 7) of one image, without boxes that overlap a better one of the class by more than its limit."""
     kept: dict[int, list[np.ndarray]] = {}
-    for row in rows:  # the graph gives them class by class, the best first
+    for row in rows:  # the graph sorts them by class, the best first
         better, limit = kept.setdefault(int(row[6]), []), nms_iou[int(row[6])]
         if limit == 1 or all(overlap(row[1:5], other[1:5]) <= limit for other in better):
             better.append(row)
@@ -165,7 +179,7 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def graph_conf(group: list[Vocabulary], conf: float | None) -> float:
-    """The lowest score of the graph that can matter, before calibration; 1, which no score exceeds, without classes."""
+    """The lowest uncalibrated score that can count; 1, which no score exceeds, where there are no classes."""
     lowest = 1.0
     for part in group:
         limits = part.thresholds if conf is None else np.full(len(part.thresholds), conf, np.float32)
@@ -183,29 +197,35 @@ def calibrated(score: np.float32, calibration: np.ndarray) -> np.float32:
 
 
 def logit(score: np.float32) -> float:
-    """Of a score in 0..1."""
+    """The logit of a score in 0..1."""
     with np.errstate(divide="ignore"):
         return float(np.log(np.float64(score)) - np.log1p(-np.float64(score)))
 
 
 def sigmoid(value: float) -> float:
-    """Of a logit, without overflow."""
+    """The score of a logit, without overflow."""
     return float(np.exp(-np.logaddexp(0, -value)))
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image as upright RGB."""
+    """An image as upright RGB; 16-bit grey is reduced to 8 bits. Raises: ValueError: it cannot be read."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise SystemExit(f"{path}: more than 8 bits a channel; save it with 8.")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise SystemExit(f"{path} cannot be read as an image: {error}") from error
+            if image.mode in ("I", "F"):
+                raise ValueError("32-bit pixels have no known range; save it with 8 bits")
+            turn = TURNS.get(Image.Image.getexif(image).get(0x0112, 1))
+            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            rgb = image.convert("RGB")
+            return rgb if turn is None else rgb.transpose(turn)
+    except DECODE_ERRORS as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not an image of a known format" if unknown else getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def letterbox(image: Image.Image, side: int) -> tuple[np.ndarray, float, int, int]:
-    """The image scaled to fit a square and centred on grey: uint8 (side, side, 3), scale, left and top border."""
+    """Scale the image to fit a square, and centre it on grey: uint8 (side, side, 3), scale, left and top border."""
     scale = min(side / image.height, side / image.width)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     left, top = round((side - width) / 2 - 0.1), round((side - height) / 2 - 0.1)
@@ -216,12 +236,30 @@ def letterbox(image: Image.Image, side: int) -> tuple[np.ndarray, float, int, in
     return pixels, scale, left, top
 
 
-def draw(image: Image.Image, found: list[dict[str, Any]]) -> Image.Image:
+def load_font(file: Path | None, height: float) -> Any:
+    """The font in a file, or Pillow's own, which has little more than English letters."""
+    return ImageFont.truetype(file, height) if file else ImageFont.load_default(height)
+
+
+def warn_of_boxes(names: list[str], file: Path | None) -> None:
+    """Name the characters for which the font has no glyph: drawings show an empty box for each."""
+    font = load_font(file, 32)
+
+    def glyph(character: str) -> tuple[tuple[int, int], bytes]:
+        mask = font.getmask(character)
+        return mask.size, bytes(mask)
+
+    absent = glyph("\uffff")  # not a character: every font draws it as a missing one
+    if missing := [one for one in sorted(set("".join(names))) if not one.isspace() and glyph(one) == absent]:
+        print(f"The font cannot draw {' '.join(missing)}: give one that can as --font FILE.", file=sys.stderr)
+
+
+def draw(image: Image.Image, found: list[dict[str, Any]], font_file: Path | None) -> Image.Image:
     """The picture with boxes: original classes thin and grey, learned ones thick and orange."""
     picture = image.copy()
     canvas, side = ImageDraw.Draw(picture), sum(image.size) / 2
     height = max(11, side / 42)
-    font = ImageFont.load_default(size=height)
+    font = load_font(font_file, height)
     for one in sorted(found, key=lambda one: (one["vocabulary"] != "original", one["score"])):
         original = one["vocabulary"] == "original"
         x1, y1, x2, y2 = one["box_xyxy"]
@@ -234,30 +272,64 @@ def draw(image: Image.Image, found: list[dict[str, Any]]) -> Image.Image:
     return picture
 
 
+def places(images: list[Path], folder: Path) -> list[Path]:
+    """Where the drawings go: the images' own names below their common folder, all different even if case is ignored."""
+    root = os.path.commonpath([Path(os.path.abspath(path)).parent for path in images])
+    taken: dict[str, Path] = {}
+    for path in images:
+        first = folder / Path(os.path.abspath(path)).relative_to(root)
+        place = first = first if first.suffix.lower() in SUFFIXES else first.with_name(f"{first.name}.png")
+        number = 1
+        while str(place).casefold() in taken:
+            number += 1
+            place = first.with_stem(f"{first.stem}-{number}")
+        if place.resolve() in {image.resolve() for image in images}:
+            raise SystemExit(f"{place}: the drawing would replace an image of yours; choose another --draw.")
+        taken[str(place).casefold()] = place
+    return list(taken.values())
+
+
 def main() -> None:
     """The command line."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Detect the classes of a prompt-tune bundle in images, on the CPU.")
     parser.add_argument("images", nargs="+", type=Path)
-    parser.add_argument("--bundle", type=Path, default=here.parent, help="default: the folder that holds this one")
-    parser.add_argument(
-        "--learned", action="append", type=Path, default=[], help="one more vocabulary; can be repeated"
-    )
+    parser.add_argument("--bundle", type=Path, default=here.parent, help="default: the folder above this program's")
+    parser.add_argument("--learned", action="append", type=Path, default=[], help="another vocabulary; can be repeated")
     parser.add_argument("--conf", type=float, help="score above which a detection counts; default: each class's own")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
+    parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")
     options = parser.parse_args()
     detector = Detector(options.bundle, [options.bundle / "learned.vocab.safetensors", *options.learned])
-    results = []
-    for path in options.images:
-        image = read_image(path)
+    drawings = places(options.images, options.draw) if options.draw else []
+    if drawings:
+        names = [name for part in (detector.original, *detector.learned) for name in part.about["names"]]
+        warn_of_boxes(names, options.font)
+    results, skipped = [], []
+    for number, path in enumerate(options.images):
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
         found = detector.detect(image, options.conf)
         results.append({"image": str(path), "width": image.width, "height": image.height, "detections": found})
-        if options.draw is not None:
-            options.draw.mkdir(parents=True, exist_ok=True)
-            draw(image, found).save(options.draw / f"{path.stem}.png")
+        if drawings:
+            drawings[number].parent.mkdir(parents=True, exist_ok=True)
+            draw(image, found, options.font).save(drawings[number])
+    if not results:
+        several = f"None of {len(skipped)} images can be read: " if len(skipped) > 1 else ""
+        raise SystemExit(several + skipped[0])
+    for reason in skipped:
+        print(f"Skipped: {reason}", file=sys.stderr)
+    if skipped:
+        print(f"{len(results)} images, {len(skipped)} skipped", file=sys.stderr)
     json.dump(results, sys.stdout, indent=1)
     print()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        raise SystemExit(f"{error.filename or 'error'}: {error.strerror or error}") from error

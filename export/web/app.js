@@ -1,23 +1,23 @@
-// The page: what is loaded, what is on, the picture, and what was found in it.
+// The page: the loaded bundle and vocabularies, the picture, and the detections in it.
 
 import { colourOf, drawDetections } from "./draw.js";
 import { decoded, dropped, save, servedBundle, sorted } from "./files.js";
 import { ORIGINAL } from "./vocabulary.js";
 
 const SAMPLE = "sample.jpg";
-const TYPE_PER_SIDE = 1 / 560; // of a saved picture: one step of type and lines, of the mean of its sides
-const NARROW = 480; // CSS pixels: a picture below this width has smaller type
+const TYPE_PER_SIDE = 1 / 560; // unit of type and lines in a saved picture, as a share of the mean of its sides
+const NARROW = 480; // CSS pixels: type is smaller in a picture narrower than this
 const NOTE_LENGTH = 80;
 const DEVICES = { webgpu: "WebGPU", wasm: "WASM" };
 
 const $ = (id) => document.getElementById(id);
 const state = {
-  bundle: null, // the bytes of the last bundle, to open it on another device
+  bundle: null, // the bytes of the last bundle, to open it again on another device
   ready: false, // whether it is open
   chips: [], // { label, count, guideMode, on, file }
   picture: null, // { canvas, name }
   result: null, // { detections, times, passes }
-  stream: null, // of the camera
+  stream: null, // the camera's
 };
 
 // --- the detector, in its worker -------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ function call(name, values, transfer = []) {
 
 // --- bundle and vocabularies -----------------------------------------------------------------------------------------
 
-/** Opens a bundle with its learned vocabulary, and any that were added to the last one. */
+/** Opens a bundle with its learned vocabulary and the vocabularies that the user added to it. */
 async function openBundle(bundle) {
   $("bundle").textContent = "Loading the detector …";
   state.bundle = bundle;
@@ -76,11 +76,11 @@ async function removeVocabulary(chip) {
   state.bundle.learned = state.bundle.learned.filter((file) => file !== chip.file);
 }
 
-/** Files of any kind, chosen or dropped. */
+/** Takes files of any kind, chosen or dropped. */
 async function take(files) {
   const { bundle, vocabularies, pictures } = await sorted(files);
   if (!bundle && !vocabularies.length && !pictures.length) {
-    throw new Error("Give a bundle's folder, .vocab.safetensors files, or a photo.");
+    throw new Error("Choose a bundle's folder, .vocab.safetensors files, or a photo.");
   }
   if (bundle) await openBundle(bundle);
   for (const file of vocabularies) {
@@ -110,7 +110,7 @@ function setPicture(source, width, height, name) {
   layOut();
 }
 
-/** Both canvases in the room that there is; that of the boxes has the screen's pixels. */
+/** Fits both canvases to the page. The canvas of the boxes has the screen's resolution. */
 function layOut() {
   if (!state.picture) return;
   const { width, height } = state.picture.canvas;
@@ -153,12 +153,12 @@ async function startCamera() {
   follow(video, state.stream);
 }
 
-/** Frame after frame: the newest one whenever the last is done. */
+/** Detects in the newest frame whenever the last one is done. */
 async function follow(video, stream) {
   while (state.stream === stream) {
     const last = state.result;
     setPicture(video, video.videoWidth, video.videoHeight, "camera");
-    state.result = last; // the last boxes stay until the next are there
+    state.result = last; // the last boxes stay until the next ones come
     drawBoxes();
     if (state.ready) await detect();
     await new Promise(requestAnimationFrame);
@@ -254,7 +254,7 @@ function element(name, { style = "", ...properties }) {
 let queue = Promise.resolve();
 let pending = 0;
 
-/** One action after the other, then a new detection; an error is shown, and what was there stays. */
+/** Queues an action, with a new detection after the last one. An error is shown and changes nothing else. */
 function act(action) {
   pending++;
   $("main").setAttribute("aria-busy", "true");
@@ -293,7 +293,7 @@ const stem = (name) => name.replace(/\.[^.]*$/, "");
 for (const id of ["photo", "vocabulary", "folder", "files"]) {
   $(id).addEventListener("change", ({ target }) => {
     const files = [...target.files];
-    target.value = ""; // the same file can be chosen again
+    target.value = ""; // so that the same file can be chosen again
     if (files.length) act(() => take(files));
   });
 }
@@ -323,7 +323,7 @@ document.addEventListener("dragleave", (event) => event.relatedTarget ?? $("fram
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("frame").classList.remove("over");
-  const files = dropped(event.dataTransfer); // now: the browser forgets what was dropped when the event is over
+  const files = dropped(event.dataTransfer); // at once: the browser forgets what was dropped when the event is over
   act(async () => take(await files));
 });
 new ResizeObserver(layOut).observe($("frame"));
@@ -331,5 +331,5 @@ new ResizeObserver(layOut).observe($("frame"));
 act(async () => {
   const bundle = await servedBundle();
   if (bundle) await openBundle(bundle);
-  else $("bundle").textContent = "Choose a bundle: its folder, or its files.";
+  else $("bundle").textContent = "Choose a bundle: its folder or its files.";
 });

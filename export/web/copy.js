@@ -1,11 +1,11 @@
-// Run by `npm ci`: copies the four files of onnxruntime-web that the page loads.
+// `npm ci` runs this. It copies the four files of onnxruntime-web that the page loads.
 
 import { copyFileSync, mkdirSync } from "node:fs";
 
 const FILES = [
-  "ort.wasm.bundle.min.mjs", // CPU alone
+  "ort.wasm.bundle.min.mjs", // CPU only
   "ort-wasm-simd-threaded.wasm",
-  "ort.webgpu.bundle.min.mjs", // WebGPU, and the CPU for what it lacks
+  "ort.webgpu.bundle.min.mjs", // WebGPU, with the CPU for the operators that it lacks
   "ort-wasm-simd-threaded.asyncify.wasm",
 ];
 

@@ -1,25 +1,25 @@
-// A bundle's graph in onnxruntime-web, with any number of learned vocabularies beside the original one.
+// Runs a bundle's graph in onnxruntime-web, with any number of learned vocabularies beside the original one.
 
 import { letterbox, toImage } from "./letterbox.js";
 import { calibrated, checkMadeFor, distinct, graphConf, limitOf, ORIGINAL, pack, readVocabulary } from "./vocabulary.js";
 
 const GRAPH_VERSION = 1;
-const IOU = 0.7; // a box that overlaps a better one of its class by more than this is dropped
+const IOU = 0.7; // the graph drops a box that overlaps a better one of its class by more than this
 const NOTHING = pack([]);
-// The WASM build alone is half the size of the one that can do both.
+// The WASM-only build is half the size of the build that can do both.
 const RUNTIMES = {
   webgpu: "./onnxruntime/ort.webgpu.bundle.min.mjs",
   wasm: "./onnxruntime/ort.wasm.bundle.min.mjs",
 };
 
 export class Detector {
-  /** device: "auto", "webgpu" or "wasm"; only "auto" may fall back, and `note` then says why. */
+  /** device: "auto", "webgpu" or "wasm". Only "auto" falls back to WASM, and `note` then says why. */
   static async open(graph, originalFile, device) {
     const detector = new Detector();
     const bytes = new Uint8Array(graph);
     detector.metadata = readMetadata(bytes);
     detector.original = readVocabulary(originalFile, ORIGINAL);
-    if (detector.original.kind !== "original") throw new Error("The bundle's original vocabulary is of another kind.");
+    if (detector.original.kind !== "original") throw new Error("original.vocab.safetensors is not an original vocabulary. Export the run again.");
     checkMadeFor(detector.original, detector.metadata.detector, detector.original);
     detector.learned = new Map();
     detector.note = "";
@@ -36,7 +36,7 @@ export class Detector {
     return detector;
   }
 
-  /** Adds a learned or plain vocabulary; returns what there is to say about it. */
+  /** Adds a learned or plain vocabulary. Returns its label, number of classes and guide mode. */
   load(buffer, fileName) {
     const vocabulary = readVocabulary(buffer, fileName);
     checkMadeFor(vocabulary, this.metadata.detector, this.original);
@@ -53,15 +53,16 @@ export class Detector {
   }
 
   /**
-   * Detections of one picture, in the order of prompt_tune.runtime: boxes in its pixels.
-   * rgba: bytes, 4 a pixel. labels: the vocabularies that are on. originalConf, learnedConf: null for own thresholds.
+   * Detections in one picture, in the order of prompt_tune.runtime, with boxes in its pixels.
+   * rgba: 4 bytes per pixel. labels: the vocabularies that are on. originalConf, learnedConf: thresholds; null means
+   * each class's own.
    */
   async detect(rgba, width, height, { labels, originalConf, learnedConf }) {
     const started = performance.now();
     const { input, placed } = letterbox(rgba, width, height, this.metadata.image_size);
     const ready = performance.now();
     const chosen = [...this.learned.values()].filter((part) => labels.includes(part.label));
-    const original = pack([this.original]); // the guide, shown or not
+    const original = pack([this.original]); // the guide, whether it is shown or not
     const together = pack(chosen.filter((part) => part.guide_mode === "original"));
     const shown = labels.includes(ORIGINAL) ? graphConf(original, originalConf) : 1;
     const tables = await this.#run(input, original, together, shown, graphConf(together, learnedConf));
@@ -70,7 +71,7 @@ export class Detector {
       [tables[1], together, learnedConf],
     ];
     for (const part of chosen.filter((one) => one.guide_mode === "own")) {
-      const own = pack([part]); // it guides the network itself: a pass of its own
+      const own = pack([part]); // it guides the network itself, so it needs its own pass
       groups.push([(await this.#run(input, own, NOTHING, graphConf(own, learnedConf), 1))[0], own, learnedConf]);
     }
     const computed = performance.now();
@@ -79,25 +80,25 @@ export class Detector {
     return { detections, times, passes: groups.length - 1 };
   }
 
-  /** Makes the session, and runs it once: what a device cannot do shows here. */
+  /** Makes the session and runs it once, so that an unsuitable device shows here. */
   async #start(bytes, device) {
     if (device === "webgpu" && !(await globalThis.navigator?.gpu?.requestAdapter())) throw new Error("This browser offers no GPU.");
     try {
       this.ort = await import(RUNTIMES[device]);
     } catch {
-      throw new Error("onnxruntime-web is not beside the page. Run `npm ci` in the page's folder, then load again.");
+      throw new Error("onnxruntime-web is not beside the page. Run `npm ci` in the page's folder, then reload the page.");
     }
     this.ort.env.logLevel = "error";
     this.session = await this.ort.InferenceSession.create(bytes, {
       executionProviders: [device],
-      logSeverityLevel: 3, // errors: on WebGPU it would warn of the operators that run on the CPU, as they should
+      logSeverityLevel: 3, // errors only: on WebGPU it warns of operators that run on the CPU, which is intended
     });
     this.device = device;
     const side = this.metadata.image_size;
     await this.#run(new Float32Array(3 * side * side), pack([this.original]), NOTHING, 1, 1);
   }
 
-  /** One pass: rows [image, x1, y1, x2, y2, score, class] of both vocabularies. */
+  /** One pass: rows [image, x1, y1, x2, y2, score, class] for both inputs. */
   async #run(input, original, learned, originalConf, learnedConf) {
     const side = this.metadata.image_size;
     const tensor = (data, dims) => new this.ort.Tensor("float32", data, dims);
@@ -116,7 +117,7 @@ export class Detector {
   }
 }
 
-/** The rows of one group of vocabularies that count, as detections. */
+/** The rows of one group of vocabularies that are above their thresholds, as detections. */
 function keep(rows, packed, conf, placed) {
   const found = [];
   for (const row of distinct(rows, packed)) {
@@ -129,7 +130,7 @@ function keep(rows, packed, conf, placed) {
   return found;
 }
 
-/** prompt-tune's entry in the metadata of an ONNX file: field 14 of the protobuf, a key (1) and a value (2) each. */
+/** prompt-tune's entry in the metadata of an ONNX file: field 14 of the protobuf, with a key (1) and a value (2). */
 function readMetadata(bytes) {
   try {
     for (const entry of fields(bytes, 14)) {
@@ -139,9 +140,9 @@ function readMetadata(bytes) {
       if (metadata.version === GRAPH_VERSION) return metadata;
     }
   } catch {
-    // not a protobuf
+    // not a protobuf: the error below
   }
-  throw new Error("detector.onnx is not a graph of prompt-tune that this page knows. Export the run again.");
+  throw new Error("detector.onnx is not a prompt-tune graph of a version that this page knows. Export the run again.");
 }
 
 /** The byte strings of one field of a protobuf message. */

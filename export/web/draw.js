@@ -1,14 +1,14 @@
-// Boxes and labels: the original vocabulary thin and muted, learned ones thick and saturated; colours as in prompt_tune.
+// Boxes and labels: original classes thin and muted, learned ones thick and bright, in the colours of prompt_tune.
 
 import { ORIGINAL } from "./vocabulary.js";
 
-const OUTLINE = "rgb(15 18 22)"; // a dark edge: a box stays visible on a background of its own colour
+const OUTLINE = "rgb(15 18 22)"; // a dark edge keeps a box visible on a background of its own colour
 const INK = "rgb(24 26 30)";
 const PAPER = "rgb(250 250 248)";
 
 /**
- * Draws detections, low scores first, learned vocabularies on top.
- * scale: canvas pixels per pixel of the boxes. unit: size of one step of type and lines, in canvas pixels.
+ * Draws detections: high scores over low ones, learned classes over original ones.
+ * scale: canvas pixels per pixel of the boxes. unit: one CSS pixel of type and lines, in canvas pixels.
  */
 export function drawDetections(context, detections, { scale, unit, highlighted = null }) {
   const { width, height } = context.canvas;
@@ -62,13 +62,13 @@ export function colourOf({ class: name, vocabulary }) {
   return `rgb(${channel(5)} ${channel(3)} ${channel(1)})`;
 }
 
-/** Class and score; of a learned class its vocabulary too. */
+/** Class and score, and for a learned class its vocabulary. */
 function labelOf(one) {
   const text = `${one.class} ${one.score.toFixed(2)}`;
   return one.vocabulary === ORIGINAL ? text : `${text} · ${one.vocabulary}`;
 }
 
-/** Above, inside or below the box, in the picture, where it covers least of the labels that stand already. */
+/** Above, inside or below the box, within the picture, where it covers the other labels least. */
 function placeOf([x1, y1, x2, y2], size, picture, taken) {
   const right = Math.max(picture.width - size.width, 0);
   const corners = [Math.min(Math.max(x1, 0), right), Math.min(Math.max(x2 - size.width, 0), right)].flatMap((x) =>

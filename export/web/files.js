@@ -1,11 +1,11 @@
-// Where a bundle and pictures come from: the folder that the page is served from, chosen files, dropped ones.
+// Where a bundle and pictures come from: the server of the page, chosen files, dropped files.
 
 import { ORIGINAL, SUFFIX } from "./vocabulary.js";
 
 const GRAPH = "detector.onnx";
 const LEARNED = `learned${SUFFIX}`;
 
-/** The bundle that holds the page's folder, or null where none is served there. */
+/** The bundle in the folder above the page's, or null if the server has none there. */
 export async function servedBundle() {
   const get = (name) => fetch(new URL(`../${name}`, import.meta.url)).catch(() => null);
   const graph = await get(GRAPH);
@@ -19,7 +19,7 @@ export async function servedBundle() {
   };
 }
 
-/** What chosen files are: a whole bundle or null, vocabularies that are none of its parts, pictures. */
+/** Sorts chosen files: a whole bundle or null, vocabularies beside it, and pictures. */
 export async function sorted(files) {
   const graph = files.find((file) => file.name.endsWith(".onnx"));
   const isOriginal = (file) => file.name === ORIGINAL + SUFFIX;
@@ -35,7 +35,7 @@ export async function sorted(files) {
   return { bundle, vocabularies: [], pictures };
 }
 
-/** The files that were dropped, with those directly in dropped folders. */
+/** The files that were dropped, and those directly inside dropped folders. */
 export async function dropped(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
   return (await Promise.all(entries.map((entry) => (entry.isFile ? [entry] : children(entry)))))
@@ -43,7 +43,7 @@ export async function dropped(transfer) {
     .reduce(async (found, entry) => [...(await found), await new Promise((...done) => entry.file(...done))], []);
 }
 
-/** The files of a dropped folder; the browser hands them out in parts. */
+/** The files in a dropped folder, which the browser gives in parts. */
 async function children(folder) {
   const reader = folder.createReader();
   const found = [];
@@ -54,7 +54,7 @@ async function children(folder) {
   }
 }
 
-/** A picture as it stands in its file, upright, with no change of colours: Python reads the same bytes. */
+/** The pixels of a picture file, upright, with unchanged colours, as Python reads them. */
 export async function decoded(blob) {
   try {
     return await createImageBitmap(blob, { colorSpaceConversion: "none" });

@@ -1,5 +1,5 @@
-// An image in the network's input, as Pillow's Image.resize(BILINEAR) makes it: to the byte, or, where Pillow scales the
-// height before the width (13.0 does for some tall images), to one step of 255 by rounding.
+// Fits an image to the network's input exactly as Pillow's Image.resize(BILINEAR) does. Where Pillow scales the height
+// before the width (13.0 does for some tall images), rounding may differ by one step of 255.
 
 const PAD_GREY = 114;
 const PRECISION_BITS = 22; // of Pillow's fixed-point weights for 8-bit images
@@ -7,7 +7,7 @@ const TO_UNIT = Float32Array.from({ length: 256 }, (_, value) => value / 255);
 
 /**
  * Scales an image to fit a square and centres it on grey.
- * rgba: bytes, 4 a pixel. Returns float32 (3, side, side) in 0..1, and what takes boxes back.
+ * rgba: 4 bytes per pixel. Returns float32 (3, side, side) in 0..1, and the placement, which takes boxes back.
  */
 export function letterbox(rgba, width, height, side) {
   const scale = Math.min(side / height, side / width);
@@ -28,7 +28,7 @@ export function letterbox(rgba, width, height, side) {
   return { input, placed: { scale, left, top, width, height } };
 }
 
-/** A box in pixels of the network's input -> in pixels of the image, clipped to it. */
+/** A box from pixels of the network's input to pixels of the image, clipped to the image. */
 export function toImage([x1, y1, x2, y2], { scale, left, top, width, height }) {
   const back = (value, border, most) => {
     const pixel = Math.fround(Math.fround(value - border) / Math.fround(scale));
@@ -37,7 +37,7 @@ export function toImage([x1, y1, x2, y2], { scale, left, top, width, height }) {
   return [back(x1, left, width), back(y1, top, height), back(x2, left, width), back(y2, top, height)];
 }
 
-/** RGBA bytes -> RGB bytes of another size: a horizontal pass, then a vertical one, each rounded to bytes. */
+/** RGBA bytes to RGB bytes of another size: a horizontal pass, then a vertical one, each rounded to bytes. */
 function resize(rgba, width, height, newWidth, newHeight) {
   const across = weights(width, newWidth);
   const narrow = new Uint8Array(newWidth * height * 3); // (height, newWidth, 3)
@@ -56,7 +56,7 @@ function resize(rgba, width, height, newWidth, newHeight) {
   return small;
 }
 
-/** One pixel of `target`: the weighted sum of pixels of `source` from byte `from` on, `step` bytes apart. */
+/** Writes one pixel of `target`: the weighted sum of pixels of `source`, `step` bytes apart, starting at byte `from`. */
 function blend(source, from, step, { fixed, count, most }, index, target, to) {
   let red = 1 << (PRECISION_BITS - 1);
   let green = red;
@@ -72,7 +72,7 @@ function blend(source, from, step, { fixed, count, most }, index, target, to) {
   target[to + 2] = Math.min(blue >> PRECISION_BITS, 255);
 }
 
-/** Weights of a triangle filter that widens when the image shrinks; pixels first[i] .. first[i] + count[i] make pixel i. */
+/** Weights of a triangle filter that widens as the image shrinks. Pixel i is made from count[i] pixels from first[i] on. */
 function weights(size, newSize) {
   const scale = size / newSize;
   const support = Math.max(scale, 1);
@@ -95,7 +95,7 @@ function weights(size, newSize) {
   return { fixed, first, count, most };
 }
 
-/** As Python's round(): a half goes to the even neighbour. */
+/** Rounds like Python's round(): a half goes to the even neighbour. */
 function roundHalfEven(value) {
   const rounded = Math.round(value);
   return Math.abs(value % 1) === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded;

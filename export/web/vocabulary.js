@@ -1,18 +1,18 @@
-// Vocabulary files (safetensors with one metadata key), and several of them as one input of the graph.
+// Reads vocabulary files (safetensors with one metadata key), and packs several of them into one input of the graph.
 
 export const ORIGINAL = "original"; // label of the vocabulary that the detector is deployed with
 export const SUFFIX = ".vocab.safetensors";
 const VERSION = 1;
 const EMBED_DIM = 512;
-const ROUNDING = 1e-5; // the inverse of a calibration rounds: the graph's threshold goes down by this share
+const ROUNDING = 1e-5; // the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 
-/** Reads a file: 8 bytes with the header's size, a JSON header, raw little-endian float32. */
+/** Reads a file: 8 bytes with the size of the header, a JSON header, raw little-endian float32. */
 export function readVocabulary(buffer, fileName) {
   const size = buffer.byteLength >= 8 ? Number(new DataView(buffer).getBigUint64(0, true)) : Infinity;
-  if (8 + size > buffer.byteLength) throw new Error(`${fileName} is no vocabulary file, or cut short.`);
+  if (8 + size > buffer.byteLength) throw new Error(`${fileName} is not a vocabulary file, or it is cut short.`);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
   const text = header.__metadata__?.["prompt-tune"];
-  if (text === undefined) throw new Error(`${fileName} is safetensors, but not a vocabulary of prompt-tune.`);
+  if (text === undefined) throw new Error(`${fileName} is a safetensors file, but not a vocabulary of prompt-tune.`);
   const about = JSON.parse(text);
   if (about.version !== VERSION) {
     throw new Error(`${fileName} has format version ${about.version}; this page reads version ${VERSION}.`);
@@ -30,14 +30,14 @@ export function readVocabulary(buffer, fileName) {
     embeddings: tensor("embeddings"), // (count, nPrompts, 512)
     thresholds: tensor("thresholds"), // (count,)
     calibration: header.calibration ? tensor("calibration") : null, // (count, 2): scale and shift of the logit
-    nmsIou: header.nms_iou ? tensor("nms_iou") : null, // (count,): a class's own limit of overlap, after the graph's
+    nmsIou: header.nms_iou ? tensor("nms_iou") : null, // (count,): a class's own limit of overlap, applied after the graph's
   };
 }
 
 /** Refuses a vocabulary that was made for another detector, text tower or guide. */
 export function checkMadeFor(vocabulary, detector, original) {
   const wanted = { detector, text_tower: original.text_tower, guide: vocabulary.guide };
-  if (vocabulary.kind === "plain" && vocabulary.detector === "") wanted.detector = ""; // for any detector
+  if (vocabulary.kind === "plain" && vocabulary.detector === "") wanted.detector = ""; // made for any detector
   if (vocabulary.kind === "learned" && vocabulary.guide_mode === "original") wanted.guide = original.guide;
   for (const [what, digest] of Object.entries(wanted)) {
     if (vocabulary[what] === digest) continue;
@@ -50,8 +50,8 @@ export function checkMadeFor(vocabulary, detector, original) {
 }
 
 /**
- * Vocabularies one after the other, prompts repeated up to the largest number: row i of all is the graph's class i.
- * None at all is a row of zeros, for which `graphConf` asks more than any score: WebGPU takes no empty input.
+ * Vocabularies one after the other, with prompts repeated up to the largest number. Row i is class i of the graph.
+ * No vocabularies become one row of zeros, which `graphConf` keeps from being found: WebGPU takes no empty input.
  */
 export function pack(vocabularies) {
   const nPrompts = Math.max(1, ...vocabularies.map((part) => part.nPrompts));
@@ -67,15 +67,15 @@ export function pack(vocabularies) {
   return { classes, embeddings, dims: [rows, nPrompts, EMBED_DIM] };
 }
 
-/** The score above which a class counts: `conf` where it is a number, else the class's own threshold. */
+/** The score above which a detection counts: `conf` if it is a number, else the class's own threshold. */
 export function limitOf({ part, id }, conf) {
   return conf === null ? part.thresholds[id] : Math.fround(conf);
 }
 
-/** The rows of one image without those that overlap a better one of their class by more than its own limit. */
+/** The rows of one image, without boxes that overlap a better one of the class by more than the class's limit. */
 export function distinct(rows, packed) {
   const kept = new Map(); // by class
-  for (const row of rows) { // the graph gives them class by class, the best first
+  for (const row of rows) { // the graph sorts them by class, the best first
     const { part, id } = packed.classes[row[6]];
     if (!kept.has(row[6])) kept.set(row[6], []);
     const better = kept.get(row[6]);
@@ -84,7 +84,7 @@ export function distinct(rows, packed) {
   return [...kept.values()].flat();
 }
 
-/** The lowest score of the graph that can matter, before calibration; 1, which no score exceeds, without classes. */
+/** The lowest uncalibrated score that can count; 1, which no score exceeds, if there are no classes. */
 export function graphConf(packed, conf) {
   let lowest = 1;
   for (const one of packed.classes) {
@@ -96,13 +96,13 @@ export function graphConf(packed, conf) {
   return lowest;
 }
 
-/** A score with its logit scaled and shifted, where the class's vocabulary says so. */
+/** A score with its logit scaled and shifted, if the class's vocabulary has a calibration. */
 export function calibrated(score, one) {
   const [scale, shift] = calibrationOf(one);
   return scale === 1 && shift === 0 ? score : Math.fround(sigmoid(scale * logit(score) + shift));
 }
 
-/** Intersection over union of the boxes of two rows. */
+/** Intersection over union of the boxes in two rows. */
 function overlap(one, other) {
   const side = (from, to) => Math.max(0, Math.min(one[to], other[to]) - Math.max(one[from], other[from]));
   const area = (row) => (row[3] - row[1]) * (row[4] - row[2]);

@@ -1,4 +1,4 @@
-// The detector in a thread of its own, so that the page stays alive while it computes.
+// Runs the detector in its own thread, so that the page stays responsive.
 
 import { Detector } from "./detector.js";
 
@@ -15,7 +15,7 @@ const calls = {
   detect: ({ rgba, width, height, wanted }) => detector.detect(new Uint8ClampedArray(rgba), width, height, wanted),
 };
 
-// one call after the other, in the order in which they came
+// calls run one after the other, in the order in which they came
 let last = Promise.resolve();
 addEventListener("message", ({ data: { id, name, values } }) => {
   last = last.then(async () => {

@@ -61,7 +61,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option(
     "--iou",
     type=SCORE,
-    help="Overlap above which the lower-scoring box is dropped; default: 0.7, or less if a class has its own limit.",
+    help="Overlap above which the lower-scoring box is dropped; default: 0.7, and then the limit of each class.",
 )
 @click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
 @click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
@@ -103,7 +103,7 @@ def command(
 
     if out is None and (save or not stream):
         raise click.UsageError(
-            "Missing option '--out', the folder to write to. It can be left out only with --stream and without --save."
+            "Missing option '--out', the folder to write to. Only --stream without --save needs none."
         )
     opened = open_source(source, every=every, timeout=timeout)
     detector = Detector(

@@ -26,8 +26,8 @@ def command() -> None:
 @click.option(
     "--names",
     required=True,
-    help='The classes: names separated by commas, each with its synonyms after semicolons ("lorry; truck, car"), a .txt '
-    "file with one class per line, or a built-in list: coco, lvis, objects365, tiny.",
+    help='The classes: names separated by commas, synonyms after semicolons ("lorry; truck, car"), a .txt file '
+    "with one class per line, or a built-in list: coco, lvis, objects365, tiny.",
 )
 @OUT
 @click.option(
