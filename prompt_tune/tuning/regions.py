@@ -54,16 +54,23 @@ class Regions:
 
 @dataclass(frozen=True, eq=False)
 class RegionCache:
-    """Cached images of a split. `files[i]` lists the files of image i, one a view; `skipped` names damaged images; the
-    last `n_replay` images are replayed ones."""
+    """The cached images of a split.
+
+    Attributes:
+        files: The files of each image, one per view.
+        kept: The place of each image, without the replayed ones, in the samples that `cache_regions` was given.
+        skipped: A line for each damaged image, which has no files.
+        n_replay: The number of replayed images; they come last.
+    """
 
     files: list[list[Path]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     n_replay: int = 0
 
     def with_replay(self, replayed: "RegionCache") -> "RegionCache":
         """These images, and replayed ones behind them."""
-        return RegionCache(self.files + replayed.files, self.skipped + replayed.skipped, len(replayed.files))
+        return RegionCache(self.files + replayed.files, self.kept, self.skipped + replayed.skipped, len(replayed.files))
 
     def load(self, image: int, view: int = 0) -> Regions:
         """The regions of an image in a view.
@@ -149,13 +156,14 @@ def cache_regions(
         raise RunError(f"The cache folder {folder} cannot be made: {error.strerror}. Give another --cache.") from error
     key = _run_key(world, guide, image_size, budget, seed)
     cache, weights = RegionCache(), None if guide is None else world.fold(guide)
-    jobs = deque(samples[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
-    ahead: deque[Future[tuple[list[list[_Item]], list[str]]]] = deque()
+    jobs = deque(range(len(samples))[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
+    ahead: deque[Future[tuple[list[list[_Item]], list[int], list[str]]]] = deque()
     with ThreadPoolExecutor(1) as reader:  # decodes the next images while the detector works on these
         while jobs or ahead:
             while jobs and len(ahead) < READ_AHEAD:
-                ahead.append(reader.submit(_read_batch, jobs.popleft(), key, folder, image_size, views, seed))
-            loaded, skipped = ahead.popleft().result()
+                ahead.append(reader.submit(_read_batch, samples, jobs.popleft(), key, folder, image_size, views, seed))
+            loaded, kept, skipped = ahead.popleft().result()
+            cache.kept.extend(kept)
             cache.skipped.extend(skipped)
             cache.files.extend([item.file for item in items] for items in loaded)
             missing = [item for items in loaded for item in items if item.view is not None]
@@ -191,11 +199,16 @@ def _run_key(world: World, guide: Tensor | None, image_size: int, budget: Region
 
 
 def _read_batch(
-    job: Sequence[Sample], run_key: bytes, folder: Path, image_size: int, views: int, seed: int
-) -> tuple[list[list[_Item]], list[str]]:
-    """Decode the images of a batch that are not cached yet. Returns the items of each image, and what was skipped."""
-    loaded, skipped = [], []
-    for sample in job:
+    samples: Sequence[Sample], job: Sequence[int], run_key: bytes, folder: Path, image_size: int, views: int, seed: int
+) -> tuple[list[list[_Item]], list[int], list[str]]:
+    """Decode the images of a batch that are not cached yet.
+
+    Returns:
+        The items of each image that can be read, its place in `samples`, and a line for each image that was skipped.
+    """
+    loaded, kept, skipped = [], [], []
+    for place in job:
+        sample = samples[place]
         try:
             content = hashlib.sha256(sample.path.read_bytes()).digest()
             items, picture = [], None
@@ -210,11 +223,12 @@ def _read_batch(
                     item.view = make_view(picture, sample, k, np.random.default_rng(item.seed))
                 items.append(item)
             loaded.append(items)
+            kept.append(place)
         except DataError as error:
             skipped.append(str(error))
         except OSError as error:
             skipped.append(f"`{sample.path}` cannot be read: {error.strerror}.")
-    return loaded, skipped
+    return loaded, kept, skipped
 
 
 def _is_whole(file: Path) -> bool:

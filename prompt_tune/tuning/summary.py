@@ -83,7 +83,7 @@ def write_fit_report(
     facts = _facts(config, learned)
     if len(learned.names) > len(context.classes):  # the others were carried over from an earlier run, not trained
         learned = learned.select([names[0] for names in context.classes])
-    cached = [sample for sample in samples if not any(f"`{sample.path}`" in line for line in val.skipped)]
+    cached = [samples[i] for i in val.kept]
     seen = _judge_images(world, learned, original, val, cached, founds, config["image_size"])
     evaluation = coco_evaluation(  # in original pixels, like the detections of the runtime
         [image.labels for image in seen.images], [image.found for image in seen.images], len(learned.names)
