@@ -1,0 +1,194 @@
+"""Labels: COCO JSON, YOLO data sets, CSV and lines of JSON, written frame by frame."""
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from frames import CLASSES, clip_frames, files, found, image_frame
+from PIL import Image
+from small_bundle import photo
+
+from prompt_tune.datasets.reading import read_dataset
+from prompt_tune.errors import DataError
+from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
+from prompt_tune.media.sources import Frame
+
+
+def test_coco_document_has_images_frames_and_their_detections(tmp_path: Path) -> None:
+    skipped: dict[str, str] = {}
+    with Coco(tmp_path, CLASSES, info={"iou": 0.7}, skipped=skipped) as sink:
+        for frame in (image_frame("ä.png"), *clip_frames(2)):
+            sink.write(frame, found(frame))
+        skipped["broken.jpg"] = "why"
+        assert files(tmp_path) == [name for name in files(tmp_path) if name.startswith(".detections")]
+    document = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
+    assert list(document) == ["info", "images", "categories", "annotations"]
+    assert document["info"] == {"iou": 0.7, "skipped": ["broken.jpg"]}
+    clip = {"video": "clip.mov", "width": 65, "height": 49}
+    assert document["images"] == [
+        {"id": 1, "file_name": "ä.png", "width": 60, "height": 40},
+        {"id": 2, "file_name": "clip.mov/000000.jpg", "frame": 0, "seconds": 0.0, **clip},
+        {"id": 3, "file_name": "clip.mov/000001.jpg", "frame": 1, "seconds": 0.1, **clip},
+    ]
+    rows = [(row["id"], row["image_id"], row["category_id"], row["vocabulary"]) for row in document["annotations"]]
+    assert rows[:2] == [(1, 1, 1, "original"), (2, 1, 3, "learned")] and rows[5] == (6, 3, 3, "learned")
+    assert document["annotations"][1]["bbox"] == [8.5, 4.5, 16, 16]
+    assert files(tmp_path) == ["detections.json"]
+
+
+def test_coco_document_without_any_detection_is_json(tmp_path: Path) -> None:
+    with Coco(tmp_path, CLASSES) as sink:
+        sink.write(image_frame(), found(image_frame(), rows=0))
+    document = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
+    assert (len(document["images"]), document["annotations"]) == (1, [])
+
+
+def test_yolo_data_set_is_read_back_with_its_boxes(tmp_path: Path) -> None:
+    sources = tmp_path / "in"
+    sources.mkdir()
+    for number in range(5):
+        Image.fromarray(photo(40, 60, seed=number)).save(sources / f"{number}.png")
+    frames = [image_frame(f"{number}.png", sources / f"{number}.png") for number in range(5)]
+    with Yolo(tmp_path, CLASSES) as sink:
+        for frame in (*frames, *clip_frames(2)):
+            sink.write(frame, found(frame, rows=0 if frame.name == "4.png" else 2))
+    data = read_dataset(tmp_path / "yolo" / "data.yaml")
+    assert data.names == ("person", "truck", "gizmo: [a]") and data.held_out
+    samples = {sample.path.name: sample for sample in (*data.train.samples, *data.val.samples)}
+    assert sorted(samples) == ["0.png", "000000.jpg", "000001.jpg", "1.png", "2.png", "3.png", "4.png"]
+    for name, sample in samples.items():
+        assert sample.labels.classes.tolist() == ([] if name == "4.png" else [0, 2])
+        if name != "4.png":
+            np.testing.assert_allclose(
+                sample.labels.boxes_xyxy, [[8.0, 4.0, 24.0, 20.0], [8.5, 4.5, 24.5, 20.5]], atol=1e-3
+            )
+    assert (tmp_path / "yolo/images/1.png").read_bytes() == (sources / "1.png").read_bytes()
+    assert np.asarray(Image.open(tmp_path / "yolo/images/clip.mov/000001.jpg")).shape == (49, 65, 3)
+
+
+def test_yolo_names_of_two_vocabularies_and_labels_of_two_images_stay_apart(tmp_path: Path) -> None:
+    twice = (("original", "person"), ("learned", "gizmo: [a]"), ("other", "person"))
+    for name in ("images/a.png", "images/a.jpg", "upload"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(40, 60)).save(tmp_path / name, format="PNG")
+    with Yolo(tmp_path, twice) as sink:
+        for name in ("images/a.png", "images/a.jpg", "upload"):
+            frame = image_frame(name, tmp_path / name)
+            sink.write(frame, found(frame, rows=1))
+    assert [name for name in files(tmp_path / "yolo") if not name.endswith(".txt")] == [
+        "data.yaml",
+        "images/images/a-2.jpg",
+        "images/images/a.png",
+        "images/upload.png",
+    ]
+    data = read_dataset(tmp_path / "yolo" / "data.yaml")
+    assert data.names == ("original:person", "gizmo: [a]", "other:person")
+    assert all(sample.labels.classes.tolist() == [0] for sample in (*data.train.samples, *data.val.samples))
+
+
+def test_yolo_box_without_an_area_is_left_out(tmp_path: Path) -> None:
+    frame = image_frame("a.bin")
+    flat = found(frame)
+    flat.boxes_xyxy[0] = (60, 4, 60, 20)
+    with Yolo(tmp_path, CLASSES) as sink:
+        sink.write(frame, flat)
+    assert (tmp_path / "yolo/labels/a.bin.txt").read_text() == "2 0.275000 0.312500 0.266667 0.400000\n"
+
+
+def test_yolo_never_mixes_with_labels_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "yolo").mkdir()
+    with pytest.raises(DataError, match="is there already, and its labels would mix with the new ones"):
+        Yolo(tmp_path, CLASSES)
+    with pytest.raises(DataError, match=r"all are hidden\. Show one\."):
+        Yolo(tmp_path / "new", ())
+
+
+def test_csv_has_a_line_for_each_detection(tmp_path: Path) -> None:
+    with Csv(tmp_path) as sink:
+        for frame in (image_frame('a,"b".png'), *clip_frames(1)):
+            sink.write(frame, found(frame))
+    with open(tmp_path / "detections.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["file_name", "video", "frame", "seconds", "vocabulary", "class", "score", "x1", "y1", "x2", "y2"],
+        ['a,"b".png', "", "", "", "original", "person", "0.5", "8.0", "4.0", "24.0", "20.0"],
+        ['a,"b".png', "", "", "", "learned", "gizmo: [a]", "0.25", "8.5", "4.5", "24.5", "20.5"],
+        ["clip.mov/000000.jpg", "clip.mov", "0", "0.0", "original", "person", "0.5", "8.0", "4.0", "24.0", "20.0"],
+        ["clip.mov/000000.jpg", "clip.mov", "0", "0.0", "learned", "gizmo: [a]", "0.25", "8.5", "4.5", "24.5", "20.5"],
+    ]
+
+
+def test_lines_are_there_as_soon_as_a_frame_is_written() -> None:
+    file = io.StringIO()
+    with JsonLines(file) as sink:
+        sink.write(image_frame(), found(image_frame(), rows=1))
+        assert json.loads(file.getvalue()) == {
+            "file_name": "a.png",
+            "width": 60,
+            "height": 40,
+            "detections": [
+                {"vocabulary": "original", "class": "person", "score": 0.5, "box_xyxy": [8.0, 4.0, 24.0, 20.0]}
+            ],
+        }
+        frame = clip_frames(2)[1]
+        sink.write(frame, found(frame, rows=0))
+    last = json.loads(file.getvalue().splitlines()[-1])
+    assert (last["video"], last["frame"], last["seconds"], last["detections"]) == ("clip.mov", 1, 0.1, [])
+    assert not file.closed
+
+
+def test_lines_are_ascii_and_read_back(tmp_path: Path) -> None:
+    with open(tmp_path / "lines", "w", encoding="ascii") as file, JsonLines(file) as sink:
+        sink.write(image_frame("\u8ca8\u8eca \U0001f69a.png"), found(image_frame()))
+    (line,) = (tmp_path / "lines").read_text(encoding="ascii").splitlines()
+    assert json.loads(line)["file_name"] == "\u8ca8\u8eca \U0001f69a.png"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_lines_onto_a_full_disk_are_an_error_of_one_line() -> None:
+    def write() -> None:
+        with open("/dev/full", "w", encoding="utf-8") as file:
+            try:
+                with JsonLines(file) as sink:
+                    sink.write(image_frame(), found(image_frame()))
+            finally:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # what is buffered would fail again
+
+    with pytest.raises(DataError, match=r"^Cannot write the lines of JSON: No space left on device\. Make room\.$"):
+        write()
+
+
+@pytest.mark.parametrize("names", [("A.png", "a.jpg"), ("a.png", "A.PNG")])
+def test_yolo_labels_whose_names_differ_in_case_alone_stay_apart(names: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with Yolo(tmp_path, CLASSES) as sink:
+        for rows, name in enumerate(names):
+            path = tmp_path / "in" / name
+            Image.fromarray(photo(40, 60)).save(path, format="PNG")
+            frame = image_frame(name, path)
+            sink.write(frame, found(frame, rows=rows))
+        for frame in (*clip_frames(1, "C.mp4"), *clip_frames(1, "c.mp4")):
+            sink.write(frame, found(frame))
+    labels = files(tmp_path / "yolo" / "labels")
+    assert len({name.casefold() for name in labels}) == len(labels) == 4
+    assert labels[:2] == ["A.txt", "C.mp4/000000.txt"] or labels[:2] == ["A-2.txt", "C.mp4/000000.txt"]
+    data = read_dataset(tmp_path / "yolo")
+    counts = [len(sample.labels.classes) for sample in (*data.train.samples, *data.val.samples)]
+    assert sorted(counts) == [0, 1, 2, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names that are not text")
+def test_name_that_is_not_text_is_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    frame = Frame(name, photo(40, 60))
+    with Coco(tmp_path, CLASSES, skipped={name: "why"}) as coco, Csv(tmp_path) as table:
+        for sink in (coco, table):
+            sink.write(frame, found(frame))
+    document = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
+    assert (document["images"][0]["file_name"], document["info"]["skipped"]) == (name, [name])
+    assert "\n\\udcff.png," in (tmp_path / "detections.csv").read_text(encoding="utf-8")

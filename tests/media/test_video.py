@@ -1,0 +1,96 @@
+"""Videos, cameras and addresses, as PyAV reads them."""
+
+import socket
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clips import greys, number_of, served, write_clip
+from test_light_imports import run_without_heavy_modules
+
+from prompt_tune.errors import DataError
+from prompt_tune.media.sources import open_source
+from prompt_tune.media.video import count_frames, open_address, open_file
+
+
+@pytest.mark.parametrize("turned", [90, 180, -90])
+def test_video_filmed_sideways_is_upright(tmp_path: Path, turned: int) -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:16, :16] = 255  # what is stored: the bright corner is top left
+    ((_, upright, _),) = open_file(write_clip(tmp_path / "turned.mp4", [image], turned=turned)).frames()
+    expected = np.rot90(image, round(turned / 90))  # counter-clockwise, as FFmpeg counts
+    assert upright.shape == expected.shape
+    assert np.abs(upright.astype(int) - expected).mean() < 10
+
+
+def test_video_with_a_hole_gives_the_rest_and_says_so(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(20)]
+    path = write_clip(tmp_path / "hole.avi", noise, codec="mjpeg")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 6000] = bytes(6000)
+    path.write_bytes(content)
+    source = open_source(path)
+    indices = [frame.index for frame in source.frames()]
+    assert 10 <= len(indices) < 20
+    assert list(source.skipped) == ["hole.avi"]
+    lost = 20 - len(indices)
+    assert (
+        f"promises {lost} more frames" in source.skipped["hole.avi"] or "damaged places" in source.skipped["hole.avi"]
+    )
+
+
+def test_sound_only_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        assert isinstance(stream, av.AudioStream)
+        container.mux(stream.encode(sound))
+    source = open_source(tmp_path / "a.mkv")
+    assert list(source.frames()) == []
+    assert source.skipped == {"a.mkv": f"`{tmp_path / 'a.mkv'}` has no pictures in it. Give a video."}
+
+
+def test_server_that_says_nothing_raises_after_the_timeout() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        started = time.monotonic()
+        with pytest.raises(DataError, match=r"nothing came for 0\.5 seconds"):
+            open_address(f"rtsp://127.0.0.1:{server.getsockname()[1]}/cam", timeout=0.5)
+        assert 0.4 < time.monotonic() - started < 5
+
+
+def test_missing_file_on_a_server_raises(tmp_path: Path) -> None:
+    with served(tmp_path) as address, pytest.raises(DataError, match="404 Not Found"):
+        open_address(f"{address}/gone.mp4", timeout=5)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "0", "rtsp://127.0.0.1:9/cam"])
+def test_without_the_extra_the_error_is_the_pip_command(tmp_path: Path, name: str) -> None:
+    (tmp_path / "clip.mp4").touch()
+    code = """
+from prompt_tune.errors import DataError
+from prompt_tune.media.sources import open_source
+try:
+    open_source(sys.argv[1])
+except DataError as error:
+    print(error)
+"""
+    done = run_without_heavy_modules(code, tmp_path / name if name == "clip.mp4" else name)
+    assert "av, which reads it, is not installed: pip install 'prompt-tune[video]'" in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_count_of_frames_is_that_of_the_frames(every: int, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", greys(12))
+    frames = [(index, number_of(image)) for index, image, _ in open_file(clip, every=every).frames()]
+    assert frames == [(number, number) for number in range(0, 12, every)]
+    assert count_frames(clip, every=every) == len(frames)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert count_frames(tmp_path / "broken.mp4") == 0
