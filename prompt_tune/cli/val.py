@@ -1,19 +1,25 @@
 """`prompt-tune val`: COCO metrics of a run or a bundle on a data set."""
 
 import json
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prompt_tune.cli.options import DEVICE_HELP
-from prompt_tune.errors import PromptTuneError
+from prompt_tune.errors import RunError
+from prompt_tune.run import CONFIG_FILE
+from prompt_tune.vocabulary.format import GRAPH_FILE
 
 if TYPE_CHECKING:
-    from prompt_tune.evaluation.validate import Validation
+    from prompt_tune.datasets.reading import SplitName
+    from prompt_tune.evaluation.validate import Engine, Validation
+    from prompt_tune.progress import Progress
 
-TABLE_ROWS = 100  # classes in a table; --json has all
+TABLE_ROWS = 100  # classes listed in the table; --json lists all
 LABELS = {
     "ap": "AP",
     "ap50": "AP50",
@@ -32,34 +38,37 @@ LABELS = {
 @click.option(
     "--data",
     required=True,
-    help="The data set, in any format of `fit`. Its classes are matched by name to learned and to original ones.",
+    help="The data set, in any format that `fit` reads. Its classes are matched by name to learned and original ones.",
 )
 @click.option(
     "--split",
     default="val",
     show_default=True,
     type=click.Choice(["train", "val", "test"]),
-    help="Images of the data set to measure on; it needs no others.",
+    help="The split of the data set to measure on. The data set needs no other.",
 )
 @click.option(
     "--engine",
     default=None,
     type=click.Choice(["torch", "onnx"]),
-    help="What computes. Default: torch for a run, ONNX Runtime for a bundle; 'onnx' exports a run for the occasion.",
+    help="What computes. Default: torch for a run, ONNX Runtime for a bundle. 'onnx' also measures a run, by exporting "
+    "it to a temporary bundle.",
 )
-@click.option("--names", default=None, help="Names for the data set's classes, in its order, or a file of them.")
+@click.option(
+    "--names", default=None, help="Class names to use instead of the data set's own, in its order, or a file of them."
+)
 @click.option(
     "--device",
     default="cpu",
     show_default=True,
-    help=f"Where it computes. ONNX Runtime: {DEVICE_HELP} torch: any of its devices.",
+    help=f"Where it runs. With ONNX Runtime: {DEVICE_HELP} With torch: any of its devices.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, complete, instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 @click.option(
     "--curves",
     default=None,
     type=click.Path(path_type=Path),
-    help="Write precision-recall curves at IoU 0.5 to this .png file.",
+    help="Also write precision-recall curves at IoU 0.5 to this .png file.",
 )
 def command(
     place: Path,
@@ -71,24 +80,19 @@ def command(
     as_json: bool,
     curves: Path | None,
 ) -> None:
-    """Measure RUN, a folder of `fit`, or BUNDLE, one of `export`, on a data set.
+    """Measure RUN, a folder of `fit`, or BUNDLE, a folder of `export`, on a data set.
 
-    COCO's average precision and recall, in 0..1, of learned and original classes apart and together, and of each class;
-    for each class also precision and recall at IoU 0.5 above its threshold, which is what `detect` shows.
+    Prints COCO's average precision and recall, in 0..1, of learned classes, of original classes, of both together and
+    of each class. For each class it also prints precision and recall at IoU 0.5 above the class's threshold, which is
+    what `detect` shows.
     """
     from prompt_tune.cli.progress import stages
+    from prompt_tune.report.figures import draw_precision_recall
     from prompt_tune.vocabulary.names import read_classes
 
-    try:
-        import faster_coco_eval  # noqa: F401  # found missing now, not after all images
+    if curves is not None:
+        import matplotlib  # noqa: F401  # if it is missing, say so before the images are measured
 
-        from prompt_tune.evaluation.validate import validate
-        from prompt_tune.report.figures import draw_precision_recall
-    except ImportError as error:
-        raise PromptTuneError(
-            f"`val` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
-            "(pip install 'prompt-tune[fit]')."
-        ) from error
     with stages() as progress:
         result = validate(
             place,
@@ -101,17 +105,64 @@ def command(
         )
     for reason in result.skipped:
         click.echo(f"Skipped: {reason}", err=True)
-    if curves is not None:
-        titles = [_title(row.vocabulary, row.name, result) for row in result.classes]
-        draw_precision_recall(curves, result.curves, titles)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
         _print(result)
+    if curves is not None:  # last: if it cannot be written, the numbers are not lost
+        titles = [_title(row.vocabulary, row.name, result) for row in result.classes]
+        draw_precision_recall(curves, result.curves, titles)
+
+
+def validate(
+    place: str | Path,
+    data: str | Path,
+    *,
+    split: "SplitName" = "val",
+    engine: "Engine | None" = None,
+    names: Sequence[str] | None = None,
+    device: str = "cpu",
+    progress: "Progress | None" = None,
+) -> "Validation":
+    """Measure a run folder of `fit` or a bundle of `export`, whichever `place` is.
+
+    Args:
+        place: The folder.
+        data: A data set; see `validate_run`.
+        split: The split to measure on.
+        engine: None takes torch for a run and ONNX Runtime for a bundle. "onnx" also measures a run, by exporting it to
+            a temporary bundle.
+        names: Class names to use instead of the data set's own, in class-id order.
+        device: A device of torch or of ONNX Runtime.
+        progress: Called after each image.
+
+    Raises:
+        RunError: The folder is neither a run nor a bundle, or the engine is torch and it is a bundle.
+        PromptTuneError: See `validate_run` and `validate_bundle`.
+    """
+    from prompt_tune.evaluation.validate import validate_bundle, validate_run
+
+    place = Path(place)
+    options: dict[str, Any] = {"split": split, "names": names, "device": device, "progress": progress}
+    if (place / GRAPH_FILE).is_file():
+        if engine == "torch":
+            raise RunError(f"`{place}` is a bundle, which only ONNX Runtime can run. For torch, give the run itself.")
+        return validate_bundle(place, data, **options)
+    if not (place / CONFIG_FILE).is_file():
+        raise RunError(
+            f"`{place}` is neither a run of `fit` (no {CONFIG_FILE}) nor a bundle (no {GRAPH_FILE}). Give one of them."
+        )
+    if engine != "onnx":
+        return validate_run(place, data, **options)
+    from prompt_tune.deployment.bundle import export_bundle
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_bundle(place, Path(folder) / "bundle")
+        return validate_bundle(Path(folder) / "bundle", data, **options)
 
 
 def _print(result: "Validation") -> None:
-    """Two tables, and a line for what they leave out."""
+    """Print two tables, and name the classes that they leave out."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -140,20 +191,20 @@ def _print(result: "Validation") -> None:
         table.add_row(Text(_title(row.vocabulary, row.name, result)), str(row.objects), *map(_number, numbers))
     console.print(table)
     if len(result.classes) > TABLE_ROWS:
-        click.echo(f"... and {len(result.classes) - TABLE_ROWS} classes more; --json has all.")
+        click.echo(f"... and {len(result.classes) - TABLE_ROWS} more classes; --json lists all.")
     for what, names in (
-        ("In no vocabulary, so left out", result.unknown),
-        (f"Without a label in `{result.split}`, so left out", result.unlabelled),
+        ("Left out, because no vocabulary has them", result.unknown),
+        (f"Left out, because `{result.split}` has no label of them", result.unlabelled),
     ):
         if names:
             click.echo(f"{what}: {', '.join(names)}.")
 
 
 def _title(vocabulary: str, name: str, result: "Validation") -> str:
-    """The class's name, with its vocabulary where both are measured."""
+    """The name of a class, with its vocabulary if both vocabularies are measured."""
     return name if result.learned is None or result.original is None else f"{vocabulary}: {name}"
 
 
 def _number(value: float) -> str:
-    """Three decimals; a dash where there is nothing to measure."""
+    """A number with three decimals; a dash for nan."""
     return "-" if value != value else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""`prompt-tune verify`: what learned vocabularies change in a bundle's detections. Needs no torch."""
+"""`prompt-tune verify`: whether learned vocabularies change a bundle's original detections. Needs no torch."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prompt_tune.cli.options import device_option
+from prompt_tune.errors import PromptTuneError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from prompt_tune.evaluation.verify import Verification
 
 REGRESSION = 3  # exit status of a check that found one
-TABLE_ROWS = 20  # false alarms and collisions in a table; --json has all
+TABLE_ROWS = 20  # false alarms and collisions listed in a table; --json lists all
 UNLABELLED = (
-    "Every image in --images counts as one that shows no learned object: these are false alarms only if that is so."
+    "The images have no labels: these are false alarms only if none of the images shows an object of a learned class."
 )
 
 
@@ -26,29 +27,30 @@ UNLABELLED = (
 @click.option(
     "--images",
     required=True,
-    help="An image, a folder of images, or a glob pattern in quotes. There are no labels for them: every image counts "
-    "as one that shows no object of a learned class, and every learned detection in it as a false alarm.",
+    help="An image, a folder of images, or a glob pattern in quotes. The images need no labels, but must not show any "
+    "object of a learned class: every learned detection in them counts as a false alarm.",
 )
 @click.option(
     "--learned",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="One more vocabulary file for the same detector; its file name is its label. Can be given several times.",
+    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="A data set with labels of original classes, in any format of `fit`: their average precision on its "
-    "validation images is measured before and after. Needs faster-coco-eval and PyYAML, which come with [fit].",
+    help="A data set with labels of original classes, in any format that `fit` reads. Their average precision on its "
+    "validation images is measured before and after. Needs PyYAML, which comes with [fit].",
 )
 @device_option
 @click.option(
     "--report",
     "page",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all of this to an HTML file too, one that loads nothing, with pictures of the surest false alarms.",
+    help="Also write the result to this HTML file, with pictures of the false alarms that have the highest scores. The "
+    "page is self-contained.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, complete, instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 def command(
     bundle: Path,
     images: str,
@@ -61,11 +63,11 @@ def command(
     """Check BUNDLE, a folder of `prompt-tune export`, before it is deployed.
 
     Runs ONNX Runtime with the original vocabulary alone, with each learned vocabulary (the bundle's own and those of
-    --learned), and with all of them in two orders, and compares the original detections bit by bit. Exit status 3 if
-    one bit changed.
+    --learned), and with all of them in two orders, and compares the original detections bit by bit. The exit status is
+    3 if a single bit changed, even if the --report page cannot be written.
 
     Counts false alarms (learned detections above their thresholds, in images that show no learned object) and
-    collisions (a learned and an original detection above their thresholds on the same box: IoU 0.7 or more).
+    collisions (a learned and an original detection above their thresholds on the same box, with IoU 0.7 or more).
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.evaluation.verify import verify
@@ -80,20 +82,25 @@ def command(
             device=device,  # type: ignore[arg-type]  # click.Choice has checked it
             progress=progress,
         )
-    if page is not None:
-        write_verification_page(page, result, bundle, learned)
     for reason in result.skipped:
         click.echo(f"Skipped: {reason}", err=True)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
         _print(result)
+    if page is not None:
+        try:
+            write_verification_page(page, result, bundle, learned)
+        except PromptTuneError as error:
+            if not result.original_bits_changed:
+                raise
+            click.echo(f"Error: {error}", err=True)  # the regression decides the exit status
     if result.original_bits_changed:
         sys.exit(REGRESSION)
 
 
 def _print(result: "Verification") -> None:
-    """The tables, and the verdict in one line."""
+    """Print the tables, then the verdict in one line."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -104,7 +111,7 @@ def _print(result: "Verification") -> None:
 
 
 def _print_retention(console: "Console", result: "Verification") -> None:
-    """Changed bits of each setting, and precision where there are labels."""
+    """Print the changed bits of each setting, and average precision if there are labels."""
     from rich.table import Table
     from rich.text import Text
 
@@ -126,7 +133,7 @@ def _print_retention(console: "Console", result: "Verification") -> None:
 
 
 def _print_counts(console: "Console", result: "Verification") -> None:
-    """False alarms and collisions, the most frequent first."""
+    """Print false alarms and collisions, the most frequent first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -147,7 +154,7 @@ def _print_counts(console: "Console", result: "Verification") -> None:
         if number:
             console.print(table)
         if number > TABLE_ROWS:
-            click.echo(f"... and {number - TABLE_ROWS} rows of {what} more; --json has all.")
+            click.echo(f"... and {number - TABLE_ROWS} more rows of {what}; --json lists all.")
     pairs = sum(collision.count for collision in result.collisions)
     skipped = f" ({len(result.skipped)} more skipped)" if result.skipped else ""
     images = f"{result.images} image{'s' * (result.images != 1)}{skipped}"

@@ -1,4 +1,4 @@
-"""The labels of a data set as classes of the vocabularies that are measured on it: found by name."""
+"""The labels of a data set, with its classes matched by name to those of the vocabularies under test."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,25 @@ from prompt_tune.errors import DataError
 from prompt_tune.runtime.detections import ClassKey
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-NAMED = 10  # class names in an error
+NAMED = 10  # class names listed in an error
 
 
 @dataclass(frozen=True, eq=False)
-class Labelling:
-    """What can be measured: class i of everything is `keys[i]`, one that a vocabulary has and the split labels.
+class GroundTruth:
+    """The classes that can be measured, and their labels. Class i of everything here is `keys[i]`.
 
-    samples: the images. rows: class of the data set -> its classes here, two where both vocabularies have the name.
-    thresholds, nms_iou: (n_cls,) float32, and calibration: (n_cls, 2) float32, of the vocabularies. unknown: the data
-    set's classes that no vocabulary has. unlabelled: those that have no label in this split.
+    A class can be measured if a vocabulary has it and the split has a label of it.
+
+    Attributes:
+        split: The split of the data set.
+        samples: Its images.
+        keys: Vocabulary label and name of each of the n_cls classes.
+        rows: For each class of the data set, its classes here: two if both vocabularies have the name.
+        thresholds: (n_cls,) float32, from the vocabularies.
+        calibration: (n_cls, 2) float32, scale and shift of the logit.
+        nms_iou: (n_cls,) float32, each class's own limit of overlap.
+        unknown: Classes of the data set that no vocabulary has.
+        unlabelled: Classes that a vocabulary has, but that have no label in this split.
     """
 
     split: SplitName
@@ -36,14 +45,19 @@ class Labelling:
     unlabelled: tuple[str, ...]
 
     @classmethod
-    def of(
+    def read(
         cls, data: str | Path, split: SplitName, names: Sequence[str] | None, vocabularies: Mapping[str, Vocabulary]
-    ) -> "Labelling":
-        """Read the labels of a data set and find their classes by name.
+    ) -> "GroundTruth":
+        """Read the labels of a data set and match its classes by name.
 
-        Args:    data, split: as of `read_split`. names: for the data set's classes, in place of its own.
-                 vocabularies: by label.
-        Raises:  DataError: as of `read_split`; or the split has no label of a class that a vocabulary has.
+        Args:
+            data: A data set in any format that `read_split` reads.
+            split: The split to read.
+            names: Class names to use instead of the data set's own, in class-id order.
+            vocabularies: The vocabularies by label.
+
+        Raises:
+            DataError: The data set cannot be read, or has no label of a class that a vocabulary has.
         """
         names, images = read_split(data, split, seed=_seed(vocabularies), names=names)
         own = {name for vocabulary in vocabularies.values() for name in vocabulary.names}
@@ -67,7 +81,11 @@ class Labelling:
                     calibration.append(scale_shift)
                     nms_iou.append(limit)
         if not keys:
-            raise DataError(f"`{data}`: `{split}` has labels of {', '.join(labelled)} alone, which no vocabulary has.")
+            shown = ", ".join(sorted(labelled)[:NAMED])
+            raise DataError(
+                f"`{data}`: no vocabulary has the classes that are labelled in `{split}`: {shown}. "
+                "Choose another split, or name the classes as the vocabularies do (--names)."
+            )
         rows = {k: [row for row, key in enumerate(keys) if key[1] == name] for k, name in enumerate(names)}
         return cls(
             split,
@@ -82,18 +100,18 @@ class Labelling:
         )
 
     def labels(self, sample: Sample) -> Labels:
-        """The labels of the classes that are measured, in original pixels."""
+        """The labels of one image, in original pixels, with class ids as in `keys`."""
         pairs = [(box, row) for box, k in enumerate(sample.labels.classes) for row in self.rows[int(k)]]
         boxes, classes = np.array(pairs, np.int64).reshape(-1, 2).T  # (n,) each
         return Labels(sample.labels.boxes_xyxy[boxes], classes, sample.labels.ignore[boxes])
 
     def of_vocabulary(self, label: str) -> list[int]:
-        """The classes that are measured of one vocabulary."""
+        """The classes of one vocabulary, by its label."""
         return [row for row, key in enumerate(self.keys) if key[0] == label]
 
 
 def _seed(vocabularies: Mapping[str, Vocabulary]) -> int:
-    """The seed of the fit, which chose the images that were held out; 0 where no vocabulary tells."""
+    """The seed of the fit, which chose the images that were held out; 0 if no vocabulary has it."""
     for vocabulary in vocabularies.values():
         settings = vocabulary.provenance.get("settings")
         if isinstance(settings, dict) and isinstance(settings.get("seed"), int):
@@ -102,12 +120,12 @@ def _seed(vocabularies: Mapping[str, Vocabulary]) -> int:
 
 
 def _no_class(data: str | Path, names: Sequence[str], own: set[str]) -> str:
-    """The error where no name fits, with those that nearly do."""
+    """The error text if no name matches, with near matches."""
     near = sorted({close for name in names for close in difflib.get_close_matches(name, own, n=3)})
     hint = (
         f"Near: {', '.join(near[:NAMED])}" if near else f"The vocabularies have: {', '.join(sorted(own)[:NAMED])}, ..."
     )
     return (
-        f"`{data}` names no class of the vocabularies: {', '.join(names[:NAMED])}. {hint}. Name the classes as the "
+        f"No class of `{data}` is in the vocabularies: {', '.join(names[:NAMED])}. {hint}. Name the classes as the "
         "vocabularies do (--names)."
     )

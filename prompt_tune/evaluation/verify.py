@@ -1,6 +1,7 @@
-"""Before a bundle is deployed: that learned vocabularies change no bit of the original detections, and what they add.
+"""The check before a bundle is deployed: learned vocabularies change no bit of the original detections.
 
-NumPy, ONNX Runtime and Pillow only, so that it runs where the bundle will; average precision needs faster-coco-eval.
+It also counts false alarms and collisions. It runs on the inference box: it needs NumPy, ONNX Runtime and Pillow only,
+and PyYAML for labelled data.
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from prompt_tune.contract import NMS_IOU
+from prompt_tune.contract import METRIC_CONF, NMS_IOU
 from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.evaluation.alarms import AlarmCounts, AlarmExamples, Pair
 from prompt_tune.evaluation.metrics import Metrics, average_precision
@@ -27,17 +28,20 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from prompt_tune.datasets.samples import Sample
 
-COMPARED_CONF = 0.001  # original detections above it are compared, and measured: ultralytics' validator's
-NAMED = 5  # unknown classes in an error
+COMPARED_CONF = METRIC_CONF  # original detections above this score are compared and measured
+NAMED = 5  # unknown classes listed in an error
 Key = TypeVar("Key", ClassKey, Pair)
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Learned vocabularies by label, in the order of loading, and what they did to the original detections.
+    """One way of loading learned vocabularies, and what it did to the original detections.
 
-    bits_changed: against the original vocabulary alone, over all images.
+    Attributes:
+        loaded: The labels of the vocabularies, in the order of loading.
+        bits_changed: How many bits of the original detections differ from those of the original vocabulary alone, over
+            all images.
     """
 
     loaded: tuple[str, ...]
@@ -46,7 +50,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """How often a learned class of a vocabulary (its label) was detected in images that do not show it."""
+    """How often a learned class was detected in images that do not show it.
+
+    Attributes:
+        vocabulary: The label of its vocabulary.
+        learned: The class.
+        count: The number of detections above the threshold.
+    """
 
     vocabulary: str
     learned: str
@@ -55,7 +65,14 @@ class FalseAlarms:
 
 @dataclass(frozen=True)
 class Collision:
-    """How many detections of a learned class lie on the same box as one of an original class."""
+    """How often a learned class was detected on the same box as an original class.
+
+    Attributes:
+        vocabulary: The label of the learned class's vocabulary.
+        learned: The learned class.
+        original: The original class.
+        count: The number of pairs of detections, both above their thresholds.
+    """
 
     vocabulary: str
     learned: str
@@ -65,13 +82,21 @@ class Collision:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
-    images: those that were checked for false alarms and collisions. skipped: one line for each image that cannot be
-    read. original_detections: how many were compared, all images together. settings: each way of loading that was
-    compared. false_alarms, collisions: by falling count. labelled_images: those that precision was measured on.
-    original_ap_before, ..._after, original_ap50_before, ..._after: in 0..1, of the original vocabulary alone and with
-    all others loaded; None without labels. examples: where the surest false alarms and collisions are, for pictures.
+    Attributes:
+        images: The number of images checked for false alarms and collisions.
+        skipped: One line for each image that cannot be read.
+        original_detections: The number of original detections compared, over all images.
+        settings: Each way of loading that was compared.
+        false_alarms: By falling count.
+        collisions: By falling count.
+        labelled_images: The number of images that average precision was measured on.
+        original_ap_before: Average precision of the original vocabulary alone, in 0..1; None without labels.
+        original_ap_after: The same with all vocabularies loaded.
+        original_ap50_before: Average precision at IoU 0.5 of the original vocabulary alone; None without labels.
+        original_ap50_after: The same with all vocabularies loaded.
+        examples: The false alarms and collisions with the highest scores, for pictures.
     """
 
     images: int
@@ -89,16 +114,16 @@ class Verification:
 
     @property
     def original_bits_changed(self) -> int:
-        """All settings together: not 0 is a regression."""
+        """Over all settings. Anything but 0 is a regression."""
         return sum(setting.bits_changed for setting in self.settings)
 
     @property
     def false_alarms_per_1000(self) -> float:
-        """False alarms of all learned classes in a thousand images."""
+        """False alarms of all learned classes per thousand images."""
         return 1000 * sum(alarms.count for alarms in self.false_alarms) / self.images
 
     def to_json(self) -> dict[str, object]:
-        """Plain JSON: all of the above but the examples; precision is left out where there are no labels."""
+        """Everything but the examples as plain JSON. Precision is left out if there are no labels."""
         totals = {
             "original_bits_changed": self.original_bits_changed,
             "false_alarms_per_1000": self.false_alarms_per_1000,
@@ -116,20 +141,27 @@ def verify(
     device: Device = "cpu",
     progress: Progress | None = None,
 ) -> Verification:
-    """Runs a bundle with the original vocabulary alone, with each learned one, and with all of them in two orders.
+    """Run a bundle with the original vocabulary alone, with each learned one, and with all of them in two orders.
 
-    Args:    bundle: a folder of `prompt-tune export`; its own learned vocabulary is always among those that are loaded.
-             images: an image, a folder or a glob pattern. Every learned detection in them counts as a false alarm, so
-                 they must show no object of a learned class.
-             learned: more vocabulary files for the same detector.
-             data: a data set with labels of original classes (names as in the original vocabulary), for average
-                 precision on its validation images; original detections are compared on these too.
-             device: where ONNX Runtime computes.
-             progress: called with (stage, done, total, note).
-    Returns: the counts. Thresholds for false alarms and collisions are those of the vocabularies.
-    Raises:  DataError: there is no image that can be read, or the data set is damaged or names a class that is not in
-             the original vocabulary. PromptTuneError: `data` without the packages that it needs.
-             GraphError, VocabularyError, ProviderError: as `Detector`.
+    Args:
+        bundle: A bundle folder of `prompt-tune export`. Its own learned vocabulary is always included.
+        images: An image, a folder or a glob pattern. The images must show no object of a learned class: every learned
+            detection in them counts as a false alarm.
+        learned: More vocabulary files for the same detector.
+        data: A data set with labels of original classes, named as in the original vocabulary. Average precision is
+            measured on its validation images, and original detections are compared on them too.
+        device: Where ONNX Runtime computes.
+        progress: Called after each image.
+
+    Returns:
+        The result. False alarms and collisions are counted above the vocabularies' own thresholds.
+
+    Raises:
+        DataError: No image can be read, the data set is damaged, or it has a class that the original vocabulary lacks.
+        PromptTuneError: `data` is given, and a package that it needs is missing.
+        GraphError: The bundle is incomplete or damaged.
+        VocabularyError: A vocabulary cannot be loaded, or does not belong to the bundle.
+        ProviderError: The device is not available.
     """
     detector = Detector(bundle, device=device, learned=learned)
     vocabularies = {label: part for label, part in detector.vocabularies.items() if label != ORIGINAL}
@@ -144,16 +176,35 @@ def verify(
     if not tally.images:
         raise DataError(f"`{images}`: none of its {len(unlabelled)} images can be read. The first: {tally.skipped[0]}")
     if not tally.compared:
-        log.warning("No image has an original detection: nothing was compared. Give images that show original classes.")
+        logger.warning(
+            "Nothing was compared, because no image has an original detection. Give images that show original classes."
+        )
     result = tally.result()
     return result if labels is None else _with_precision(result, labels, tally)
 
 
+def changed_bits(before: np.ndarray, after: np.ndarray) -> int:
+    """Count the bits that differ between two tables of original detections, order included.
+
+    Args:
+        before: (n, 7) float32, rows of the graph's `original_detections`.
+        after: (m, 7) float32 likewise.
+
+    Returns:
+        0 only if the tables are equal byte for byte. A row that one table lacks counts with all its bits.
+    """
+    common = min(len(before), len(after))
+    first, second = (np.ascontiguousarray(table[:common]).view(np.uint8) for table in (before, after))
+    differing = int(np.unpackbits(first ^ second).sum())
+    surplus = (before[common:], after[common:])
+    return differing + sum(8 * table.nbytes for table in surplus)
+
+
 class _Tally:
-    """Counts over images, of one detector whose learned vocabularies are loaded and unloaded."""
+    """Counts over images, for one detector whose learned vocabularies are loaded and unloaded."""
 
     def __init__(self, detector: Detector, vocabularies: Mapping[str, Vocabulary]) -> None:
-        """Plans the settings: each vocabulary on its own; where there are several, all as given and in reverse."""
+        """Plan the settings: each vocabulary alone; if there are several, also all of them, as given and in reverse."""
         self._detector = detector
         self._vocabularies = vocabularies
         self._packed = Packed.of({ORIGINAL: detector.vocabularies[ORIGINAL]})
@@ -167,7 +218,7 @@ class _Tally:
         self.measured: list[tuple[Sample, Detections, Detections]] = []  # before and after
 
     def add(self, path: Path, *, count: bool, measure: "Sample | None") -> None:
-        """Compares one image; `count`: false alarms and collisions too; `measure`: its labels, for precision."""
+        """Compare one image; with `count`, count false alarms and collisions; with labels, keep it for precision."""
         try:
             image = read_rgb(path)
         except DataError as error:
@@ -183,12 +234,12 @@ class _Tally:
             self._bits[k] += changed_bits(before, after)
         if measure is not None:
             self.measured.append((measure, self._original(before, placed), self._original(after, placed)))
-        if count:  # every vocabulary is loaded now: the last of the orders has them all
+        if count:  # the last of the orders has loaded every vocabulary
             self.images += 1
             self._counts.add(path, self._detector.detect([image])[0])
 
     def result(self) -> Verification:
-        """All but precision."""
+        """Everything but precision."""
         return Verification(
             images=self.images,
             skipped=tuple(self.skipped),
@@ -200,7 +251,7 @@ class _Tally:
         )
 
     def _original_rows(self, order: Sequence[str], network_input: np.ndarray) -> np.ndarray:
-        """(n, 7) float32: the graph's original detections with these vocabularies loaded and no others."""
+        """(n, 7) float32: the graph's original detections with only these vocabularies loaded."""
         for label in [label for label in self._detector.vocabularies if label != ORIGINAL]:
             self._detector.unload(label)
         for label in order:
@@ -208,7 +259,7 @@ class _Tally:
         return self._detector.raw(network_input, original_conf=COMPARED_CONF, learned_conf=COMPARED_CONF)[0]
 
     def _original(self, rows: np.ndarray, placed: Letterbox) -> Detections:
-        """The graph's original rows in original pixels."""
+        """The graph's original rows as detections in original pixels."""
         every = np.ones(len(self._packed.classes), dtype=bool)
         packed = self._packed
         return packed.detections(from_rows(rows), placed, every, packed.limits(0), packed.overlaps(NMS_IOU))
@@ -216,7 +267,13 @@ class _Tally:
 
 @dataclass(frozen=True, eq=False)
 class _Labels:
-    """Labelled images by resolved path; rows (n,) int64: those of the data set's classes in the original vocabulary."""
+    """The labelled images.
+
+    Attributes:
+        samples: By resolved path.
+        rows: (n,) int64, the data set's classes as rows of the original vocabulary.
+        n_cls: The number of original classes.
+    """
 
     samples: "Mapping[Path, Sample]"
     rows: np.ndarray
@@ -224,10 +281,8 @@ class _Labels:
 
     @classmethod
     def read(cls, data: str | Path, original: Vocabulary) -> "_Labels":
-        """Validation images of a data set whose class names are those of the original vocabulary."""
+        """Read the validation images of a data set that names its classes as the original vocabulary does."""
         try:
-            import faster_coco_eval  # noqa: F401  # found missing now, not after all images
-
             from prompt_tune.datasets.reading import read_split
         except ImportError as error:
             raise PromptTuneError(
@@ -245,8 +300,8 @@ class _Labels:
         rows = np.array([original.names.index(name) for name in names], np.int64)
         return cls({sample.path.resolve(): sample for sample in split.samples}, rows, len(original.names))
 
-    def precision(self, found: "Iterable[tuple[Sample, Detections]]") -> Metrics:
-        """COCO's numbers, means over the original classes that have an object."""
+    def precision(self, found: Iterable[tuple["Sample", Detections]]) -> Metrics:
+        """Average precision, means over the original classes that have an object."""
         labels, founds = [], []
         for sample, detections in found:
             labels.append(replace(sample.labels, classes=self.rows[sample.labels.classes]))
@@ -255,9 +310,9 @@ class _Labels:
 
 
 def _with_precision(result: Verification, labels: _Labels, tally: _Tally) -> Verification:
-    """The result with the original classes' precision before and after."""
+    """The result with the precision of the original classes before and after."""
     if not tally.measured:
-        raise DataError(f"none of the {len(labels.samples)} labelled images can be read. The first: {tally.skipped[0]}")
+        raise DataError(f"None of the {len(labels.samples)} labelled images can be read. The first: {tally.skipped[0]}")
     before = labels.precision((sample, detections) for sample, detections, _ in tally.measured)
     after = labels.precision((sample, detections) for sample, _, detections in tally.measured)
     return replace(
@@ -273,16 +328,3 @@ def _with_precision(result: Verification, labels: _Labels, tally: _Tally) -> Ver
 def _ranked(counts: Counter[Key]) -> list[tuple[Key, int]]:
     """By falling count, then by name."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def changed_bits(before: np.ndarray, after: np.ndarray) -> int:
-    """Bits that differ between two tables of original detections, order included.
-
-    Args:    before, after: (n, 7) and (m, 7) float32, rows of the graph's `original_detections`.
-    Returns: 0 only when they are the same byte for byte. A row that one table lacks counts with all its bits.
-    """
-    common = min(len(before), len(after))
-    first, second = (np.ascontiguousarray(table[:common]).view(np.uint8) for table in (before, after))
-    differing = int(np.unpackbits(first ^ second).sum())
-    surplus = (before[common:], after[common:])
-    return differing + sum(8 * table.nbytes for table in surplus)

@@ -173,7 +173,7 @@ def _write_result(run: RunFolder, trainer: Trainer, job: Job) -> tuple[list[Dete
     calibration = fit_calibration(names, matched) if config.calibrate else None
     final = matched if calibration is None else apply_calibration(matched, calibration)
     known = () if job.earlier is None else job.earlier.learned.names
-    thresholds = choose_thresholds(names, final, precision=config.precision, known=known)
+    thresholds = choose_thresholds(names, final, precision=config.precision, known=known, calibration=calibration)
     learned = Vocabulary(
         names=names,
         embeddings=embeddings,
