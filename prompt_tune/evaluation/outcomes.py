@@ -36,7 +36,7 @@ class Judged:
     def of(cls, path: Path, labels: Labels, found: Detections) -> "Judged":
         """Match the detections of one image with its labels."""
         verdicts = judge(labels, found)
-        return cls(path, labels, found, verdicts.label[:, 0], verdicts.counts[:, 0])
+        return cls(path, labels, found, verdicts.label, verdicts.counts)
 
 
 @dataclass(frozen=True, eq=False)
