@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prompt_tune.tuning.fit import fit
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-if not (Path(__file__).parent / "prompts").is_dir():  # a checkout: `prompts` and `export` stand beside the package
+if not (Path(__file__).parent / "prompts").is_dir():  # a checkout, where `prompts` and `export` are beside the package
     __path__.append(str(Path(__file__).parents[1]))
 
 __all__ = ["Detections", "Detector", "PromptTuneError", "Vocabulary", "__version__", "fit"]
@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The public names, each imported at its first use: importing the package loads neither NumPy nor ONNX Runtime."""
+    """A public name, imported at its first use, so that `import prompt_tune` loads neither NumPy nor ONNX Runtime."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'prompt_tune' has no attribute {name!r}")

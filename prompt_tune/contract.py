@@ -1,4 +1,4 @@
-"""Numbers and names that several rooms share: the contract of the ONNX graph and of vocabulary files."""
+"""Numbers and names that several rooms share: those of vocabulary files, of detection and of the ONNX graph."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,20 @@ from prompt_tune.errors import GraphError
 if TYPE_CHECKING:
     import onnxruntime
 
-METADATA_KEY = "prompt-tune"  # the one key of metadata in every file: safetensors writes several in random order
+METADATA_KEY = "prompt-tune"  # the only metadata key of our files: safetensors writes several in random order
 
 # vocabularies
-EMBED_DIM = 512  # CLIP ViT-B/32's text embedding, which YOLO-World's head and neck are built for
+EMBED_DIM = 512  # text embeddings of CLIP ViT-B/32, which YOLO-World's neck and head are built for
 Kind = Literal["original", "learned", "plain"]
 GuideMode = Literal["original", "own"]
 DEFAULT_THRESHOLD = 0.25  # ultralytics' `conf` for prediction
-IDENTITY = (1.0, 0.0)  # scale and shift of a calibration that changes nothing
+IDENTITY = (1.0, 0.0)  # scale and shift of the logit: a calibration that changes nothing
 
 # detection and suppression
 NMS_IOU = 0.7  # ultralytics' default for suppression
-UNLIMITED = 1.0  # a class's own NMS IoU where it has none: no overlap exceeds it
+UNLIMITED = 1.0  # NMS IoU of a class without its own: no overlap exceeds it
 MAX_PER_CLASS = 300  # detections per class and image, ultralytics' `max_det`
-METRIC_CONF = 0.001  # ultralytics' validator's: low enough that the tail of the curve is in it
+METRIC_CONF = 0.001  # ultralytics' `conf` for validation: low enough to keep the tail of the precision-recall curve
 
 # the ONNX graph (DESIGN, section 7)
 Precision = Literal["float32", "float16"]  # of convolutions and attention; boxes, scores, suppression are float32
@@ -32,9 +32,18 @@ OUTPUTS = ("original_detections", "learned_detections")
 
 
 def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[str, Any]:
-    """The graph's own metadata, once it is known to be ours; `precision` is float32 where an older graph has none.
+    """The metadata of a graph that prompt-tune exported.
 
-    Raises: GraphError: no such metadata, another version, or other inputs and outputs.
+    Args:
+        session: The graph, opened.
+        path: Its file, as the error names it.
+
+    Returns:
+        `version`, `detector` (digest), `image_size` (pixels), `strides` and `precision`, among others. An older graph
+        states no precision: it is float32.
+
+    Raises:
+        GraphError: The graph has no such metadata, another version, or other inputs and outputs.
     """
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     names = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))

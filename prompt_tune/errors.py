@@ -1,12 +1,12 @@
-"""The errors that users meet. Each text says what came, which rule it breaks and what cures it, in one line."""
+"""The errors that users meet. Each message is one line: what came, the rule that it breaks, and the cure."""
 
 
 class PromptTuneError(Exception):
-    """Base of every error that the command line turns into one line and exit status 1."""
+    """Base of all errors. The command line prints its message and exits with status 1."""
 
 
 class VocabularyError(PromptTuneError):
-    """A vocabulary file, a class name or a list of them breaks a rule."""
+    """A vocabulary file, a class name or a list of class names breaks a rule."""
 
 
 class DataError(PromptTuneError):
@@ -18,12 +18,12 @@ class ModelError(PromptTuneError):
 
 
 class GraphError(PromptTuneError):
-    """An ONNX graph or a bundle is damaged, incomplete, or not ours."""
+    """An ONNX graph or a bundle is damaged, incomplete or not from prompt-tune."""
 
 
 class ProviderError(PromptTuneError):
-    """The execution provider that was asked for is not really there."""
+    """The requested execution provider is not available."""
 
 
 class RunError(PromptTuneError):
-    """A run folder is incomplete, belongs to other settings, or is in the way."""
+    """A run folder is incomplete, was made with other settings, or is in the way."""

@@ -1,8 +1,8 @@
-"""How long work tells what it has done: the type of the callback, and one that says nothing."""
+"""How long work reports its progress."""
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int | None, str], None]  # stage, done, total (None: unknown), note
+Progress = Callable[[str, int, int | None, str], None]  # stage, steps done, steps in all (None: unknown), note
 
 
 def silent(stage: str, done: int, total: int | None, note: str) -> None:

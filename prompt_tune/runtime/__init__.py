@@ -1,1 +1,1 @@
-"""The inference box: NumPy and ONNX Runtime, no torch."""
+"""The inference box: detection with NumPy and ONNX Runtime, without torch."""

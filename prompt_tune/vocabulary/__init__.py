@@ -1,1 +1,1 @@
-"""The vocabulary file: its format, its rules, and other people's formats."""
+"""Vocabulary files: classes with their embeddings, the rules for them, and the formats of other projects."""

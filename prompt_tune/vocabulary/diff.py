@@ -1,4 +1,4 @@
-"""What changed between two vocabularies, a class at a time: for reviewing a vocabulary in a merge request."""
+"""What changed between two vocabularies, class by class, for the review of a merge request."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +15,13 @@ FIELDS = ("kind", "guide_mode", "n_prompts", "detector", "text_tower", "guide")
 
 @dataclass(frozen=True)
 class Moved:
-    """A class whose embeddings changed; cosine in -1..1: of the prompt that is farthest from any on the other side."""
+    """A class whose embeddings changed.
+
+    Attributes:
+        name: Of the class.
+        cosine: In -1..1. Each prompt is compared with the nearest prompt of the other vocabulary; this is the lowest
+            of those cosines.
+    """
 
     name: str
     cosine: float
@@ -23,7 +29,13 @@ class Moved:
 
 @dataclass(frozen=True)
 class Change:
-    """The plain JSON value of a class or field of that name; None where there is none."""
+    """A value that changed.
+
+    Attributes:
+        name: Of the class or field that has it.
+        before: Plain JSON; None if the value is absent.
+        after: The same, in the other vocabulary.
+    """
 
     name: str
     before: Any
@@ -32,11 +44,18 @@ class Change:
 
 @dataclass(frozen=True)
 class VocabularyDiff:
-    """From one vocabulary to another.
+    """The changes from one vocabulary to another.
 
-    identical: the files have the same bytes. added, removed: class names. moved, rethresholded, recalibrated (scale and
-    shift of the logit), resuppressed (limit of overlap): classes that both have. reordered: those stand in another
-    order, which changes class ids. metadata: what is so of the whole file, digests in full, and `provenance.KEY.KEY`.
+    Attributes:
+        identical: The files have the same bytes.
+        added: Names of classes that only the second vocabulary has.
+        removed: Names of classes that only the first vocabulary has.
+        moved: Common classes with other embeddings.
+        rethresholded: Common classes with another threshold.
+        recalibrated: Common classes with another scale or shift of the logit.
+        resuppressed: Common classes with another NMS IoU.
+        reordered: The common classes are in another order, which changes class ids.
+        metadata: Fields of the whole file: full digests, and provenance as `provenance.KEY.KEY`.
     """
 
     identical: bool
@@ -51,19 +70,19 @@ class VocabularyDiff:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing to list; prompts may still stand in another order, or be repeated more often."""
+        """Whether there is nothing to list. The order and repetition of prompts may still differ."""
         changed = (self.moved, self.rethresholded, self.recalibrated, self.resuppressed, self.metadata)
         return not any((self.added, self.removed, *changed)) and not self.reordered
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain JSON."""
+        """The changes as plain JSON."""
         return asdict(self)
 
 
 def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
-    """What changed from `before` to `after`, classes matched by name.
+    """What changed from `before` to `after`. Classes are matched by name.
 
-    A class's prompts are compared as a set, for its score is their maximum: order and repetition do not count.
+    The prompts of a class are compared as a set: its score is their maximum, so order and repetition do not matter.
     """
     old, new = ({name: _Class.of(part, i) for i, name in enumerate(part.names)} for part in (before, after))
     common = [name for name in old if name in new]
@@ -90,8 +109,7 @@ def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
 
 @dataclass(frozen=True, eq=False)
 class _Class:
-    """prompts: (n, 512) float32, sorted, none twice. calibration: scale and shift of the logit, or None. nms_iou: the
-    limit of overlap, or None."""
+    """A class of one vocabulary. `prompts` is (n, 512) float32, sorted and unique; absent parts are None."""
 
     prompts: FloatArray
     threshold: float
@@ -100,7 +118,7 @@ class _Class:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, row: int) -> "_Class":
-        """A row of a vocabulary."""
+        """The class in a row of a vocabulary."""
         calibration = None
         if vocabulary.calibration is not None:
             calibration = [_number(value) for value in vocabulary.calibration[row]]
@@ -110,19 +128,19 @@ class _Class:
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    """The leaves of nested JSON objects, under their keys with dots between."""
+    """The leaves of nested JSON objects, under their keys joined by dots."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {key: leaf for name, part in value.items() for key, leaf in _flat(f"{prefix}.{name}", part).items()}
 
 
 def _changes(values: Mapping[str, tuple[Any, Any]]) -> tuple[Change, ...]:
-    """Those that differ."""
+    """The pairs that differ."""
     return tuple(Change(name, before, after) for name, (before, after) in values.items() if before != after)
 
 
 def _cosine(first: FloatArray, second: FloatArray) -> float:
-    """Cosine of each prompt, (n, 512) and (m, 512), to the nearest on the other side; the smallest of them."""
+    """The lowest cosine of any prompt, of (n, 512) and (m, 512), to its nearest on the other side."""
     one, other = (rows.astype(np.float64) for rows in (first, second))
     one, other = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other))
     cosines = one @ other.T  # (n, m)
@@ -130,5 +148,5 @@ def _cosine(first: FloatArray, second: FloatArray) -> float:
 
 
 def _number(value: np.float32) -> float:
-    """The shortest decimal number that is this float32."""
+    """The float with the shortest decimal text that rounds to this float32."""
     return float(str(value))

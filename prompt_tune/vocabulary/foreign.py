@@ -1,7 +1,7 @@
-"""Vocabularies in other people's formats: AILab's `.npy` with class texts beside it, and ibaiGorordo's `.npz`.
+"""Vocabularies in the formats of other projects: AILab's `.npy` with a JSON file of names, and ibaiGorordo's `.npz`.
 
-AILab-CVC/YOLO-World (tools/generate_text_prompts.py writes it, tools/reparameterize_yoloworld.py reads it): float32
-(n_cls, 512), unit rows; the names stand in a JSON file of their own, [["person"], ["bicycle"], ...].
+AILab-CVC/YOLO-World: float32 (n_cls, 512) with unit rows, written by tools/generate_text_prompts.py and read by
+tools/reparameterize_yoloworld.py. The JSON file beside it holds the names: [["person"], ["bicycle"], ...].
 ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection: `class_embeddings`, float32 (1, n_cls, 512), and
 `class_list`, strings.
 """
@@ -26,8 +26,8 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 OWN_SUFFIX = ".safetensors"
 NPY, NPZ = ".npy", ".npz"
 NPZ_KEYS = ("class_embeddings", "class_list")
-MIN_COSINE = 0.999  # of one name's embeddings from one tower: float16 keeps 0.99999
-MAX_NORM_ERROR = 0.01  # float16 rounding stays below 0.001; further off, rows are not meant to be unit
+MIN_COSINE = 0.999  # two embeddings of a name by the same tower; rounding to float16 keeps 0.99999
+MAX_NORM_ERROR = 0.01  # float16 rounding stays below 0.001
 logger = logging.getLogger(__name__)
 
 
@@ -40,13 +40,21 @@ def convert(
     kind: Kind = "plain",
     normalise: bool = False,
 ) -> list[Path]:
-    """A vocabulary file in another format, or the other way round; the suffixes say which.
+    """Convert a vocabulary file to another format or back; the suffixes say which way.
 
-    Args:    source, out: one of them `.vocab.safetensors`, the other `.npy` or `.npz`.
-             classes: the class texts that go with a `.npy`; None is the file beside it, of the same name and `.json`.
-             original, kind, normalise: see `from_foreign`; for a vocabulary file that is to be written.
-    Returns: the files that were written.
-    Raises:  VocabularyError: the suffixes or options do not go together, or see `from_foreign` and `to_foreign`.
+    Args:
+        source: A `.vocab.safetensors`, `.npy` or `.npz` file.
+        out: The file to write. One of the two files must be `.vocab.safetensors`, the other must not.
+        classes: The JSON file with the names for a `.npy`. By default, the file beside it with the suffix `.json`.
+        original: The original vocabulary, or the bundle or run folder that has it. Required to write a vocabulary file.
+        kind: See `from_foreign`.
+        normalise: See `from_foreign`.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        VocabularyError: The suffixes or options do not go together, or see `from_foreign` and `to_foreign`.
     """
     ours, theirs = (source, out) if source.suffix == OWN_SUFFIX else (out, source)
     if ours.suffix != OWN_SUFFIX or theirs.suffix not in (NPY, NPZ):
@@ -55,7 +63,7 @@ def convert(
             f"Received: {source.name}, {out.name}."
         )
     if classes is not None and theirs.suffix == NPZ:
-        raise VocabularyError(f"{theirs}: an .npz has its class names inside. Leave --classes out.")
+        raise VocabularyError(f"{theirs}: an .npz file contains its class names. Leave --classes out.")
     if theirs is out:
         if original is not None or kind != "plain" or normalise:
             raise VocabularyError(f"--original, --kind and --normalise are for reading. Leave them out to write {out}.")
@@ -73,21 +81,25 @@ def convert(
 def from_foreign(
     source: Path, original: Vocabulary, *, classes: Path | None = None, kind: Kind = "plain", normalise: bool = False
 ) -> Vocabulary:
-    """The vocabulary in a `.npy` or `.npz` file, bit for bit, for the detector that `original` was made for.
+    """Read a `.npy` or `.npz` file as a vocabulary, bit for bit.
 
-    Such a file does not tell what made its embeddings. For kind "plain" (names through the text tower as they are) and
-    "original", names that `original` has too must therefore have its embeddings; "learned" takes them unchecked.
+    Such a file does not say which text tower made its embeddings. For the kinds "plain" and "original", names that
+    `original` has too must therefore have the same embeddings there. The kind "learned" is not checked.
 
-    Args:    source: the file. classes: as of `convert`.
-             original: of kind "original"; its detector, text tower and guide are what the result is for.
-             kind: of the result; "original" makes it the guide itself.
-             normalise: divide each row by its norm, which is within 0.01 of one: for embeddings made in float16.
-    Raises:  VocabularyError: a file is missing, damaged or of another shape or type, a name is empty or repeated, a row
-             is not unit, or the embeddings are not of the original vocabulary's text tower.
+    Args:
+        source: The `.npy` or `.npz` file.
+        original: A vocabulary of kind "original". The result is for its detector, text tower and guide.
+        classes: See `convert`.
+        kind: Of the result. "original" makes it a guide.
+        normalise: Divide each row by its norm, which must be within 0.01 of 1. For embeddings made in float16.
+
+    Raises:
+        VocabularyError: A file is missing, damaged, or of another shape or type; a name is empty or repeated; a row
+            does not have unit norm; or the embeddings are from another text tower.
     """
     if original.kind != "original":
         raise VocabularyError(
-            f"--original must be a vocabulary of kind `original`: that of the bundle. Received: `{original.kind}`."
+            f"--original must be a vocabulary of kind `original`, such as a bundle's. Received: `{original.kind}`."
         )
     names, rows = _read_npz(source) if source.suffix == NPZ else _read_npy(source, classes or _beside(source))
     if normalise:
@@ -111,13 +123,20 @@ def from_foreign(
 
 
 def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None) -> list[Path]:
-    """Writes the embeddings, bit for bit, and the names as a `.npy` or `.npz`.
+    """Write embeddings, bit for bit, and names as a `.npy` or `.npz` file.
 
-    Thresholds, calibration and digests have no place there: a log line says what stays behind.
+    These formats have no place for thresholds, calibration and digests; a log line says what is lost.
 
-    Args:    out, classes: as of `convert`.
-    Returns: the files that were written: for a `.npy` also that of the class texts.
-    Raises:  VocabularyError: a class has several prompts, or a file cannot be written.
+    Args:
+        vocabulary: With one prompt per class.
+        out: The file to write.
+        classes: See `convert`.
+
+    Returns:
+        The files that were written: for a `.npy`, also the JSON file with the names.
+
+    Raises:
+        VocabularyError: A class has several prompts, or a file cannot be written.
     """
     rows = single_prompts(vocabulary, out)
     written = [out]
@@ -135,22 +154,26 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
         raise VocabularyError(f"Cannot write {out}: {error.strerror}. Choose another place or make room.") from error
     lost = "".join(f", {name}" for name in ("calibration", "nms_iou") if getattr(vocabulary, name) is not None)
     logger.info(
-        "%s has no place for thresholds%s and digests; whoever reads it lets all its classes guide the neck.", out, lost
+        "%s has no place for thresholds%s and digests; a reader lets all its classes guide the neck.", out, lost
     )
     return written
 
 
 def single_prompts(vocabulary: Vocabulary, place: Path) -> FloatArray:
-    """(n_cls, 512) float32, the embeddings for a format with room for one a class.
+    """The embeddings for a format that has one embedding per class: (n_cls, 512) float32.
 
-    Args:    place: the file to write; it stands in the error.
-    Raises:  VocabularyError: a class has several prompts, and a mean of them would score otherwise.
+    Args:
+        vocabulary: With one prompt per class, which may be repeated as padding.
+        place: The file to write, as the error names it.
+
+    Raises:
+        VocabularyError: A class has several prompts. Their mean would give other scores.
     """
     for name, prompts in zip(vocabulary.names, vocabulary.embeddings, strict=True):
-        if not (prompts == prompts[0]).all():  # those repeated to pad are one
+        if not (prompts == prompts[0]).all():
             raise VocabularyError(
-                f"{place.name} has room for one embedding a class, and {name!r} has several prompts. Learn or build "
-                "the vocabulary with one prompt a class and without synonyms, or leave such classes out (vocab remove)."
+                f"{place.name} has room for one embedding per class, but {name!r} has several prompts. Learn or build "
+                "the vocabulary with one prompt per class and no synonyms, or leave such classes out (vocab remove)."
             )
     return np.ascontiguousarray(vocabulary.embeddings[:, 0])  # (n_cls, 512)
 
@@ -163,7 +186,7 @@ def _read_npy(source: Path, classes: Path) -> tuple[list[str], FloatArray]:
     """Names and float32 (n_cls, 512)."""
     rows = _load(source)
     if not isinstance(rows, np.ndarray):
-        raise VocabularyError(f"{source} is no .npy file but an archive. Is it an .npz? Rename it.")
+        raise VocabularyError(f"{source} is not a .npy file but an archive. If it is an .npz, rename it.")
     rows = _checked_rows(rows, source, leading=False)
     names = _read_texts(classes)
     _check_count(names, rows, f"{classes} and {source}")
@@ -174,7 +197,7 @@ def _read_npz(source: Path) -> tuple[list[str], FloatArray]:
     """Names and float32 (n_cls, 512)."""
     arrays = _load(source)
     if isinstance(arrays, np.ndarray):
-        raise VocabularyError(f"{source} is no .npz file but a single array. Is it a .npy? Rename it.")
+        raise VocabularyError(f"{source} is not an .npz file but a single array. If it is a .npy, rename it.")
     if missing := [key for key in NPZ_KEYS if key not in arrays]:
         raise VocabularyError(f"{source} lacks {', '.join(missing)}; it has: {', '.join(arrays) or 'nothing'}.")
     embeddings, listed = (arrays[key] for key in NPZ_KEYS)
@@ -189,7 +212,7 @@ def _read_npz(source: Path) -> tuple[list[str], FloatArray]:
 
 
 def _load(source: Path) -> Any:
-    """The array of a `.npy`, or the arrays of a `.npz` by name. Nothing is unpickled."""
+    """The array of a `.npy`, or the arrays of an `.npz` by name. Nothing is unpickled."""
     try:
         loaded = np.load(source, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -199,69 +222,72 @@ def _load(source: Path) -> Any:
     except FileNotFoundError as error:
         raise VocabularyError(f"{source}: there is no such file. Check the path.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise VocabularyError(f"{source} is not an array file of numbers, or damaged ({error!s:.120}).") from error
+        raise VocabularyError(f"{source} is not an array file of numbers, or is damaged ({error!s:.120}).") from error
 
 
 def _checked_rows(array: np.ndarray, source: Path, *, leading: bool) -> FloatArray:
-    """Float32 (n_cls, 512) from that or, where `leading`, from (1, n_cls, 512)."""
+    """Float32 (n_cls, 512), from that shape or, with `leading`, from (1, n_cls, 512)."""
     wanted = f"float32 (1, n_cls, {EMBED_DIM})" if leading else f"float32 (n_cls, {EMBED_DIM})"
     shape = array.shape[1:] if leading and array.shape[:1] == (1,) else array.shape
     if array.dtype != np.float32 or len(shape) != 2 or shape[1] != EMBED_DIM or array.ndim != 2 + leading:
         raise VocabularyError(
-            f"{source}: embeddings must be {wanted}, of CLIP ViT-B/32. Received: {array.dtype} {array.shape}."
+            f"{source}: embeddings must be {wanted}, from CLIP ViT-B/32. Received: {array.dtype} {array.shape}."
         )
     return array.reshape(shape)  # (n_cls, 512)
 
 
 def _read_texts(path: Path) -> list[str]:
-    """The first text of each class, as AILab's tools take it."""
+    """The first text of each class, which AILab's tools use."""
     try:
         classes = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise VocabularyError(f"There are no class texts {path}. Name the JSON file with --classes.") from error
+        raise VocabularyError(f"No class names: there is no {path}. Name the JSON file with --classes.") from error
     except (OSError, ValueError) as error:
         raise VocabularyError(f"{path} is not a readable JSON file ({error!s:.120}).") from error
     if not isinstance(classes, list) or not all(
         isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in classes
     ):
-        raise VocabularyError(f'{path} must hold class texts: [["person"], ["bicycle"], ...].')
+        raise VocabularyError(f'{path} must hold class names in this form: [["person"], ["bicycle"], ...].')
     if any(len(texts) > 1 for texts in classes):
-        logger.info("%s: the first text of each class is its name; its embedding is of no other.", path)
+        logger.info("%s: only the first text of each class has an embedding, and it becomes the name.", path)
     return [texts[0] for texts in classes]
 
 
 def _check_count(names: Sequence[str], rows: FloatArray, places: str) -> None:
     if len(names) != len(rows):
-        raise VocabularyError(f"{places} must be of as many classes. Received: {len(names)} names, {len(rows)} rows.")
+        raise VocabularyError(
+            f"{places} must have the same number of classes. Received: {len(names)} names, {len(rows)} rows."
+        )
 
 
 def _normalised(rows: FloatArray, source: Path) -> FloatArray:
-    """Rows of unit norm, from rows that nearly have it."""
+    """Rows of unit norm, from rows whose norm is nearly 1."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)  # (n_cls, 1)
     if not (np.abs(norms - 1) <= MAX_NORM_ERROR).all():
         raise VocabularyError(
-            f"{source}: norms must be within {MAX_NORM_ERROR} of 1 to be made 1. Received: {norms.min():.4g} to "
-            f"{norms.max():.4g}: these are no text embeddings of YOLO-World."
+            f"{source}: --normalise takes norms within {MAX_NORM_ERROR} of 1. Received: {norms.min():.4g} to "
+            f"{norms.max():.4g}. Give text embeddings for YOLO-World."
         )
     return (rows / norms).astype(np.float32)  # (n_cls, 512)
 
 
 def _check_tower(vocabulary: Vocabulary, original: Vocabulary, source: Path) -> None:
-    """Names that both have must have one embedding, or the file is of another tower, or tuned."""
-    shared = [name for name in vocabulary.names if name in original.names]
+    """Refuse other embeddings of names in `original`: they are from another tower, or tuned."""
+    row_of = {name: row for row, name in enumerate(original.names)}
+    shared = [row for row, name in enumerate(vocabulary.names) if name in row_of]
     if not shared:
         logger.info(
-            "%s shares no name with the original vocabulary: whether its text tower is the same was not checked.",
+            "%s shares no name with the original vocabulary, so its text tower was not checked.",
             source,
         )
         return
-    for name in shared:
-        theirs = vocabulary.embeddings[vocabulary.names.index(name)]  # (1, 512)
-        cosine = float((original.embeddings[original.names.index(name)] @ theirs.T).max())
+    for row in shared:
+        name, theirs = vocabulary.names[row], vocabulary.embeddings[row]  # (1, 512)
+        cosine = float((original.embeddings[row_of[name]] @ theirs.T).max())
         if not cosine > MIN_COSINE:
             raise VocabularyError(
-                f"{source}: {name!r} has a cosine of {cosine:.4f} with that of the original vocabulary; from one text "
-                f"tower it is above {MIN_COSINE}. Give embeddings of that tower, or --kind learned if they were tuned."
+                f"{source}: {name!r} has a cosine of {cosine:.4f} to its embedding in the original vocabulary; with "
+                f"the same text tower, it is above {MIN_COSINE}. Use that tower, or --kind learned if they were tuned."
             )
 
 

@@ -11,25 +11,30 @@ from prompt_tune.errors import VocabularyError
 
 BUILT_IN = ("coco", "lvis", "objects365", "tiny")  # prompts/<name>.txt
 LIST_SUFFIX = ".txt"
-_COMMENT = re.compile(r"(^|\s)#.*")  # not inside a word: "C#" is no comment
+_COMMENT = re.compile(r"(^|\s)#.*")  # not inside a word such as "C#"
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
 
 
 def parse_line(line: str) -> tuple[str, ...]:
     """One class: its name and its synonyms.
 
-    Args:    line: such as "lorry; truck"; white space around a name is dropped, inside one it becomes a single space.
-    Returns: (name, synonym, ...), at least one string, none of them twice.
-    Raises:  VocabularyError: a name or synonym is empty, repeated, or has control characters.
+    Args:
+        line: For example "lorry; truck". White space around a name is dropped, inside a name it becomes one space.
+
+    Returns:
+        (name, synonym, ...): at least one string, all different.
+
+    Raises:
+        VocabularyError: A name or synonym is empty, repeated, or has control characters.
     """
     prompts = tuple(" ".join(part.split()) for part in line.split(";"))
     if "" in prompts:
         raise VocabularyError(
-            f"A class name or synonym is empty in {line.strip()!r}. Write `name; synonym`, words on both sides."
+            f"A class name or synonym is empty in {line.strip()!r}. Write `name; synonym`, with words on both sides."
         )
     for i, prompt in enumerate(prompts):
         if prompt in prompts[:i]:
-            raise VocabularyError(f"{prompt!r} stands twice in the class {line.strip()!r}. Remove one.")
+            raise VocabularyError(f"{prompt!r} appears twice in the class {line.strip()!r}. Remove one.")
         _check_printable(prompt)
     return prompts
 
@@ -37,9 +42,14 @@ def parse_line(line: str) -> tuple[str, ...]:
 def parse_inline(text: str) -> list[tuple[str, ...]]:
     """Classes as they are written on the command line.
 
-    Args:    text: such as "lorry; truck, car": classes after commas, synonyms after semicolons.
-    Returns: one tuple a class, as `parse_line` gives it.
-    Raises:  VocabularyError: a name is empty or repeated.
+    Args:
+        text: For example "lorry; truck, car": commas separate classes, semicolons synonyms.
+
+    Returns:
+        One tuple per class, see `parse_line`.
+
+    Raises:
+        VocabularyError: A name is empty or repeated.
     """
     classes = [parse_line(part) for part in text.split(",")]
     check_names([prompts[0] for prompts in classes])
@@ -47,31 +57,36 @@ def parse_inline(text: str) -> list[tuple[str, ...]]:
 
 
 def read_classes(source: str | Path) -> list[tuple[str, ...]]:
-    """Classes from wherever they are written down.
+    """Classes from a built-in list, a text file, or the command line.
 
-    Args:    source: a built-in list ("coco", "lvis", "objects365", "tiny"), a .txt file (UTF-8, one class a line, `#`
-                 comments, synonyms after semicolons), or the names themselves ("lorry; truck, car").
-    Returns: one tuple a class, (name, synonym, ...), in class-id order; names are unique, synonyms need not be.
-    Raises:  VocabularyError: the file cannot be read, or a name is empty or repeated.
+    Args:
+        source: The name of a built-in list ("coco", "lvis", "objects365", "tiny"), a .txt file (UTF-8, one class per
+            line, `#` comments, synonyms after semicolons), or the class names themselves ("lorry; truck, car").
+
+    Returns:
+        One tuple (name, synonym, ...) per class, in class-id order. Names are unique, synonyms need not be.
+
+    Raises:
+        VocabularyError: The file cannot be read, or a name is empty or repeated.
     """
     if isinstance(source, str) and source in BUILT_IN:
         file = resources.files("prompt_tune.prompts").joinpath(source + LIST_SUFFIX)
         return _parse_file(file.read_text("utf-8"), file.name)
     if str(source).lower().endswith(LIST_SUFFIX):
         try:
-            text = Path(source).read_text("utf-8-sig")  # editors on Windows put a mark at the beginning
+            text = Path(source).read_text("utf-8-sig")  # Windows editors begin the file with a byte order mark
         except OSError as error:
             raise VocabularyError(f"Cannot read the class list {source}: {error.strerror}. Check the path.") from error
         except ValueError as error:
             raise VocabularyError(f"The class list {source} is not UTF-8 text. Save it as UTF-8.") from error
         return _parse_file(text, str(source))
     if isinstance(source, Path) or os.path.isfile(source):
-        raise VocabularyError(f"A class list is a {LIST_SUFFIX} file, one class a line. Received: {source}.")
+        raise VocabularyError(f"A class list is a {LIST_SUFFIX} file with one class per line. Received: {source}.")
     return parse_inline(source)
 
 
 def read_templates() -> list[str]:
-    """The hand-written sentences of prompts/templates.txt, each with `{}` for the class name."""
+    """The sentences of prompts/templates.txt, each with `{}` for the class name."""
     file = resources.files("prompt_tune.prompts") / "templates.txt"
     return [line for _, line in _lines(file.read_text("utf-8"))]
 
@@ -79,36 +94,39 @@ def read_templates() -> list[str]:
 def check_names(names: Sequence[str]) -> None:
     """Refuse class names that a vocabulary cannot hold.
 
-    Args:    names: in class-id order.
-    Raises:  VocabularyError: a name is no string, empty, blank, repeated, or has control characters.
+    Args:
+        names: In class-id order.
+
+    Raises:
+        VocabularyError: A name is not a string, is empty or blank, is repeated, or has control characters.
     """
     seen: dict[str, int] = {}
     for i, name in enumerate(names):
         if not isinstance(name, str):
-            raise VocabularyError(f"Class names must be text; that of class {i} is {name!r}. Put it in quotes.")
+            raise VocabularyError(f"Class names must be text; class {i} is {name!r}. Put it in quotes.")
         if not name.strip():
             raise VocabularyError(f"The name of class {i} is empty. Give every class a name.")
         _check_printable(name)
         if name in seen:
             raise VocabularyError(
-                f"Class names must be unique; {name!r} is that of classes {seen[name]} and {i}. Rename or remove one."
+                f"Class names must be unique; classes {seen[name]} and {i} are both {name!r}. Rename or remove one."
             )
         seen[name] = i
 
 
 def _check_printable(name: str) -> None:
-    """A name goes to terminals, pictures and JSON: no escape sequences, no line breaks."""
+    """Refuse escape sequences and line breaks: names go to terminals, pictures and JSON."""
     if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
         raise VocabularyError(f"Class names must not have control characters or line breaks. Received: {name!r}.")
 
 
 def _parse_file(text: str, source: str) -> list[tuple[str, ...]]:
-    """Classes of a list, `source` being its name in error messages."""
+    """The classes of a list that error messages call `source`."""
     classes = []
     for number, line in _lines(text):
         if "," in line:
             raise VocabularyError(
-                f"{source}, line {number}: write one class a line, without commas, synonyms after semicolons. "
+                f"{source}, line {number}: write one class per line, no commas, synonyms after semicolons. "
                 f"Received: {line!r}."
             )
         try:
@@ -116,7 +134,7 @@ def _parse_file(text: str, source: str) -> list[tuple[str, ...]]:
         except VocabularyError as error:
             raise VocabularyError(f"{source}, line {number}: {error}") from error
     if not classes:
-        raise VocabularyError(f"{source} has no classes. Write one class a line.")
+        raise VocabularyError(f"{source} has no classes. Write one class per line.")
     try:
         check_names([prompts[0] for prompts in classes])
     except VocabularyError as error:
@@ -125,7 +143,7 @@ def _parse_file(text: str, source: str) -> list[tuple[str, ...]]:
 
 
 def _lines(text: str) -> Iterable[tuple[int, str]]:
-    """Line number (from 1) and content of the lines that have any, without comments."""
+    """Number (from 1) and content of each line that is not empty, without comments."""
     for number, line in enumerate(text.split("\n"), start=1):
         content = _COMMENT.sub("", line).strip()
         if content:

@@ -1,15 +1,14 @@
-"""Vocabularies: class names with their embeddings, and what they were made for, as `.vocab.safetensors` files.
+"""Vocabularies: classes with their embeddings, and what these were made for, as `.vocab.safetensors` files.
 
-A file holds all that inference needs, has no pickle, and has the same bytes whenever it has the same content. This
-module runs on the inference box: numpy and safetensors only.
+A file holds all that inference needs and no pickle, and equal content gives equal bytes.
 """
 
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from prompt_tune.files import replacing
 from prompt_tune.vocabulary.checks import (
     FloatArray,
     as_floats,
+    check_made_for,
     checked_calibration,
     checked_embeddings,
     checked_nms_iou,
@@ -27,7 +27,6 @@ from prompt_tune.vocabulary.checks import (
     frozen,
     listing,
     plain_json,
-    short,
 )
 from prompt_tune.vocabulary.format import FIELDS, Provenance, decode, encode
 from prompt_tune.vocabulary.names import check_names
@@ -36,7 +35,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def guide_digest(embeddings: npt.ArrayLike) -> str:
-    """What identifies a guide: SHA-256 (hex) of the bytes of its embeddings, as little-endian float32 in C order."""
+    """The digest of a guide: SHA-256 (hex) of its embeddings as little-endian float32 in C order."""
     return hashlib.sha256(np.ascontiguousarray(embeddings, dtype="<f4").tobytes()).hexdigest()
 
 
@@ -48,20 +47,25 @@ def _default_thresholds() -> FloatArray:
 class Vocabulary:
     """Classes that a frozen YOLO-World detects: names, embeddings, and what these were made for.
 
-    Args:    names: n_cls unique, non-empty strings, in class-id order.
-             embeddings: (n_cls, n_prompts, 512) float32, unit L2 norm; a class with fewer prompts repeats its own.
-             thresholds: (n_cls,) float32 in 0..1, the score above which a detection counts; a scalar serves all.
-             kind: "original" (guides the neck), "learned" (from context vectors) or "plain" (from names as they are).
-             guide_mode: "own" for a vocabulary that guides the neck itself, in a pass of its own.
-             detector: SHA-256 (hex) of the detector; "" in a plain vocabulary that is for any.
-             text_tower: SHA-256 (hex) of the text tower.
-             guide: `guide_digest` of the embeddings that guide the neck: for kind "original" and guide mode "own" this
-                 vocabulary's own digest.
-             calibration: (n_cls, 2) float32, scale (above 0) and shift of the logit; None leaves logits as they are.
-             nms_iou: (n_cls,) float32 above 0, up to 1: a box that overlaps a better one of its class by more than this
-                 is dropped, besides those that the detector's own limit drops; 1, or None for all, asks no more.
-             provenance: seed, versions, metrics and the like, as plain JSON; no times, no paths.
-    Raises:  VocabularyError: any of this does not hold.
+    Arrays are kept as private, read-only copies.
+
+    Attributes:
+        names: n_cls unique, non-empty strings, in class-id order.
+        embeddings: (n_cls, n_prompts, 512) float32, unit L2 norm. A class with fewer prompts repeats its own.
+        thresholds: (n_cls,) float32 in 0..1. A detection counts if its score is above. A scalar is for all classes.
+        kind: "original" (guides the neck), "learned" (from context vectors) or "plain" (from the names alone).
+        guide_mode: "own" for a vocabulary that guides the neck itself, in a pass of its own.
+        detector: SHA-256 (hex) of the detector. "" in a plain vocabulary that is for any detector.
+        text_tower: SHA-256 (hex) of the text tower.
+        guide: `guide_digest` of the embeddings that guide the neck. For kind "original" and guide mode "own", that is
+            the vocabulary's own digest.
+        calibration: (n_cls, 2) float32, scale (above 0) and shift of the logit. None leaves scores as they are.
+        nms_iou: (n_cls,) float32 above 0 and at most 1. A box is also dropped if it overlaps a better box of its class
+            by more than this. 1, or None for all classes, adds nothing to the detector's own suppression.
+        provenance: How the vocabulary was made, as plain JSON.
+
+    Raises:
+        VocabularyError: A value breaks one of these rules.
     """
 
     names: tuple[str, ...]
@@ -82,7 +86,7 @@ class Vocabulary:
         if isinstance(self.names, str) or not isinstance(self.names, Sequence):
             raise VocabularyError(f"`names` must be a list of class names. Received: {self.names!r}.")
         if not self.names:
-            raise VocabularyError("A vocabulary must have at least one class. Received: none.")
+            raise VocabularyError("A vocabulary must have at least one class. Received: no class.")
         check_names(self.names)
         self._set("names", tuple(self.names))
         self._set("embeddings", checked_embeddings(self.embeddings, self.names))
@@ -92,8 +96,8 @@ class Vocabulary:
             thresholds = frozen(np.broadcast_to(thresholds, (n_cls,)))  # (n_cls,)
         if thresholds.shape != (n_cls,) or not ((thresholds >= 0) & (thresholds <= 1)).all():
             raise VocabularyError(
-                f"`thresholds` must be {n_cls} numbers from 0 to 1, one a class. Received: shape {thresholds.shape}, "
-                f"{extent(thresholds)}."
+                f"`thresholds` must be {n_cls} numbers from 0 to 1, one per class. Received: shape "
+                f"{thresholds.shape}, {extent(thresholds)}."
             )
         self._set("thresholds", thresholds)
         if self.calibration is not None:
@@ -105,44 +109,46 @@ class Vocabulary:
 
     @property
     def n_prompts(self) -> int:
-        """Prompts a class, repeated ones included."""
+        """Number of prompts per class, including repeated ones."""
         return self.embeddings.shape[1]
 
     @property
     def calibration_rows(self) -> FloatArray:
-        """(n_cls, 2) float32: the calibration, or the one that changes nothing."""
+        """The calibration, or one that changes nothing: (n_cls, 2) float32."""
         if self.calibration is not None:
             return self.calibration
         return np.tile(np.array(IDENTITY, dtype=np.float32), (len(self.names), 1))  # (n_cls, 2)
 
     @property
     def nms_iou_rows(self) -> FloatArray:
-        """(n_cls,) float32: the limits of overlap, or those that ask no more."""
+        """The NMS IoUs, or those that drop nothing: (n_cls,) float32."""
         return np.full(len(self.names), UNLIMITED, np.float32) if self.nms_iou is None else self.nms_iou
 
     @property
     def digest(self) -> str:
-        """`guide_digest` of the embeddings: what identifies this vocabulary where it is the guide."""
+        """`guide_digest` of the embeddings, which identifies this vocabulary as a guide."""
         return guide_digest(self.embeddings)
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
         """Read a vocabulary file.
 
-        Raises:  VocabularyError: the file is missing, damaged, of an unknown version, or breaks a rule of the format.
+        Raises:
+            VocabularyError: The file is missing, damaged or of an unknown version, or breaks a rule of the format.
         """
         try:
-            fields, tensors = decode(Path(path))
+            values, tensors = decode(Path(path))
             if tensors["thresholds"].ndim == 0:
-                raise VocabularyError("`thresholds` must have one number a class. Received: a scalar.")
-            return cls(**(fields | tensors))
+                raise VocabularyError("`thresholds` must have one number per class. Received: a scalar.")
+            return cls(**(values | tensors))
         except VocabularyError as error:
             raise VocabularyError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all: the same vocabulary gives the same bytes.
+        """Write the vocabulary file, whole or not at all. The same vocabulary gives the same bytes.
 
-        Raises:  VocabularyError: the place cannot be written, or the metadata is over the limit.
+        Raises:
+            VocabularyError: The file cannot be written, or the metadata is over the limit.
         """
         data = self.to_bytes()
         try:
@@ -160,17 +166,19 @@ class Vocabulary:
         return encode({name: getattr(self, name) for name in FIELDS}, tensors)
 
     def select(self, names: Sequence[str]) -> "Vocabulary":
-        """A vocabulary of only these classes, in this order; an original vocabulary becomes another guide by it.
+        """A vocabulary with only these classes, in this order. From an original vocabulary, it is another guide.
 
-        Raises:  VocabularyError: a name is unknown or repeated, none is left, or the guide mode is "own".
+        Raises:
+            VocabularyError: A name is unknown or repeated, there are no names, or the guide mode is "own".
         """
         self._check_known(names)
         if self.guide_mode == "own":
             raise VocabularyError(
-                "A vocabulary of guide mode `own` guides the neck with all its classes; with fewer, its scores would "
-                "change. Hide classes at detection instead (--hide)."
+                "A vocabulary of guide mode `own` guides the neck with all its classes; with fewer classes, scores "
+                "would change. Hide classes during detection instead (--hide)."
             )
-        rows = [self.names.index(name) for name in names]
+        row_of = {name: row for row, name in enumerate(self.names)}
+        rows = [row_of[name] for name in names]
         embeddings = self.embeddings[rows]  # (len(names), n_prompts, 512)
         return replace(
             self,
@@ -183,28 +191,34 @@ class Vocabulary:
         )
 
     def remove(self, names: Sequence[str]) -> "Vocabulary":
-        """A vocabulary without these classes; what `select` says holds here.
+        """A vocabulary without these classes. From an original vocabulary, it is another guide.
 
-        Raises:  VocabularyError: a name is unknown, none is left, or the guide mode is "own".
+        Raises:
+            VocabularyError: A name is unknown, no class would be left, or the guide mode is "own".
         """
         self._check_known(names)
-        return self.select([name for name in self.names if name not in names])
+        removed = set(names)
+        return self.select([name for name in self.names if name not in removed])
 
     def rename(self, new_names: Mapping[str, str]) -> "Vocabulary":
         """A vocabulary with other names for the same embeddings.
 
-        Args:    new_names: old name -> new name; all are changed at once, so two can be swapped.
-        Raises:  VocabularyError: an old name is unknown, or a new one is empty or taken.
+        Args:
+            new_names: New names by old name. All change at once, so two classes can swap names.
+
+        Raises:
+            VocabularyError: An old name is unknown, or a new name is empty or taken.
         """
         self._check_known(list(new_names))
         return replace(self, names=tuple(new_names.get(name, name) for name in self.names))
 
     def padded(self, n_prompts: int) -> FloatArray:
-        """The embeddings with each class's prompts repeated up to `n_prompts`: (n_cls, n_prompts, 512) float32.
+        """The embeddings, with prompts repeated up to `n_prompts` per class: (n_cls, n_prompts, 512) float32.
 
-        The maximum over a class's prompts, its score, does not change by it.
+        A class's score is the maximum over its prompts, so this does not change it.
 
-        Raises:  VocabularyError: the vocabulary has more prompts than that.
+        Raises:
+            VocabularyError: The vocabulary has more prompts than that.
         """
         if n_prompts < self.n_prompts:
             raise VocabularyError(f"`n_prompts` must be at least {self.n_prompts}. Received: {n_prompts}.")
@@ -212,11 +226,14 @@ class Vocabulary:
             return self.embeddings
         return self.embeddings[:, np.arange(n_prompts) % self.n_prompts]  # (n_cls, n_prompts, 512)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, ({part.name: getattr(self, part.name) for part in fields(self)},)
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def _check_origin(self) -> None:
-        """Kind, guide mode and digests are known values and go together."""
+        """Refuse kinds, guide modes and digests that are unknown or do not go together."""
         for what, value, allowed in (
             ("kind", self.kind, get_args(Kind)),
             ("guide_mode", self.guide_mode, get_args(GuideMode)),
@@ -231,23 +248,29 @@ class Vocabulary:
                 raise VocabularyError(f"`{what}` must be a SHA-256 digest, 64 hex digits. Received: {value!r}.")
         if (self.kind == "original" or self.guide_mode == "own") and self.guide != self.digest:
             raise VocabularyError(
-                "`guide` must be the vocabulary's own digest where the kind is `original` or the guide mode `own`: "
+                "`guide` must be the vocabulary's own digest if the kind is `original` or the guide mode `own`: "
                 f"{self.digest}. Received: {self.guide}."
             )
 
     def _check_known(self, names: Sequence[str]) -> None:
+        known = set(self.names)
         for name in names:
-            if name not in self.names:
+            if name not in known:
                 raise VocabularyError(f"No class {name!r} in this vocabulary. It has: {listing(self.names)}.")
 
 
 def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
     """One vocabulary with the classes of several, in the order given.
 
-    Args:    vocabularies: learned or plain ones, for the same detector, text tower and guide, with no name in common.
-    Returns: a vocabulary padded to the largest n_prompts; "learned" unless all are plain. Where only some have a
-             calibration, the others get scale 1 and shift 0; an `nms_iou`, 1.
-    Raises:  VocabularyError: there is none, or these do not go together.
+    Args:
+        vocabularies: Learned or plain ones for the same detector, text tower and guide, without common names.
+
+    Returns:
+        A vocabulary padded to the largest n_prompts. Its kind is "learned" unless all are plain. If only some have a
+        calibration or NMS IoUs, the others get values that change nothing.
+
+    Raises:
+        VocabularyError: There are no vocabularies, or they do not go together.
     """
     if not vocabularies:
         raise VocabularyError("Nothing to merge: give at least one vocabulary.")
@@ -255,32 +278,42 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
     for number, other in enumerate(vocabularies, start=1):
         if other.kind == "original" or other.guide_mode == "own":
             raise VocabularyError(
-                f"Vocabulary {number} guides the neck (kind `{other.kind}`, guide mode `{other.guide_mode}`), and with "
-                "more classes it would be another guide. Merge only learned or plain ones of guide mode `original`."
+                f"Vocabulary {number} guides the neck (kind `{other.kind}`, guide mode `{other.guide_mode}`); with "
+                "more classes, it would be another guide. Merge only learned or plain ones of guide mode `original`."
             )
-        for what, label in (("detector", "detector"), ("text_tower", "text tower"), ("guide", "guide")):
-            if getattr(other, what) != getattr(first, what):
-                raise VocabularyError(
-                    f"Vocabularies 1 and {number} were made for different {label}s: {short(getattr(first, what))} and "
-                    f"{short(getattr(other, what))}. Build them for one detector, text tower and original vocabulary."
-                )
+        check_made_for(
+            f"Vocabulary {number}",
+            _origin(other),
+            _origin(first),
+            holder="vocabulary 1",
+            cure="Build them for one detector, text tower and original vocabulary.",
+        )
     n_prompts = max(vocabulary.n_prompts for vocabulary in vocabularies)
     calibrated = any(vocabulary.calibration is not None for vocabulary in vocabularies)
     limited = any(vocabulary.nms_iou is not None for vocabulary in vocabularies)
     return Vocabulary(
         tuple(name for vocabulary in vocabularies for name in vocabulary.names),
-        np.concatenate([vocabulary.padded(n_prompts) for vocabulary in vocabularies]),  # (sum of n_cls, n_prompts, 512)
-        thresholds=np.concatenate([vocabulary.thresholds for vocabulary in vocabularies]),  # (sum of n_cls,)
-        kind="plain" if all(vocabulary.kind == "plain" for vocabulary in vocabularies) else "learned",
+        np.concatenate([part.padded(n_prompts) for part in vocabularies]),  # (n_cls, n_prompts, 512)
+        thresholds=np.concatenate([part.thresholds for part in vocabularies]),  # (n_cls,)
+        kind="plain" if all(part.kind == "plain" for part in vocabularies) else "learned",
         detector=first.detector,
         text_tower=first.text_tower,
         guide=first.guide,
-        # (sum of n_cls, 2)
-        calibration=np.concatenate([vocabulary.calibration_rows for vocabulary in vocabularies])
-        if calibrated
-        else None,
-        nms_iou=np.concatenate([vocabulary.nms_iou_rows for vocabulary in vocabularies])
-        if limited
-        else None,  # (n_cls,)
-        provenance={"merged": [{"digest": v.digest, "provenance": v.provenance} for v in vocabularies]},
+        calibration=np.concatenate([part.calibration_rows for part in vocabularies]) if calibrated else None,
+        nms_iou=np.concatenate([part.nms_iou_rows for part in vocabularies]) if limited else None,
+        provenance={"merged": [{"digest": part.digest, "provenance": part.provenance} for part in vocabularies]},
     )
+
+
+def _origin(vocabulary: Vocabulary) -> dict[str, str]:
+    """What a vocabulary was made for. "any" detector is a value of its own here: a merged file has one detector."""
+    return {
+        "detector": vocabulary.detector or "any",
+        "text tower": vocabulary.text_tower,
+        "guide": vocabulary.guide,
+    }
+
+
+def _rebuilt(values: dict[str, Any]) -> Vocabulary:
+    """A vocabulary that was pickled, checked again and with read-only arrays."""
+    return Vocabulary(**values)

@@ -102,7 +102,7 @@ def test_vocab_remove_leaves_the_other_classes(files: tuple[Path, Path], tmp_pat
         (
             ["merge", "ONE", "ONE", "--out", "OUT"],
             1,
-            "Error: Class names must be unique; 'lorry' is that of classes 0 and 2.",
+            "Error: Class names must be unique; classes 0 and 2 are both 'lorry'.",
         ),
         (["rename", "ONE", "lorry", "--out", "OUT"], 2, "Names go in pairs, OLD NEW. Received: 1."),
         (

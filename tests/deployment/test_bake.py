@@ -166,7 +166,7 @@ def test_bake_refuses_what_ultralytics_cannot_hold(tiny_run: Path, tmp_path: Pat
         tmp_path / "run", "tiny", original_vocabulary(), learned_for_tiny(("gizmo",), unit_rows(1, 2)), SIZE
     )
     text = refusal_of(lambda: bake(several, tmp_path / "custom.pt"))
-    assert text.startswith("custom.pt has room for one embedding a class, and 'gizmo' has several prompts.")
+    assert text.startswith("custom.pt has room for one embedding per class, but 'gizmo' has several prompts.")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="None of the 1 images"):

@@ -93,7 +93,7 @@ def test_prompts_that_repeat_are_one_and_several_are_refused(tmp_path: Path) -> 
     to_foreign(padded, tmp_path / "x.npy")
     assert np.array_equal(np.load(tmp_path / "x.npy"), padded.embeddings[:, 0])
     text = refusal_of(lambda: to_foreign(learned(*NAMES, n_prompts=2), tmp_path / "y.npy"))
-    assert text.startswith("y.npy has room for one embedding a class, and 'person' has several prompts.")
+    assert text.startswith("y.npy has room for one embedding per class, but 'person' has several prompts.")
     assert not (tmp_path / "y.npy").exists() and not (tmp_path / "y.json").exists()
 
 
@@ -133,20 +133,23 @@ def test_rows_of_float16_need_normalise(original: Vocabulary, tmp_path: Path) ->
     assert np.abs(np.linalg.norm(vocabulary.embeddings, axis=-1) - 1).max() < 1e-6
     assert vocabulary.provenance["converted"]["normalised"] is True
     path = write_ibai(tmp_path, rows * 7)
-    assert "norms must be within 0.01 of 1" in refusal_of(lambda: from_foreign(path, original, normalise=True))
+    assert "takes norms within 0.01 of 1." in refusal_of(lambda: from_foreign(path, original, normalise=True))
 
 
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
         (lambda folder: folder / "nowhere.npy", "there is no such file"),
-        (lambda folder: write_ailab(folder, unit_rows(3)[:, :256]), "must be float32 (n_cls, 512), of CLIP ViT-B/32."),
+        (
+            lambda folder: write_ailab(folder, unit_rows(3)[:, :256]),
+            "must be float32 (n_cls, 512), from CLIP",
+        ),
         (lambda folder: write_ailab(folder, unit_rows(3).astype(np.float16)), "Received: float16 (3, 512)."),
         (lambda folder: write_ailab(folder, unit_rows(1, 3)), "Received: float32 (1, 3, 512)."),
         (lambda folder: write_ailab(folder, unit_rows(2)), "Received: 3 names, 2 rows."),
         (lambda folder: write_ailab(folder, unit_rows(3) * np.nan), "must be finite"),
-        (lambda folder: write_ailab(folder, unit_rows(3), ["a", "b", "c"]), "must hold class texts"),
-        (lambda folder: write_ailab(folder, unit_rows(3), [["a"], [], ["c"]]), "must hold class texts"),
+        (lambda folder: write_ailab(folder, unit_rows(3), ["a", "b", "c"]), "must hold class names"),
+        (lambda folder: write_ailab(folder, unit_rows(3), [["a"], [], ["c"]]), "must hold class names"),
         (lambda folder: write_ailab(folder, unit_rows(3), [["a"], ["a"], ["c"]]), "Class names must be unique"),
         (lambda folder: write_ibai(folder, unit_rows(2, 3)), "must be float32 (1, n_cls, 512)"),
         (lambda folder: write_ibai(folder, unit_rows(3), class_list=np.arange(3)), "`class_list` must be strings"),
@@ -164,16 +167,16 @@ def test_files_with_pickles_cut_short_or_of_the_other_kind_are_refused(original:
     path = write_ailab(tmp_path, unit_rows(3))
     whole = path.read_bytes()
     np.save(path, np.array([{"a": 1}], object))  # needs a pickle
-    assert "is not an array file of numbers, or damaged" in refusal_of(lambda: from_foreign(path, original))
+    assert "is not an array file of numbers, or is damaged" in refusal_of(lambda: from_foreign(path, original))
     path.write_bytes(whole[:-9])
-    assert "is not an array file of numbers, or damaged" in refusal_of(lambda: from_foreign(path, original))
+    assert "is not an array file of numbers, or is damaged" in refusal_of(lambda: from_foreign(path, original))
     path.write_bytes(b"")
-    assert "is not an array file of numbers, or damaged" in refusal_of(lambda: from_foreign(path, original))
+    assert "is not an array file of numbers, or is damaged" in refusal_of(lambda: from_foreign(path, original))
     path.write_bytes(write_ibai(tmp_path, unit_rows(3)).read_bytes())
-    assert "Is it an .npz?" in refusal_of(lambda: from_foreign(path, original))
+    assert "If it is an .npz, rename it." in refusal_of(lambda: from_foreign(path, original))
     other = tmp_path / "other.npz"
     other.write_bytes(whole)
-    assert "Is it a .npy?" in refusal_of(lambda: from_foreign(other, original))
+    assert "If it is a .npy, rename it." in refusal_of(lambda: from_foreign(other, original))
     np.savez(other, embeddings=unit_rows(3))
     assert "lacks class_embeddings, class_list; it has: embeddings." in refusal_of(
         lambda: from_foreign(other, original)
@@ -190,9 +193,9 @@ def test_convert_finds_its_direction_and_refuses_what_does_not_fit(original: Voc
         (lambda: convert(npy, ours, original=ours), "must be a vocabulary of kind `original`"),
         (lambda: convert(npy, out), "Received: a.npy, out.npz."),
         (lambda: convert(ours, ours), "Received: ours.vocab.safetensors, ours.vocab.safetensors."),
-        (lambda: convert(ours, out, classes=npy), "has its class names inside"),
+        (lambda: convert(ours, out, classes=npy), "contains its class names"),
         (lambda: convert(ours, out, normalise=True), "are for reading"),
-        (lambda: convert(npy, ours, original=tmp_path, classes=tmp_path / "no.json"), "no class texts"),
+        (lambda: convert(npy, ours, original=tmp_path, classes=tmp_path / "no.json"), "No class names: there is no"),
     ):
         assert reason in refusal_of(action)
     assert not out.exists()

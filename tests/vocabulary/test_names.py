@@ -30,7 +30,7 @@ def test_parse_line_of_names_returns_them_trimmed(line: str, expected: tuple[str
         ("lorry;", "A class name or synonym is empty in 'lorry;'"),
         ("; lorry", "is empty in '; lorry'"),
         ("lorry;;truck", "is empty in 'lorry;;truck'"),
-        ("lorry; truck; lorry", "'lorry' stands twice in the class 'lorry; truck; lorry'"),
+        ("lorry; truck; lorry", "'lorry' appears twice in the class 'lorry; truck; lorry'"),
         ("lor\x1b[31mry", r"must not have control characters or line breaks. Received: 'lor\x1b[31mry'"),
         ("lor\ud800ry", "must not have control characters"),
     ],
@@ -51,7 +51,7 @@ def test_parse_inline_with_synonyms_keeps_order() -> None:
         ("", "is empty in ''"),
         ("lorry,", "is empty in ''"),
         ("lorry,,car", "is empty in ''"),
-        ("lorry, car, lorry; truck", "'lorry' is that of classes 0 and 2. Rename or remove one."),
+        ("lorry, car, lorry; truck", "classes 0 and 2 are both 'lorry'. Rename or remove one."),
     ],
 )
 def test_parse_inline_of_bad_names_is_refused(text: str, reason: str) -> None:
@@ -65,8 +65,8 @@ def test_parse_inline_of_bad_names_is_refused(text: str, reason: str) -> None:
     [
         (["a", ""], "The name of class 1 is empty"),
         ([" \t"], "The name of class 0 is empty"),
-        (["a", "b", "a"], "Class names must be unique; 'a' is that of classes 0 and 2"),
-        (["a", 7], "Class names must be text; that of class 1 is 7"),
+        (["a", "b", "a"], "Class names must be unique; classes 0 and 2 are both 'a'"),
+        (["a", 7], "Class names must be text; class 1 is 7"),
         (["a\nb"], "control characters or line breaks"),
         (["a\u2028b"], "control characters or line breaks"),
     ],
@@ -149,11 +149,11 @@ def test_read_classes_of_inline_names_returns_them() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "has no classes. Write one class a line."),
+        (b"", "has no classes. Write one class per line."),
         (b"# nothing\n\n", "has no classes"),
         (b"lorry\nlorry;;truck\n", ", line 2: A class name or synonym is empty in 'lorry;;truck'"),
-        (b"# x\nlorry, car\n", ", line 2: write one class a line, without commas"),
-        (b"lorry\ncar\nlorry; truck\n", ": Class names must be unique; 'lorry' is that of classes 0 and 2"),
+        (b"# x\nlorry, car\n", ", line 2: write one class per line, no commas"),
+        (b"lorry\ncar\nlorry; truck\n", ": Class names must be unique; classes 0 and 2 are both 'lorry'"),
         (b"lorry\n\xff\n", "is not UTF-8 text. Save it as UTF-8."),
         (b"lor\0ry\n", ", line 1: Class names must not have control characters"),
     ],
@@ -178,7 +178,7 @@ def test_read_classes_of_what_is_no_list_is_refused(tmp_path: Path) -> None:
     other.write_text("names: [lorry]\n")
     for source in (other, str(other)):
         with pytest.raises(
-            VocabularyError, match=r"A class list is a \.txt file, one class a line\. Received: .*names"
+            VocabularyError, match=r"A class list is a \.txt file with one class per line\. Received: .*names"
         ):
             read_classes(source)
 
