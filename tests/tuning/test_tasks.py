@@ -1,15 +1,21 @@
 """Training under a guide that is learned: loss, gradients and detections as under the same guide when it is fixed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_loss import embeddings
 from test_regions import SIZE, fill, write_sample
 from torch import Tensor
+from torch.nn import functional as F
 
-from prompt_tune.models.world import World
-from prompt_tune.tuning.regions import RegionCache
-from prompt_tune.tuning.tasks import GuidedTask, RegionTask
+from prompt_tune.datasets.samples import Labels, Sample
+from prompt_tune.models.suppression import find
+from prompt_tune.models.world import World, region_logits
+from prompt_tune.tuning.regions import RegionCache, cache_regions
+from prompt_tune.tuning.tasks import GuidedTask, RegionTask, detect_regions
 
 CHOSEN, VIEWS = [0, 2, 5], [0, 1, 0]
 
@@ -111,3 +117,24 @@ def test_classes_beside_the_learned_ones_guide_too(world: World, guided_task: Gu
 def test_validation_regions_leave_gradients_on_for_the_caller(guided_task: GuidedTask, rows: Tensor) -> None:
     regions = next(guided_task._val_regions(rows.numpy(), 1))
     assert torch.is_grad_enabled() and not regions.head.requires_grad
+
+
+def test_detect_regions_gives_what_the_detector_finds_with_the_best_prompt_of_a_class(
+    world: World, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    guide = F.normalize(torch.randn(5, 512, generator=generator), dim=1)
+    learned = F.normalize(torch.randn(3, 2, 512, generator=generator), dim=2)
+    pixels = torch.randint(0, 255, (64, 64, 3), generator=generator, dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "a.png")
+    wanted_labels = Labels(np.array([[4, 5, 30, 40]], np.float32), np.array([1]), np.array([False]))
+    sample = Sample(tmp_path / "a.png", wanted_labels, (64, 64))
+    *_, cache = cache_regions(world, guide, [sample], tmp_path / "cache", image_size=64)
+    anchors = world.anchors(64, 64)
+    (labels,), (got,) = detect_regions(world, learned.numpy(), [cache.load(0)], anchors, conf=0.02)
+
+    head, boxes = world.features(pixels.permute(2, 0, 1)[None].float() / 255, guide)
+    wanted = find(boxes[0], region_logits(world, head[0], anchors[2], learned).sigmoid(), conf=0.02)
+    np.testing.assert_array_equal(labels.boxes_xyxy, wanted_labels.boxes_xyxy)
+    assert set(got.class_ids) == {0, 1, 2} and abs(len(got) - len(wanted)) <= 2  # float16 at a threshold
+    np.testing.assert_allclose(np.sort(got.scores)[-20:], np.sort(wanted.scores)[-20:], rtol=5e-3)
