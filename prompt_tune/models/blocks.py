@@ -1,8 +1,9 @@
-"""The contrastive head of a frozen YOLO-World (arXiv 2401.17270), folded: its last 1x1 convolution, norm, scale, bias
-and the class embedding are one affine map of the head features a level.
+"""Two blocks of a frozen YOLO-World (arXiv 2401.17270): the folded contrastive head, and pooling from image to guide.
 
-v2 has a batch norm, which folds. v1 divides a region embedding by its length, which depends on no class: there the head
-features are divided by it instead, and carry its inverse as one channel more.
+On each level, the head's last 1x1 convolution, norm, scale, bias and class embedding are one affine map of the head
+features. In v2 the norm is a batch norm, which folds into it. In v1 each region embedding is divided by its length,
+which does not depend on the classes: here the head features are divided by it, and carry its inverse as one more
+channel.
 """
 
 from collections.abc import Sequence
@@ -12,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALLEST_NORM = 1e-12  # of a region embedding, as in torch's `normalize`
+SMALLEST_NORM = 1e-12  # lower limit for the length of a region embedding, as in torch's `normalize`
 
 
 class FoldedHead(nn.Module):
-    """Constants of the folded head, computed in float64, once.
+    """The constants of the folded head, computed once, in float64.
 
     Attributes:
-        matrix: (n_levels, 512, c + 1) float32, what embeddings are multiplied with; the last column is for the bias.
+        matrix: (n_levels, 512, c + 1) float32, by which embeddings are multiplied; the last column makes the bias.
         shift: (n_levels, 1) float32, added to every logit.
-        factor: v1: (n_levels, k, c + 1) float32, a square root of the convolution's Gram matrix; None in v2.
+        factor: In v1 (n_levels, k, c + 1) float32, a square root of the convolution's Gram matrix; None in v2.
     """
 
     matrix: Tensor
@@ -29,10 +30,10 @@ class FoldedHead(nn.Module):
     factor: Tensor | None
 
     def __init__(self, head: Any) -> None:
-        """Folds ultralytics' `WorldDetect`, whose contrastive heads are all of one kind.
+        """Folds ultralytics' `WorldDetect`, whose contrastive heads are all of the same version.
 
-        One matrix for weight and bias: ONNX Runtime computes a product with a single column in another way, in which a
-        row's last bits depend on how many rows there are.
+        Weight and bias share a matrix, because ONNX Runtime computes a product with a single column differently, and
+        there the last bits of a row depend on the number of rows.
         """
         super().__init__()
         matrices, shifts, factors = [], [], []
@@ -54,20 +55,26 @@ class FoldedHead(nn.Module):
         self.register_buffer("factor", torch.stack(factors).float() if factors else None)
 
     def features(self, level: int, head_map: Tensor) -> Tensor:
-        """Head features of a level, from the input of its last 1x1 convolution.
+        """Computes the head features of a level.
 
-        Args:    head_map: (b, c, h, w) float32.
-        Returns: v2: the same. v1: (b, c + 1, h, w), that and a channel of ones, divided by the region embedding's norm.
+        Args:
+            level: The level, from 0.
+            head_map: (b, c, h, w) float32, the input of the level's last 1x1 convolution.
+
+        Returns:
+            In v2 the same tensor. In v1 (b, c + 1, h, w): the map and a channel of ones, both divided by the length of
+            the region embedding.
         """
         if self.factor is None:
             return head_map
-        # R of Q R has the lengths of what it factors, with c rather than 512 rows, and no difference of large numbers
+        # multiplying by R of the QR factorisation gives vectors of the same length, with c rows instead of 512, and
+        # without subtracting large numbers
         region = F.conv2d(head_map, self.factor[level, :, :-1, None, None], self.factor[level, :, -1])  # (b, k, h, w)
         length = region.square().sum(dim=1, keepdim=True).clamp(min=SMALLEST_NORM**2).sqrt()  # (b, 1, h, w)
         return torch.cat((head_map, torch.ones_like(head_map[:, :1])), dim=1) / length  # (b, c + 1, h, w)
 
     def fold(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight (n_levels, n, c3) and bias (n_levels, n) for embeddings (n, 512): see `World.fold`."""
+        """Computes weight (n_levels, n, c3) and bias (n_levels, n) for embeddings (n, 512); see `World.fold`."""
         product = F.normalize(embeddings, dim=-1) @ self.matrix  # (n_levels, n, c + 1)
         if self.factor is not None:
             return product, self.shift.expand_as(product[..., 0])
@@ -75,15 +82,22 @@ class FoldedHead(nn.Module):
 
 
 def attend_to_image(layer: Any, levels: Sequence[Tensor], guides: Tensor) -> Tensor:
-    """The guide of each image, from the guide of all.
+    """Updates the guide of each image by attention to the image.
 
-    Args:    layer: an `ImagePoolingAttn`. levels: (b, channels, h, w) a level. guides: (b, n_guide, 512) float32.
-    Returns: (b, n_guide, 512) float32. A row does not depend on the others; rows are not unit.
+    Args:
+        layer: An `ImagePoolingAttn`.
+        levels: (b, channels, h, w) of each level.
+        guides: (b, n_guide, 512) float32.
+
+    Returns:
+        (b, n_guide, 512) float32. A row does not depend on other rows. Rows do not have unit norm.
+
+    Source: ultralytics' `ImagePoolingAttn.forward`; here pooling takes sizes that are traced (`max_pool`).
     """
     projected = [project(level) for project, level in zip(layer.projections, levels, strict=True)]
     patches = torch.cat([max_pool(level, layer.k) for level in projected], dim=2).transpose(1, 2)  # (b, n_patches, ec)
     heads = (guides.shape[0], -1, layer.nh, layer.hc)
-    guides = guides.to(patches.dtype)  # float16 in a detector that computes so
+    guides = guides.to(patches.dtype)  # float16 in the float16 variant of a detector
     query = layer.query(guides).reshape(heads).transpose(1, 2)  # (b, nh, n_guide, hc)
     key = layer.key(patches).reshape(heads).permute(0, 2, 3, 1)  # (b, nh, hc, n_patches)
     value = layer.value(patches).reshape(heads).transpose(1, 2)  # (b, nh, n_patches, hc)
@@ -93,7 +107,15 @@ def attend_to_image(layer: Any, levels: Sequence[Tensor], guides: Tensor) -> Ten
 
 
 def max_pool(x: Tensor, size: int) -> Tensor:
-    """torch's `adaptive_max_pool2d` to size x size cells, flattened: (b, channels, size^2) from (b, channels, h, w)."""
+    """Computes torch's `adaptive_max_pool2d` to size x size cells, in operations that export with any input size.
+
+    Args:
+        x: (b, channels, h, w).
+        size: Cells along each side.
+
+    Returns:
+        (b, channels, size^2), row by row.
+    """
     height, width = x.shape[2], x.shape[3]
     cells = [
         x[:, :, i * height // size : ((i + 1) * height + size - 1) // size][

@@ -1,4 +1,4 @@
-"""Learned prompts (CoOp, arXiv 2109.01134): context vectors beside the class names, in the text tower's token space."""
+"""Learned prompts (CoOp, arXiv 2109.01134): context vectors and class names in the text tower's token space."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -12,15 +12,21 @@ from prompt_tune.errors import VocabularyError
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.vocabulary.names import check_names
 
-SPREAD = 0.5  # of the tower's own token vectors' width: how far several prompts start from the same words
+SPREAD = 0.5  # several prompts with the same initial words start so far apart, in widths of the tower's token vectors
 
 
 class PromptContext(nn.Module):
-    """Context vectors for a list of classes; the only thing that is trained.
+    """Context vectors for a list of classes. Nothing else is trained.
 
-    ctx: (n_ctx, ctx_dim) shared by all classes, or (n_cls, n_prompts, n_ctx, ctx_dim) class-specific; float32.
-    classes: n_cls tuples (name, synonym, ...). texts: the prompts of each class: its names, as often as there are
-    prompts for each. n_prompts: of the class that has most.
+    Attributes:
+        ctx: (n_ctx, ctx_dim) shared by all classes, or (n_cls, n_prompts, n_ctx, ctx_dim) class-specific; float32.
+        classes: n_cls tuples (name, synonym, ...).
+        texts: The text of each prompt of each class: name and synonyms, repeated `prompts_per_class` times.
+        n_prompts: The number of prompts of the class that has most.
+        class_specific: Whether each class and prompt has context vectors of its own.
+        token_position: Where the class name stands among the context vectors.
+        prompts_per_class: The number of prompts for each name and synonym.
+        initial_words: The words that the context vectors started from, or "".
     """
 
     def __init__(
@@ -35,19 +41,24 @@ class PromptContext(nn.Module):
         initial_words: str = "",
         seed: int = 0,
     ) -> None:
-        """Draw or spell the initial vectors.
+        """Draws the initial vectors, or takes them from words.
 
-        Args:    tower: the frozen tower; it is not registered as a part of this module.
-                 classes: n_cls tuples (name, synonym, ...). n_ctx: vectors beside a name, at least 1.
-                 class_specific: own vectors for each class and prompt.
-                 token_position: where the class name stands: behind the context, in its middle, or in front of it.
-                 prompts_per_class: prompts that are learned for each name and synonym; more than one only where
-                 they are class-specific. Each starts elsewhere, or they would stay the same.
-                 initial_words: words whose token vectors are the start, n_ctx tokens of them; empty draws the start
-                 from a normal distribution as wide as the tower's own token vectors.
-                 seed: of all draws.
-        Raises:  VocabularyError: a name is empty or repeated, name and context overrun the window, the initial words
-                 have another number of tokens than `n_ctx`, or a setting is none of the above.
+        Args:
+            tower: The frozen tower; it is not registered as a part of this module.
+            classes: n_cls tuples (name, synonym, ...).
+            n_ctx: The number of context vectors, at least 1.
+            class_specific: Whether each class and prompt gets context vectors of its own.
+            token_position: Where the class name stands: after the context ("end"), in its middle, or before it
+                ("front").
+            prompts_per_class: The number of prompts for each name and synonym; above 1 only if class-specific. They
+                start from different vectors, because equal ones would stay equal.
+            initial_words: Words of n_ctx tokens, whose token vectors are the start. Empty draws the start from a normal
+                distribution as wide as the tower's own token vectors.
+            seed: The seed of all draws.
+
+        Raises:
+            VocabularyError: A name is empty or repeated, name and context have too many tokens for the window, the
+                number of initial tokens is not `n_ctx`, or a setting is not one of those above.
         """
         super().__init__()
         check_names([names[0] for names in classes])
@@ -58,10 +69,10 @@ class PromptContext(nn.Module):
             )
         if prompts_per_class < 1 or (prompts_per_class > 1 and not class_specific):
             raise VocabularyError(
-                "Prompts per class must be at least 1, and exactly 1 where the context is shared. "
+                "Prompts per class must be at least 1, and exactly 1 with shared context. "
                 f"Received: {prompts_per_class}. Learn several with class-specific context."
             )
-        self._tower = [tower]  # in a list, so that the frozen weights are no parameters of this module
+        self._tower = [tower]  # in a list, so that the frozen weights do not become parameters of this module
         self.classes = [tuple(names) for names in classes]
         self.texts = [names * prompts_per_class for names in self.classes]
         self.class_specific, self.initial_words = class_specific, initial_words
@@ -77,12 +88,85 @@ class PromptContext(nn.Module):
 
     @property
     def n_ctx(self) -> int:
-        """Context vectors beside a name."""
+        """The number of context vectors in a prompt."""
         return int(self.ctx.shape[-2])
 
+    def forward(self) -> Tensor:
+        """Computes class embeddings of the learned prompts: [start | ctx | name | end] through the tower.
+
+        With another `token_position`, the name stands in the middle or in front of the context.
+
+        Returns:
+            (n_cls, n_prompts, 512) float32, unit L2 norm, classes and prompts in the order of `texts`. A class with
+            fewer prompts repeats its own. Differentiable in `ctx` alone.
+
+        Source: CoOp (arXiv 2109.01134), section 3.1.
+        """
+        if self.class_specific:
+            ctx = self.ctx[self._owner[:, 0], self._owner[:, 1]]  # (n_rows, n_ctx, ctx_dim)
+        else:
+            ctx = self.ctx.expand(len(self._suffix), -1, -1)  # (n_rows, n_ctx, ctx_dim)
+        vectors = torch.cat([self._prefix, ctx, self._suffix], dim=1)  # (n_rows, 1 + n_ctx + longest, ctx_dim)
+        if self.token_position != "end":
+            vectors = vectors[torch.arange(len(vectors), device=vectors.device)[:, None], self._order]
+        embeddings: Tensor = self.tower.encode(vectors, self._end)[self._row.flatten()]  # (n_cls * n_prompts, 512)
+        return embeddings.unflatten(0, tuple(self._row.shape))  # (n_cls, n_prompts, 512)
+
+    @torch.no_grad()
+    def embeddings(self) -> np.ndarray:
+        """Computes `forward` as an array: (n_cls, n_prompts, 512) float32, unit L2 norm."""
+        rows = self().cpu().numpy()
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+    @torch.no_grad()
+    def adopt(self, other: "PromptContext") -> list[bool]:
+        """Takes over what another context learned: the shared vectors, or those of the classes that both have.
+
+        Args:
+            other: A context for the same tower.
+
+        Returns:
+            For each class, whether it has context vectors from `other`. A synonym that `other` lacks keeps its start.
+
+        Raises:
+            VocabularyError: The two differ in how their prompts are built.
+        """
+        for what in ("n_ctx", "class_specific", "token_position", "prompts_per_class"):
+            if getattr(self, what) != getattr(other, what):
+                raise VocabularyError(
+                    f"The context to continue from has `{what}` {getattr(other, what)!r}, and this one has "
+                    f"{getattr(self, what)!r}. Continue with the same."
+                )
+        if not self.class_specific:
+            self.ctx.copy_(other.ctx)
+            return [names in other.classes for names in self.classes]
+        known = {names[0]: i for i, names in enumerate(other.classes)}
+        for i, prompts in enumerate(self.texts):
+            for j in range(self.n_prompts if self.classes[i][0] in known else 0):
+                place = other.find(self.classes[i][0], prompts[j % len(prompts)], j // len(self.classes[i]))
+                if place is not None:
+                    self.ctx[i, j] = other.ctx[place]
+        return [names[0] in known for names in self.classes]
+
+    def find(self, name: str, text: str, copy: int = 0) -> tuple[int, int] | None:
+        """Finds the context of a text: in the class of the given name, or else in the first class that has the text.
+
+        Args:
+            name: The name of a class.
+            text: Its name or synonym.
+            copy: Which of the prompts for the same text, modulo their number.
+
+        Returns:
+            Indices into the first two dimensions of class-specific `ctx`, or None if no class has the text.
+        """
+        found = [i for i, names in enumerate(self.classes) if text in names]
+        if not found:
+            return None
+        i = next((i for i in found if self.classes[i][0] == name), found[0])
+        return i, copy % self.prompts_per_class * len(self.classes[i]) + self.classes[i].index(text)
+
     def _start(self, n_ctx: int, seed: int) -> Tensor:
-        """The initial context vectors, of the shape of `ctx`: one draw for all classes, another for each further
-        prompt."""
+        """The initial context vectors, in the shape of `ctx`: one draw for each prompt of a text, shared by classes."""
         tower, generator = self.tower, torch.Generator().manual_seed(seed)
         width = float(tower.token_embedding.weight.std())
         draws = torch.randn(self.prompts_per_class, n_ctx, tower.ctx_dim, generator=generator).to(tower.device) * width
@@ -103,11 +187,11 @@ class PromptContext(nn.Module):
         return start
 
     def _lay_out(self, n_ctx: int) -> None:
-        """Tokenise the names: the frozen vectors around the context, and where each part of a prompt stands."""
+        """Tokenises the names, and prepares the frozen vectors around the context and the order of all parts."""
         tower = self.tower
         if n_ctx < 1:
             raise VocabularyError(f"The context length must be at least 1. Received: {n_ctx}.")
-        # one row a class and prompt that is there; `_row` says which of them a padded place repeats
+        # one row for each class and prompt without padding; `_row` has the row of every prompt with padding
         texts = [(i, j, text) for i, prompts in enumerate(self.texts) for j, text in enumerate(prompts)]
         tokens = []
         for _, _, text in texts:
@@ -127,7 +211,7 @@ class PromptContext(nn.Module):
         self._end = torch.tensor([n_ctx + len(row) for row in tokens])  # (n_rows,)
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.token_position]  # context in front of the name
         order = []
-        for row in tokens:  # places in [start | ctx | name, end, padding]
+        for row in tokens:  # positions in [start | ctx | name, end, padding]
             of_name = range(1 + n_ctx, n_ctx + len(row))
             rest = range(n_ctx + len(row), 1 + n_ctx + longest)
             order.append([0, *range(1, 1 + before), *of_name, *range(1 + before, 1 + n_ctx), *rest])
@@ -137,64 +221,3 @@ class PromptContext(nn.Module):
         self._row = torch.tensor(
             [[place[i, j % len(prompts)] for j in range(self.n_prompts)] for i, prompts in enumerate(self.texts)]
         )  # (n_cls, n_prompts)
-
-    def forward(self) -> Tensor:
-        """Class embeddings of the learned prompts: [start | ctx | name | end] through the tower, or as
-        `token_position` says.
-
-        Returns: (n_cls, n_prompts, 512) float32, unit L2 norm, classes and prompts in the order of `texts`; a class
-                 with fewer prompts repeats its own. Differentiable in `ctx` alone.
-        Source:  CoOp (arXiv 2109.01134), section 3.1.
-        """
-        if self.class_specific:
-            ctx = self.ctx[self._owner[:, 0], self._owner[:, 1]]  # (n_rows, n_ctx, ctx_dim)
-        else:
-            ctx = self.ctx.expand(len(self._suffix), -1, -1)  # (n_rows, n_ctx, ctx_dim)
-        vectors = torch.cat([self._prefix, ctx, self._suffix], dim=1)  # (n_rows, 1 + n_ctx + longest, ctx_dim)
-        if self.token_position != "end":
-            vectors = vectors[torch.arange(len(vectors), device=vectors.device)[:, None], self._order]
-        embeddings: Tensor = self.tower.encode(vectors, self._end)[self._row.flatten()]  # (n_cls * n_prompts, 512)
-        return embeddings.unflatten(0, tuple(self._row.shape))  # (n_cls, n_prompts, 512)
-
-    @torch.no_grad()
-    def embeddings(self) -> np.ndarray:
-        """`forward` as an array: (n_cls, n_prompts, 512) float32, unit L2 norm."""
-        rows = self().cpu().numpy()
-        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-    @torch.no_grad()
-    def adopt(self, other: "PromptContext") -> list[bool]:
-        """Start from what another context learned: the shared vectors, or those of the classes that both have.
-
-        Args:    other: of the same tower.
-        Returns: for each class, whether it has a context from `other`; a synonym that is new there keeps its start.
-        Raises:  VocabularyError: the two differ in how their prompts are built.
-        """
-        for what in ("n_ctx", "class_specific", "token_position", "prompts_per_class"):
-            if getattr(self, what) != getattr(other, what):
-                raise VocabularyError(
-                    f"The context to go on from has `{what}` {getattr(other, what)!r}, and this one has "
-                    f"{getattr(self, what)!r}. Go on with the same."
-                )
-        if not self.class_specific:
-            self.ctx.copy_(other.ctx)
-            return [names in other.classes for names in self.classes]
-        known = {names[0]: i for i, names in enumerate(other.classes)}
-        for i, prompts in enumerate(self.texts):
-            for j in range(self.n_prompts if self.classes[i][0] in known else 0):
-                place = other.find(self.classes[i][0], prompts[j % len(prompts)], j // len(self.classes[i]))
-                if place is not None:
-                    self.ctx[i, j] = other.ctx[place]
-        return [names[0] in known for names in self.classes]
-
-    def find(self, name: str, text: str, copy: int = 0) -> tuple[int, int] | None:
-        """Class and prompt of a text: in the class of that name, else in the first class that has the text.
-
-        Args:    copy: which of the prompts that were learned for the same text; counted around.
-        Returns: indices into the first two dimensions of class-specific `ctx`, or None where no class has the text.
-        """
-        found = [i for i, names in enumerate(self.classes) if text in names]
-        if not found:
-            return None
-        i = next((i for i in found if self.classes[i][0] == name), found[0])
-        return i, copy % self.prompts_per_class * len(self.classes[i]) + self.classes[i].index(text)

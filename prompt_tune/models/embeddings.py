@@ -1,4 +1,4 @@
-"""Vocabularies made with a text tower for a detector: original, plain, or from learned context vectors."""
+"""Vocabularies for a detector, made with its text tower: original, plain, or from learned prompts."""
 
 import hashlib
 import importlib.metadata
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,17 +18,14 @@ from prompt_tune.models.text_tower import DEFAULT_TOWER, LOCAL_PREFIX, TextTower
 from prompt_tune.models.world import TINY, World
 from prompt_tune.run import CONFIG_FILE
 from prompt_tune.version import __version__
-from prompt_tune.vocabulary.checks import short
-from prompt_tune.vocabulary.format import LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.checks import check_made_for
+from prompt_tune.vocabulary.format import LEARNED_FILE, ORIGINAL_FILE, Provenance
 from prompt_tune.vocabulary.names import read_classes
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
-if TYPE_CHECKING:
-    from prompt_tune.models.world import World
-
-DEFAULT_ORIGINAL = "coco"  # what YOLO-World's official checkpoints carry
-TOWER_FOLDER = "tower"  # beside a detector folder's weights, as in `tiny`
-MIN_COSINE = 0.999  # of one name's embeddings from a checkpoint and from its own tower: float16 keeps 0.99999
+DEFAULT_ORIGINAL = "coco"  # the classes of YOLO-World's official checkpoints
+TOWER_FOLDER = "tower"  # in a detector's folder, as in `tiny`
+MIN_COSINE = 0.999  # of one name's embeddings in a checkpoint and from its own tower; float16 keeps 0.99999
 logger = logging.getLogger(__name__)
 
 
@@ -41,19 +38,24 @@ def build_vocabulary(
     original: str | Path | None = None,
     prompts: str | Path | None = None,
 ) -> Vocabulary:
-    """A vocabulary of these classes for a detector.
+    """Builds a vocabulary of the given classes for a detector.
 
-    Args:    model: what `World.load` takes.
-             classes: n_cls tuples (name, synonym, ...), as `names.read_classes` gives them.
-             kind: "plain"; "original" for one that is to guide the neck; "learned" goes with `prompts`.
-             text_tower: what `TextTower.load` takes; None is the detector's own (`default_tower`).
-             original: the original vocabulary it is for, a file or what `read_classes` takes; None is the one beside
-                 `prompts`, or the detector's own (`original_vocabulary`). Not for kind "original".
-             prompts: `prompts.safetensors` of a run, whose context vectors go beside the names; those learned under
-                 guide `own` give a vocabulary that guides itself.
-    Returns: the vocabulary, with thresholds of 0.25.
-    Raises:  ModelError: detector or tower cannot be used, or do not belong together.
-             VocabularyError: a class name or another vocabulary breaks a rule, or arguments do not go together.
+    Args:
+        model: What `World.load` takes.
+        classes: n_cls tuples (name, synonym, ...), as `names.read_classes` returns them.
+        kind: "plain", "original" for a vocabulary that is to guide the neck, or "learned", which needs `prompts`.
+        text_tower: What `TextTower.load` takes; None is the detector's own (`default_tower`).
+        original: The original vocabulary that it goes with: a file, or what `read_classes` takes. None is the one
+            beside `prompts`, or the detector's own (`original_vocabulary`). Not allowed with kind "original".
+        prompts: `prompts.safetensors` of a run, whose context vectors are put before the names. If they were learned
+            with guide mode `own`, the vocabulary is its own guide.
+
+    Returns:
+        The vocabulary, with thresholds of 0.25.
+
+    Raises:
+        ModelError: The detector or the tower cannot be used, or they do not belong together.
+        VocabularyError: A class name or another vocabulary breaks a rule, or the arguments do not go together.
     """
     if (kind == "learned") != (prompts is not None):
         raise VocabularyError(f"Kind `learned` goes with prompts, and only that. Received: kind {kind!r}, {prompts=}.")
@@ -89,13 +91,20 @@ def build_vocabulary(
 
 
 def original_vocabulary(world: World, tower: TextTower, source: str | Path | None = None) -> Vocabulary:
-    """The original vocabulary that a detector is deployed with.
+    """Reads or builds the original vocabulary of a detector.
 
-    Args:    source: a vocabulary file of kind `original`, or what `names.read_classes` takes; None is what comes with
-                 the detector: the file beside its weights, the text features of its checkpoint, else COCO's 80 names.
-    Returns: a vocabulary of kind `original` for this detector and tower.
-    Raises:  ModelError: the tower does not belong to the detector.
-             VocabularyError: the file is not an original vocabulary, or for another detector or tower.
+    Args:
+        world: The detector.
+        tower: Its text tower.
+        source: A vocabulary file of kind `original`, or what `names.read_classes` takes. None is the detector's own:
+            the file beside its weights, or else the text features in its checkpoint, or else COCO's 80 names.
+
+    Returns:
+        A vocabulary of kind `original` for this detector and tower.
+
+    Raises:
+        ModelError: The tower does not belong to the detector.
+        VocabularyError: The file is not an original vocabulary, or was made for another detector or tower.
     """
     check_tower(world, tower)
     if source is None:
@@ -115,7 +124,14 @@ def original_vocabulary(world: World, tower: TextTower, source: str | Path | Non
 
 
 def default_tower(model: str | Path) -> str:
-    """The text tower that belongs to a detector: `tiny`'s, that in a detector's folder, else OpenAI's ViT-B/32."""
+    """Names the text tower of a detector: that of `tiny`, the one in the detector's folder, or OpenAI's ViT-B/32.
+
+    Args:
+        model: What `World.load` takes.
+
+    Returns:
+        What `TextTower.load` takes.
+    """
     if str(model) == TINY:
         return TINY
     folder = Path(model) / TOWER_FOLDER
@@ -123,17 +139,24 @@ def default_tower(model: str | Path) -> str:
 
 
 def check_tower(world: World, tower: TextTower) -> None:
-    """Refuse a text tower that does not belong to the detector, where that can be seen; one log line where it cannot.
+    """Refuses a text tower that does not belong to the detector.
 
-    Raises:  ModelError: the embeddings that came with the detector are not this tower's.
+    The tower is compared with the original vocabulary beside the detector's weights, or else with the text features in
+    its checkpoint. If there are none, a log line says that nothing was checked.
+
+    Raises:
+        ModelError: The embeddings that came with the detector are not this tower's.
     """
     shipped = _shipped(world)
     if shipped is not None:
-        if shipped.text_tower != tower.digest:
-            raise ModelError(
-                f"Text tower '{tower.spec}' ({short(tower.digest)}) is not that of the detector '{world.source_name}' "
-                f"({short(shipped.text_tower)}). Leave --text-tower out to use the detector's own."
-            )
+        check_made_for(
+            f"'{world.source_name}'",
+            {"text tower": shipped.text_tower},
+            {"text tower": tower.digest},
+            holder=f"'{tower.spec}'",
+            cure="Leave --text-tower out to use the detector's own.",
+            error=ModelError,
+        )
         return
     if world.names is None or world.class_embeddings is None:
         logger.info(
@@ -150,6 +173,29 @@ def check_tower(world: World, tower: TextTower) -> None:
             f"{world.names[worst]!r} have a cosine of {cosines[worst]:.4f}; the rule is above {MIN_COSINE}. "
             f"Give the tower that the detector was trained with; YOLO-World's is {DEFAULT_TOWER}."
         )
+
+
+def load_run(run: Path, device: str = "cpu") -> tuple[dict[str, Any], World, Vocabulary, Vocabulary]:
+    """Loads the parts of a run folder of `fit`, and checks that they belong together.
+
+    Args:
+        run: The folder.
+        device: A torch device for the detector.
+
+    Returns:
+        "model", "image_size" and "digests" of the run's configuration; its detector; its original vocabulary; its
+        learned vocabulary.
+
+    Raises:
+        RunError: The folder is incomplete, or its parts were not made for one another.
+        ModelError: The run's detector is missing or cannot be used.
+        VocabularyError: A vocabulary is damaged.
+    """
+    config = _read_config(run)
+    original, learned = (Vocabulary.load(run / name) for name in (ORIGINAL_FILE, LEARNED_FILE))
+    world = World.load(config["model"], device=device)
+    _check_run(run, config, world.digest, original, learned)
+    return config, world, original, learned
 
 
 def _original(world: World, tower: TextTower, names: Sequence[str], embeddings: np.ndarray) -> Vocabulary:
@@ -172,32 +218,32 @@ def _shipped(world: World) -> Vocabulary | None:
         return None
     with as_file(file) as path:
         vocabulary = Vocabulary.load(path)
-    if vocabulary.detector != world.digest:
-        raise VocabularyError(
-            f"{file} is for the detector {short(vocabulary.detector)}; beside it lies {short(world.digest)}. "
-            "Put back the files that belong together."
-        )
+    check_made_for(
+        str(file),
+        {"detector": vocabulary.detector},
+        {"detector": world.digest},
+        holder=f"'{world.source_name}'",
+        cure="Put back the files that belong together.",
+    )
     return vocabulary
 
 
 def _check_original(vocabulary: Vocabulary, world: World, tower: TextTower, source: str) -> None:
+    """Refuses a vocabulary file that cannot be the original vocabulary of a detector."""
     if vocabulary.kind != "original":
         raise VocabularyError(
             f"{source} is a vocabulary of kind `{vocabulary.kind}`; a guide must be of kind `original`. Make one with "
             "`prompt-tune vocab build --kind original`."
         )
-    for what, of_file, of_ours in (
-        ("detector", vocabulary.detector, world.digest),
-        ("text tower", vocabulary.text_tower, tower.digest),
+    for what, was, here, holder in (
+        ("detector", vocabulary.detector, world.digest, world.source_name),
+        ("text tower", vocabulary.text_tower, tower.digest, tower.spec),
     ):
-        if of_file != of_ours:
-            raise VocabularyError(
-                f"{source} was made for another {what}: {short(of_file)}, not {short(of_ours)}. Build it again."
-            )
+        check_made_for(source, {what: was}, {what: here}, holder=f"'{holder}'", cure="Build it again.")
 
 
 def _guide_of_run(world: World, tower: TextTower, prompts: Path, original: str | Path | None) -> str:
-    """Digest of the guide that context vectors were learned with: that of the original vocabulary beside them."""
+    """The digest of the guide that context vectors were learned with: that of the original vocabulary beside them."""
     if not prompts.is_file():
         raise VocabularyError(f"There is no prompt file {prompts}. Give prompts.safetensors of a run.")
     beside = prompts.parent / ORIGINAL_FILE
@@ -214,26 +260,10 @@ def _guide_of_run(world: World, tower: TextTower, prompts: Path, original: str |
     return guides.pop()
 
 
-def _provenance() -> dict[str, Any]:
+def _provenance() -> Provenance:
     packages = {"torch": "torch", "open_clip": "open_clip_torch"}
     versions = {name: importlib.metadata.version(package) for name, package in packages.items()}
     return {"versions": {"prompt_tune": __version__, **versions}}
-
-
-def load_run(run: Path, device: str = "cpu") -> tuple[dict[str, Any], "World", Vocabulary, Vocabulary]:
-    """What a run folder of `fit` is made of, once it is known to belong together.
-
-    Returns: "model", "image_size" and "digests" of its configuration; its detector, on the torch device `device`; its
-             original and its learned vocabulary.
-    Raises:  RunError, ModelError, VocabularyError: as `export_bundle`.
-    """
-    from prompt_tune.models.world import World
-
-    config = _read_config(run)
-    original, learned = (Vocabulary.load(run / name) for name in (ORIGINAL_FILE, LEARNED_FILE))
-    world = World.load(config["model"], device=device)
-    _check_run(run, config["digests"], world.digest, original, learned)
-    return config, world, original, learned
 
 
 def _read_config(run: Path) -> dict[str, Any]:
@@ -254,21 +284,25 @@ def _read_config(run: Path) -> dict[str, Any]:
     return {key: config[key] for key in needed}
 
 
-def _check_run(run: Path, digests: dict[str, str], detector: str, original: Vocabulary, learned: Vocabulary) -> None:
-    """The parts of a run were made for one another, and the detector is still the one of then."""
-    guide = original.digest if learned.guide_mode == "original" else learned.digest
-    table = (
-        ("detector", "run", digests.get("detector"), detector),
-        ("detector", ORIGINAL_FILE, original.detector, detector),
-        ("detector", LEARNED_FILE, learned.detector, detector),
-        ("text tower", ORIGINAL_FILE, original.text_tower, digests.get("text_tower")),
-        ("text tower", LEARNED_FILE, learned.text_tower, digests.get("text_tower")),
-        ("guide", "run", digests.get("guide"), original.digest),
-        ("guide", LEARNED_FILE, learned.guide, guide),
-    )
-    for what, part, was, now in table:
-        if was != now:
-            raise RunError(
-                f"'{run}': the {part} was made for another {what} ({short(str(was))}, here {short(str(now))}). "
-                "Export with the detector and the files of one `prompt-tune fit`."
-            )
+def _check_run(run: Path, config: dict[str, Any], detector: str, original: Vocabulary, learned: Vocabulary) -> None:
+    """Refuses parts of a run that were not made for one another, and a detector that has changed since."""
+    model, own, digests = config["model"], CONFIG_FILE, {key: value or None for key, value in config["digests"].items()}
+    tower = digests.get("text_tower")
+    guide = (ORIGINAL_FILE, original.digest) if learned.guide_mode == "original" else (LEARNED_FILE, learned.digest)
+    for part, what, was, holder, here in (
+        (own, "detector", digests.get("detector"), model, detector),
+        (ORIGINAL_FILE, "detector", original.detector, model, detector),
+        (LEARNED_FILE, "detector", learned.detector, model, detector),
+        (ORIGINAL_FILE, "text tower", original.text_tower, own, tower),
+        (LEARNED_FILE, "text tower", learned.text_tower, own, tower),
+        (own, "guide", digests.get("guide"), ORIGINAL_FILE, original.digest),
+        (LEARNED_FILE, "guide", learned.guide, *guide),
+    ):
+        check_made_for(
+            f"'{run / part}'",
+            {what: was},
+            {what: here},
+            holder=f"'{holder}'",
+            cure="Use the detector and the files of one `prompt-tune fit`.",
+            error=RunError,
+        )

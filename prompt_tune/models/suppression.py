@@ -1,8 +1,8 @@
-"""Suppression in torch: greedy, class by class, by the rule of `NonMaxSuppression` in the ONNX graph."""
+"""Suppression in torch: greedy and per class, by the rule of `NonMaxSuppression` in the ONNX graph."""
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms  # here: loading it while a graph is traced would fail
+from torchvision.ops import nms  # at module level: importing it while a graph is traced would fail
 
 from prompt_tune.contract import MAX_PER_CLASS, METRIC_CONF, NMS_IOU
 from prompt_tune.runtime.detections import Detections
@@ -11,21 +11,23 @@ from prompt_tune.runtime.detections import Detections
 def suppress(
     boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, iou: float = NMS_IOU
 ) -> tuple[Tensor, Tensor]:
-    """Greedy suppression of one image, class by class and multi-label: one box may carry several classes.
+    """Suppresses overlapping boxes of one image, class by class. A box may be kept for several classes.
 
     Args:
-        boxes_xyxy: (A, 4) float32, in any one frame.
+        boxes_xyxy: (A, 4) float32, in any frame.
         scores: (A, n_cls) float32 in 0..1.
-        conf: Scores at or below it are dropped.
-        iou: Overlap above which the box with the lower score goes.
+        conf: Boxes with a score above this are candidates.
+        iou: A candidate is dropped if it overlaps a kept one of the same class and a higher score by more than this.
 
     Returns:
-        Class and anchor of what is kept, (n,) int64 each, by class, then falling score, then anchor; at most
-        `MAX_PER_CLASS` of a class.
+        Class and anchor of the kept boxes, each (n,) int64, sorted by class, then falling score, then anchor. There are
+        at most `MAX_PER_CLASS` per class.
     """
     candidate = conf < scores.T  # (n_cls, A)
     label, anchor = candidate.nonzero().unbind(1)  # (m,), (m,), class after class
     score = scores[anchor, label]
+    # The autograd function `deployment.graph._Suppress` runs this while the graph is traced. There the exporter records
+    # some operations on the result of `nms`, such as `first + kept`, and fails; indexing a prepared `arange` is safe.
     place = torch.arange(len(label), device=label.device)
     kept, first = [], 0
     for count in candidate.sum(1).tolist():
@@ -38,9 +40,16 @@ def suppress(
 
 
 def find(boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, iou: float = NMS_IOU) -> Detections:
-    """What `suppress` leaves of one image, as detections in the frame of the boxes.
+    """Finds the detections of one image, in the frame of its boxes.
 
-    Args, order and limits are those of `suppress`.
+    Args:
+        boxes_xyxy: See `suppress`.
+        scores: See `suppress`.
+        conf: See `suppress`.
+        iou: See `suppress`.
+
+    Returns:
+        The boxes that `suppress` keeps, in its order.
     """
     label, anchor = suppress(boxes_xyxy, scores, conf=conf, iou=iou)
     boxes, score = boxes_xyxy[anchor].detach(), scores[anchor, label].detach()

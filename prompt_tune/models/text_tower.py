@@ -17,26 +17,37 @@ from torch import nn
 
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError, VocabularyError
-from prompt_tune.vocabulary.names import read_templates
+from prompt_tune.vocabulary.names import check_names, read_templates
 
 DEFAULT_TOWER = "ViT-B-32-quickgelu:openai"  # YOLO-World's own: OpenAI's ViT-B/32 with its quick-GELU
 LOCAL_PREFIX = "local-dir:"
-BATCH = 64  # texts embedded at a time
+BATCH = 64  # texts per forward pass
 PROBE_SECONDS = 5.0  # the hub's client itself tries for 50 s
-REASON_CHARACTERS = 300  # of another library's error text: open_clip lists all models that it knows
+REASON_CHARACTERS = 300  # limit for another library's error text: open_clip's lists all models that it knows
 
 
 class TextTower:
     """A frozen CLIP text encoder. Load one with `TextTower.load`.
 
-    spec: what it was loaded from. digest: SHA-256 (hex) of its parameters. ctx_dim: width of its token space.
-    context_length: tokens in its window, start and end included. device: where it runs.
+    Attributes:
+        spec: What it was loaded from.
+        digest: SHA-256 of its parameters, 64 hexadecimal digits.
+        ctx_dim: The width of its token space.
+        context_length: The number of tokens in its window, including start and end.
+        device: Where it runs.
     """
 
     def __init__(self, model: nn.Module, tokenizer: object, spec: str, device: str = "cpu") -> None:
-        """Freezes the text side of `model`, an open_clip model, which is changed in place.
+        """Freezes the text side of an open_clip model.
 
-        Raises:  ModelError: not a causal CLIP tower with 512-d embeddings and CLIP's tokenizer.
+        Args:
+            model: The model, which is changed in place.
+            tokenizer: Its tokenizer.
+            spec: What it was loaded from, for error texts.
+            device: A torch device.
+
+        Raises:
+            ModelError: It is not a causal CLIP tower with 512-d embeddings and CLIP's tokenizer.
         """
         from open_clip.tokenizer import SimpleTokenizer
 
@@ -73,12 +84,19 @@ class TextTower:
 
     @classmethod
     def load(cls, spec: str = DEFAULT_TOWER, device: str = "cpu") -> "TextTower":
-        """Load a tower and freeze it.
+        """Loads and freezes a tower.
 
-        Args:    spec: `tiny` (ships with the package), `local-dir:FOLDER` (open_clip's format, loaded strictly), or
-                 `NAME:TAG` of open_clip, which downloads once. device: a torch device.
-        Returns: the tower in eval mode, float32, no parameter with a gradient.
-        Raises:  ModelError: not found, not downloadable, not open_clip's format, not a 512-d causal CLIP tower.
+        Args:
+            spec: "tiny" (ships with the package), "local-dir:FOLDER" (open_clip's format, loaded strictly), or
+                "NAME:TAG" of open_clip, which is downloaded once.
+            device: A torch device.
+
+        Returns:
+            The tower in eval mode, float32, without gradients.
+
+        Raises:
+            ModelError: The tower is not found, cannot be downloaded, is not in open_clip's format, or is not a causal
+                CLIP tower with 512-d embeddings.
         """
         if spec == "tiny":
             with as_file(files("prompt_tune") / "tiny" / "weights" / "tower") as folder:
@@ -102,7 +120,7 @@ class TextTower:
 
     @classmethod
     def _open(cls, name: str, tag: str | None, spec: str, device: str) -> "TextTower":
-        """The tower that open_clip makes of a name and a tag; every failure of open_clip becomes a ModelError."""
+        """Loads a tower through open_clip, and turns each of its failures into a `ModelError`."""
         import open_clip
 
         try:
@@ -112,7 +130,7 @@ class TextTower:
         except Exception as error:  # open_clip, the hub and safetensors each raise their own
             reason = (str(error) or type(error).__name__).splitlines()[0][:REASON_CHARACTERS].rstrip(".")
             if "download" in reason and not reachable:
-                reason = "it is not on this machine, and there is no network to fetch it"
+                reason = "it is not on this machine, and there is no network to download it"
             cure = (
                 "Check the name with `python -c 'import open_clip; print(open_clip.list_pretrained())'`; the first use "
                 "downloads it, so without a network give local-dir:FOLDER."
@@ -123,7 +141,7 @@ class TextTower:
         return cls(model, tokenizer, spec, device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The tower's parameters by name: those of the token embedding, positions, blocks, norm and projection."""
+        """The parameters of token embedding, positions, blocks, norm and projection, by name."""
         found = {"positional_embedding": self.positional_embedding}
         for name in ("token_embedding", "transformer", "ln_final"):
             found |= {f"{name}.{k}": v for k, v in getattr(self, name).named_parameters()}
@@ -133,18 +151,11 @@ class TextTower:
             found["text_projection"] = self.text_projection
         return found
 
-    def _digest(self) -> str:
-        """SHA-256 (hex) over names, shapes and float32 bytes of the parameters, in the order of the names."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.parameters().items()):
-            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, without start and end.
+        """Turns a text into token ids, without start and end.
 
-        Raises: VocabularyError: the text is empty to the tokenizer, or overruns the window.
+        Raises:
+            VocabularyError: The text has no token, or too many for the window.
         """
         tokens = [int(token) for token in self.tokenizer.encode(text)]
         if not tokens:
@@ -159,28 +170,33 @@ class TextTower:
 
     @property
     def start_token(self) -> int:
-        """Id of the start-of-text token."""
+        """The id of the start-of-text token."""
         return int(self.tokenizer.sot_token_id)
 
     @property
     def end_token(self) -> int:
-        """Id of the end-of-text token, at which the embedding is read."""
+        """The id of the end-of-text token, at which the embedding is read."""
         return int(self.tokenizer.eot_token_id)
 
     def token_vectors(self, tokens: Sequence[int]) -> torch.Tensor:
-        """(n, ctx_dim) float32 vectors of token ids, positions not yet added."""
+        """Looks up the vectors of n token ids, before positions are added: (n, ctx_dim) float32."""
         weight: torch.Tensor = self.token_embedding.weight
         return weight[torch.as_tensor(tokens, device=self.device, dtype=torch.long)]
 
     def encode(self, vectors: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """Embeddings of sequences of token vectors; differentiable in the vectors.
+        """Computes embeddings of sequences of token vectors. Differentiable in the vectors.
 
-        The tower is causal, so nothing after the end-of-text token reaches the embedding: sequences may be as short as
-        the longest of them.
+        The tower is causal, so nothing after the end-of-text token reaches the embedding. Sequences therefore need no
+        padding beyond the longest of them.
 
-        Args:    vectors: (n, length, ctx_dim) float32, start and end included. end: (n,) int64, place of the end token.
-        Returns: (n, 512) float32, unit L2 norm.
-        Source:  CLIP (arXiv 2103.00020), as open_clip's `CLIP.encode_text` computes it.
+        Args:
+            vectors: (n, length, ctx_dim) float32, including start and end.
+            end: (n,) int64, the position of the end token.
+
+        Returns:
+            (n, 512) float32, unit L2 norm.
+
+        Source: CLIP (arXiv 2103.00020), as in open_clip's `CLIP.encode_text`.
         """
         length = vectors.shape[1]
         x = vectors + self.positional_embedding[:length]  # (n, length, ctx_dim)
@@ -194,11 +210,16 @@ class TextTower:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of plain texts.
+        """Computes embeddings of texts.
 
-        Args:    texts: n non-empty strings.
-        Returns: (n, 512) float32, unit L2 norm; row i belongs to texts[i].
-        Raises:  VocabularyError: a text is empty or overruns the window.
+        Args:
+            texts: n non-empty strings.
+
+        Returns:
+            (n, 512) float32, unit L2 norm; row i belongs to texts[i].
+
+        Raises:
+            VocabularyError: A text is empty, or has too many tokens for the window.
         """
         rows = [[self.start_token, *self.tokenize(text), self.end_token] for text in texts]
         out = np.empty((len(rows), EMBED_DIM), np.float32)
@@ -211,15 +232,18 @@ class TextTower:
         return out / np.linalg.norm(out, axis=1, keepdims=True)
 
     def embed_classes(self, classes: Sequence[tuple[str, ...]]) -> np.ndarray:
-        """Embeddings of classes with synonyms.
+        """Computes embeddings of classes with synonyms.
 
-        Args:    classes: n_cls tuples (name, synonym, ...); the first strings must be unique.
-        Returns: (n_cls, n_prompts, 512) float32, unit L2 norm; n_prompts is the longest tuple's length, and shorter
-                 ones are padded by repeating.
-        Raises:  VocabularyError: a name is empty, repeated, or overruns the window.
+        Args:
+            classes: n_cls tuples (name, synonym, ...); names must be unique.
+
+        Returns:
+            (n_cls, n_prompts, 512) float32, unit L2 norm. n_prompts is the length of the longest tuple; shorter ones
+            are padded by repeating.
+
+        Raises:
+            VocabularyError: A name is empty or repeated, or a text has too many tokens for the window.
         """
-        from prompt_tune.vocabulary.names import check_names
-
         check_names([names[0] for names in classes])
         n_prompts = max(map(len, classes))
         rows = [names[i % len(names)] for names in classes for i in range(n_prompts)]
@@ -228,49 +252,32 @@ class TextTower:
         embeddings = self.embed(unique)[[place[text] for text in rows]]  # (n_cls * n_prompts, 512)
         return embeddings.reshape(len(classes), n_prompts, EMBED_DIM)  # (n_cls, n_prompts, 512)
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """While open_clip loads: what it logs to the root logger is not printed, and a warning that it builds another model
-    than the tag was trained as is an error."""
-    root, silent = logging.getLogger(), logging.NullHandler()
-    root.addHandler(silent)  # else its first `logging.info` would add a handler that prints, for good
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="QuickGELU mismatch")
-            yield
-    finally:
-        root.removeHandler(silent)
-
-
-@contextmanager
-def _hub_or_offline() -> Iterator[bool]:
-    """Whether the model hub can be reached; where it cannot, its client takes what it has and does not try for long."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=PROBE_SECONDS):
-            reachable = True
-    except OSError as error:  # URLError and timeouts are OSErrors
-        reachable = isinstance(error, urllib.error.HTTPError)  # it answers
-    constants.HF_HUB_OFFLINE = before or not reachable
-    try:
-        yield reachable
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    def _digest(self) -> str:
+        """SHA-256 of names, shapes and float32 bytes of the parameters, in the order of the names."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.parameters().items()):
+            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def template_embeddings(
     tower: TextTower, texts: Sequence[Sequence[str]], templates: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Embeddings of names in hand-written sentences, averaged over the sentences.
+    """Computes embeddings of names in hand-written sentences, averaged over the sentences.
 
-    Args:    texts: (name, synonym, ...) for each class. templates: sentences with `{}` for the name; None takes those
-             of prompts/templates.txt.
-    Returns: (n_cls, n_prompts, 512) float32, unit L2 norm; a class with fewer texts repeats its own.
-    Raises:  VocabularyError: a sentence overruns the tower's window.
-    Source:  CLIP (arXiv 2103.00020), section 3.1.4: prompt ensembling in the embedding space.
+    Args:
+        tower: The text tower.
+        texts: (name, synonym, ...) for each class.
+        templates: Sentences with `{}` for the name; None takes those in prompts/templates.txt.
+
+    Returns:
+        (n_cls, n_prompts, 512) float32, unit L2 norm; a class with fewer texts repeats its own.
+
+    Raises:
+        VocabularyError: A sentence has too many tokens for the tower's window.
+
+    Source: CLIP (arXiv 2103.00020), section 3.1.4: prompt ensembling in the embedding space.
     """
     templates = read_templates() if templates is None else templates
     n_prompts = max(map(len, texts))
@@ -281,3 +288,34 @@ def template_embeddings(
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     place = [unique.index(text) for text in rows]
     return mean[place].reshape(len(texts), n_prompts, -1)  # (n_cls, n_prompts, 512)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loads open_clip's models without its log lines, and turns its warning about a wrong QuickGELU into an error."""
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # without a handler, open_clip's first `logging.info` would add one that prints, for good
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+            yield
+    finally:
+        root.removeHandler(silent)
+
+
+@contextmanager
+def _hub_or_offline() -> Iterator[bool]:
+    """Yields whether the model hub can be reached. If not, its client works offline instead of waiting for long."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=PROBE_SECONDS):
+            reachable = True
+    except OSError as error:  # URLError and timeouts are OSErrors
+        reachable = isinstance(error, urllib.error.HTTPError)  # the hub answered
+    constants.HF_HUB_OFFLINE = before or not reachable
+    try:
+        yield reachable
+    finally:
+        constants.HF_HUB_OFFLINE = before

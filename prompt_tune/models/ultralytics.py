@@ -1,9 +1,12 @@
-"""The only module that imports ultralytics, whose import prints, writes settings into the home folder, replaces
-`torch.save` and may install packages. Here it does none of that; the modules that it defines are used as they are.
+"""The only module that imports ultralytics: its checkpoints, its layers, and an import without side effects.
+
+The first import of ultralytics prints, writes settings into the home folder, replaces `torch.save`, `Image.open` and
+other functions, and changes print options, warning filters and the number of OpenCV's threads. Here none of that stays.
 """
 
 import atexit
 import importlib
+import logging
 import os
 import shutil
 import sys
@@ -17,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError
@@ -25,10 +28,39 @@ from prompt_tune.errors import ModelError
 OFFICIAL = tuple(f"yolov8{scale}-world{version}.pt" for version in ("v2", "") for scale in "smlx")
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # as in ultralytics' downloads.py
 PROBE_SECONDS = 5.0  # ultralytics itself waits 30 s for a connection, four times
+_PATCHED = {"torch": ("save",), "PIL.Image": ("open",), "cv2": ("imread", "imwrite", "imshow")}  # replaced on import
+_SILENCED = ("coremltools", "sentry_sdk")  # loggers whose level the import raises
+
+
+def load_checkpoint(path: Path) -> nn.Module:
+    """Loads the model of an ultralytics checkpoint. Loading a `.pt` runs code that is in it.
+
+    Args:
+        path: An existing `.pt` file.
+
+    Returns:
+        The pickled module (the moving average, if the checkpoint has one), float32, in eval mode, on the CPU.
+
+    Raises:
+        ModelError: ultralytics cannot load the file.
+    """
+    tasks = quiet_import("ultralytics.nn.tasks")
+    try:
+        model: nn.Module = tasks.load_checkpoint(str(path))[0]
+    except Exception as error:  # unpickling a foreign file can raise anything
+        raise ModelError(
+            f"'{path}' is not a checkpoint that ultralytics can load ({type(error).__name__}); "
+            f"give the .pt of a YOLO-World, such as {OFFICIAL[0]}."
+        ) from error
+    return model
 
 
 def load_folder(folder: Path) -> nn.Module:
-    """A detector in the layout of `tiny`: its YAML, and its state dict as safetensors (any float type)."""
+    """Loads a detector in the layout of `tiny`: its YAML, and its state dict as safetensors of any float type.
+
+    Raises:
+        ModelError: A file is missing, or YAML and weights do not make a YOLO-World.
+    """
     import yaml
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -47,81 +79,17 @@ def load_folder(folder: Path) -> nn.Module:
     return model
 
 
-def block(name: str) -> Any:
-    """A class of ultralytics' building blocks."""
-    return getattr(quiet_import("ultralytics.nn.modules.block"), name)
-
-
-def check_world(model: nn.Module, source_name: str) -> None:
-    """Refuses whatever is not a YOLO-World that can be split at guide and head."""
-    cure = f"give a YOLO-World, such as {OFFICIAL[0]}."
-    kind = type(model).__name__
-    if not isinstance(model, quiet_import("ultralytics.nn.tasks").WorldModel):
-        raise ModelError(f"'{source_name}' is no YOLO-World but a {kind}; {cure}")
-    layers: Any = model.model
-    if not isinstance(layers[-1], quiet_import("ultralytics.nn.modules.head").WorldDetect):
-        raise ModelError(f"'{source_name}' has the head of another model, {type(layers[-1]).__name__}; {cure}")
-    if not all(hasattr(contrast, "logit_scale") for contrast in layers[-1].cv4):
-        raise ModelError(f"'{source_name}' has a fused contrastive head, which takes no new classes; give it unfused.")
-    if any(branch[-1].out_channels != EMBED_DIM for branch in layers[-1].cv3):
-        raise ModelError(f"'{source_name}' does not compare with {EMBED_DIM}-d class embeddings; {cure}")
-
-
-def quiet_import(name: str) -> ModuleType:
-    """A module of ultralytics, imported without the side effects of its first import.
-
-    Args:    name: dotted name, e.g. "ultralytics.utils.tal".
-    Returns: the module.
-    Raises:  ModelError: ultralytics is not installed.
-    """
-    try:
-        if "ultralytics" in sys.modules:
-            return importlib.import_module(name)
-        with _quiet():
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] == "ultralytics":
-            raise ModelError(f"'{error.name}' is not installed; `pip install prompt-tune[fit]` brings it.") from error
-        raise
-
-
-def load_checkpoint(path: Path) -> nn.Module:
-    """The model in an ultralytics checkpoint, float32 and in eval mode. Loading a `.pt` runs code that is in it.
-
-    Args:    path: an existing `.pt` file.
-    Returns: the pickled module (the moving average where the checkpoint has one), on the CPU.
-    Raises:  ModelError: the file is not one that ultralytics can load.
-    """
-    tasks = quiet_import("ultralytics.nn.tasks")
-    try:
-        model: nn.Module = tasks.load_checkpoint(str(path))[0]
-    except Exception as error:  # unpickling a foreign file can raise anything
-        raise ModelError(
-            f"'{path}' is not a checkpoint that ultralytics can load ({type(error).__name__}); "
-            f"give the .pt of a YOLO-World, such as {OFFICIAL[0]}."
-        ) from error
-    return model
-
-
-def build_world(yaml: dict[str, Any]) -> nn.Module:
-    """A `WorldModel` built from its YAML, weights not loaded yet. Torch's random state stays as it was.
-
-    Args:    yaml: the model's YAML as a dict, with `nc`, `backbone`, `head` and, where it has `scales`, `scale`.
-    Returns: the module in training mode, on the CPU.
-    """
-
-    tasks = quiet_import("ultralytics.nn.tasks")
-    with torch.random.fork_rng(devices=[]):
-        model: nn.Module = tasks.WorldModel(dict(yaml), ch=3, verbose=False)
-    return model
-
-
 def download(name: str) -> Path:
-    """An official checkpoint, fetched as ultralytics does: from its release, into the current folder.
+    """Downloads an official checkpoint from ultralytics' release into the current folder.
 
-    Args:    name: one of `OFFICIAL`.
-    Returns: path of the file; one that is there already is not fetched again.
-    Raises:  ModelError: there is no network, or the download failed.
+    Args:
+        name: One of `OFFICIAL`.
+
+    Returns:
+        The path of the file. A file that exists is not downloaded again.
+
+    Raises:
+        ModelError: There is no network, or the download failed.
     """
     downloads = quiet_import("ultralytics.utils.downloads")
     url = f"{RELEASE_URL}/{name}"
@@ -136,25 +104,111 @@ def download(name: str) -> Path:
         ) from error
 
 
+def build_world(yaml: dict[str, Any]) -> nn.Module:
+    """Builds a `WorldModel` from its YAML, with random weights. Torch's random state stays as it was.
+
+    Args:
+        yaml: The mapping in the model's YAML, with `nc`, `backbone`, `head` and, if it has `scales`, `scale`.
+
+    Returns:
+        The module in training mode, on the CPU.
+    """
+    tasks = quiet_import("ultralytics.nn.tasks")
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = tasks.WorldModel(dict(yaml), ch=3, verbose=False)
+    return model
+
+
+def check_world(model: nn.Module, source_name: str) -> None:
+    """Refuses a model that is not a YOLO-World, or that cannot be split at guide and head.
+
+    Args:
+        model: The model.
+        source_name: What it was loaded from, for error texts.
+
+    Raises:
+        ModelError: The model is refused.
+    """
+    cure = f"give a YOLO-World, such as {OFFICIAL[0]}."
+    kind = type(model).__name__
+    if not isinstance(model, quiet_import("ultralytics.nn.tasks").WorldModel):
+        raise ModelError(f"'{source_name}' is not a YOLO-World but a {kind}; {cure}")
+    layers: Any = model.model
+    if not isinstance(layers[-1], quiet_import("ultralytics.nn.modules.head").WorldDetect):
+        raise ModelError(f"'{source_name}' has the head of another model, {type(layers[-1]).__name__}; {cure}")
+    if not all(hasattr(contrast, "logit_scale") for contrast in layers[-1].cv4):
+        raise ModelError(f"'{source_name}' has a fused contrastive head, which takes no new classes; give it unfused.")
+    if any(branch[-1].out_channels != EMBED_DIM for branch in layers[-1].cv3):
+        raise ModelError(f"'{source_name}' does not compare with {EMBED_DIM}-d class embeddings; {cure}")
+
+
+def block(name: str) -> Any:
+    """One of ultralytics' classes of layers, by name."""
+    return getattr(quiet_import("ultralytics.nn.modules.block"), name)
+
+
+def layer_inputs(layer: Any, x: Any, outputs: list[Tensor | None]) -> Any:
+    """Gathers the input of one of ultralytics' layers.
+
+    Args:
+        layer: The layer; its `f` names where its input comes from.
+        x: The output of the layer before it, which `f` calls -1.
+        outputs: The outputs of all layers so far that are needed later.
+
+    Returns:
+        A tensor, or a list of tensors if `f` is a list.
+    """
+    if layer.f == -1:
+        return x
+    if isinstance(layer.f, int):
+        return outputs[layer.f]
+    return [x if index == -1 else outputs[index] for index in layer.f]
+
+
+def quiet_import(name: str) -> ModuleType:
+    """Imports a module of ultralytics without the side effects of its first import.
+
+    Args:
+        name: The dotted name, such as "ultralytics.utils.tal".
+
+    Raises:
+        ModelError: ultralytics is not installed.
+    """
+    try:
+        if "ultralytics" in sys.modules:
+            return importlib.import_module(name)
+        with _quiet():
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("ultralytics", "cv2"):  # ultralytics requires OpenCV
+            raise ModelError(f"'{error.name}' is not installed; `pip install prompt-tune[fit]` brings it.") from error
+        raise
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """First import of ultralytics: settings in a temporary folder, no network, and what it changes is put back."""
+    """The first import: offline, with settings in a temporary folder, and everything that it changes is put back."""
+    import cv2
     import numpy as np
-    from PIL import Image
 
-    environment, save, image_open = dict(os.environ), torch.save, Image.open
+    environment, threads = dict(os.environ), cv2.getNumThreads()
+    places = [(importlib.import_module(module), name) for module, names in _PATCHED.items() for name in names]
+    functions = [(module, name, getattr(module, name)) for module, name in places]
+    levels = {name: logging.getLogger(name).level for name in _SILENCED}
     if "YOLO_CONFIG_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="prompt-tune-ultralytics-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["YOLO_CONFIG_DIR"] = folder
     os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
     try:
-        with warnings.catch_warnings(), np.printoptions():
+        with warnings.catch_warnings(), np.printoptions(), torch._tensor_str.printoptions():
             importlib.import_module("ultralytics")
             yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
-        torch.save = save
-        Image.open = image_open  # theirs installs a package when a file is no image
-        torch.set_printoptions(profile="default")
+        cv2.setNumThreads(threads)
+        for module, name, function in functions:
+            setattr(module, name, function)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

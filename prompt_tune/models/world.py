@@ -1,5 +1,7 @@
-"""YOLO-World (arXiv 2401.17270), frozen and split in two places: at the guide that steers the neck, and at the head's
-last 1x1 convolution, which folds with norm, scale, bias and class embedding into one matrix a level (`head`).
+"""YOLO-World (arXiv 2401.17270), frozen, and split in two places.
+
+One is the guide, which steers the neck. The other is the head's last 1x1 convolution, which folds with norm, scale,
+bias and class embedding into one matrix per level (`blocks.FoldedHead`).
 """
 
 import hashlib
@@ -17,10 +19,10 @@ from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError, ProviderError
 from prompt_tune.models import ultralytics
 from prompt_tune.models.blocks import FoldedHead, attend_to_image
-from prompt_tune.models.ultralytics import block, check_world, load_folder
+from prompt_tune.models.ultralytics import block, check_world, layer_inputs, load_folder
 
 TINY = "tiny"
-NOT_IN_DIGEST = ("yaml_file", "nc", "ch", "channels", "scales", "scale")  # paths, class count, and unresolved scales
+NOT_IN_DIGEST = ("yaml_file", "nc", "ch", "channels", "scales", "scale")  # path, class count, and unresolved scales
 UNIT_NORM_ATOL = 1e-3  # text features may have been stored as float16
 logger = logging.getLogger(__name__)
 
@@ -29,27 +31,31 @@ class World:
     """A frozen YOLO-World detector, v1 or v2.
 
     Attributes:
-        model: ultralytics' `WorldModel` in eval mode, float32, no parameter requires a gradient.
-        yaml: the model's YAML as a dict.
-        digest: SHA-256 over the canonical YAML and the sorted float32 state dict (`detector_digest`).
-        strides: pixels of the network's input an anchor stands for, a level, e.g. (8, 16, 32).
-        c3: channels of the head features: what the last 1x1 convolution takes, in v1 one more (`FoldedHead`).
-        names: the checkpoint's own class names, or None where it holds placeholders.
-        class_embeddings: (n, 512) float32, unit rows, of `names`; None where the checkpoint holds noise.
-        head: the folded head.
-        source_name: what `load` was given.
-        device: where the parameters are.
+        model: ultralytics' `WorldModel` in eval mode, float32, without gradients.
+        yaml: The mapping in the model's YAML.
+        digest: SHA-256 of the detector, see `detector_digest`.
+        strides: The distance of anchors on each level, in pixels of the network's input, such as (8, 16, 32).
+        n_levels: The number of levels.
+        c3: Channels of the head features: those of the last 1x1 convolution's input, and one more in v1 (`FoldedHead`).
+        names: The checkpoint's own class names, or None if it has placeholders.
+        class_embeddings: (n, 512) float32, unit rows, for `names`; None if the checkpoint has noise.
+        head: The folded head.
+        source_name: What `load` was given.
+        device: Where the parameters are.
     """
 
     embed_dim = EMBED_DIM
 
     def __init__(self, model: nn.Module, *, source_name: str = "model", device: str = "cpu") -> None:
-        """Freezes `model`, a YOLO-World.
+        """Freezes a YOLO-World.
 
-        Args:    model: a `WorldModel`; it is changed in place: float32, eval mode, no gradients.
-                 source_name: stands in error texts.
-                 device: torch device.
-        Raises:  ModelError: the model is not a YOLO-World with an unfused head.
+        Args:
+            model: A `WorldModel`, which is changed in place: float32, eval mode, no gradients.
+            source_name: What it was loaded from, for error texts.
+            device: A torch device.
+
+        Raises:
+            ModelError: The model is not a YOLO-World with an unfused head.
         """
         check_world(model, source_name)
         frozen: Any = model.float().eval().requires_grad_(False).to(device)
@@ -70,14 +76,16 @@ class World:
 
     @classmethod
     def load(cls, source: str | Path, device: str = "cpu") -> "World":
-        """A detector by name or path. Loading a `.pt` runs code that is in it: load only files you trust.
+        """Loads and freezes a detector. Loading a `.pt` runs code that is in it: load only files you trust.
 
-        Args:    source: "tiny" (ships with the package), a `.pt` checkpoint of ultralytics, an official name such as
-                     "yolov8s-worldv2.pt" (downloaded when no such file is here), or a folder in the layout of `tiny`
-                     (detector.yaml, detector.safetensors).
-                 device: torch device.
-        Returns: the frozen detector.
-        Raises:  ModelError: there is no such file, or it is not a YOLO-World.
+        Args:
+            source: "tiny" (ships with the package), a `.pt` checkpoint of ultralytics, an official name such as
+                "yolov8s-worldv2.pt" (downloaded if there is no such file), or a folder in the layout of `tiny`
+                (detector.yaml, detector.safetensors).
+            device: A torch device.
+
+        Raises:
+            ModelError: There is no such file, or it is not a YOLO-World.
         """
         name = str(source)
         if name == TINY:
@@ -101,13 +109,18 @@ class World:
 
     @torch.no_grad()
     def features(self, images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-        """Head features and boxes: all that does not depend on the classes that are looked for.
+        """Computes head features and boxes, which do not depend on the classes to detect.
 
-        Args:    images: (b, 3, h, w) float32, RGB in 0..1; h and w are multiples of the largest stride.
-                 guide: (n_guide, 512) float32, unit rows: the embeddings that steer the neck.
-        Returns: head features (b, A, c3) and boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input, both
-                 float32; A = sum of h * w / stride^2 over the levels, finest level first, row by row.
-        Raises:  ModelError: the shape of an argument breaks the rule above.
+        Args:
+            images: (b, 3, h, w) float32, RGB in 0..1; h and w are multiples of the largest stride.
+            guide: (n_guide, 512) float32, unit rows: the embeddings that steer the neck.
+
+        Returns:
+            Head features (b, A, c3) and boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input, both float32. A
+            is the sum of h * w / stride^2 over the levels, finest level first, row by row.
+
+        Raises:
+            ModelError: An argument has another shape.
         """
         largest = max(self.strides)
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % largest or images.shape[3] % largest:
@@ -122,20 +135,28 @@ class World:
         return join_levels(head_maps), boxes_xyxy
 
     def feature_maps(self, images: Tensor, guide: Tensor) -> tuple[list[Tensor], Tensor]:
-        """`features` before the levels are joined, without checks: what the ONNX export traces.
+        """Computes `features` without checks and before the levels are joined. The ONNX export traces this.
 
-        Args:    images, guide: as in `features`.
-        Returns: head features of each level (b, c3, h / stride, w / stride), and boxes (b, A, 4) as in `features`.
-        Source:  ultralytics' `WorldModel.predict` and `WorldDetect.forward`; here no text reaches the head, and nothing
-                 is kept between calls.
+        Args:
+            images: See `features`.
+            guide: See `features`.
+
+        Returns:
+            Head features of each level (b, c3, h / stride, w / stride), and boxes (b, A, 4) as in `features`.
+
+        Source: ultralytics' `WorldModel.predict` and `WorldDetect.forward`; here no text reaches the head, and nothing
+        is kept between calls.
         """
         return self.neck(self.backbone(images), guide)
 
     def backbone(self, images: Tensor) -> dict[int, Tensor]:
-        """The layers that no text reaches: their outputs do not depend on the guide, and can be kept.
+        """Runs the layers that no text reaches. Their outputs do not depend on the guide, so they can be kept.
 
-        Args:    images: as in `features`.
-        Returns: what `neck` takes: the outputs that it reads, by layer, (b, channels, h / stride, w / stride) each.
+        Args:
+            images: See `features`.
+
+        Returns:
+            The outputs that `neck` reads, by layer: (b, channels, h / stride, w / stride) each.
         """
         x: Any = images
         outputs: list[Tensor | None] = []
@@ -145,10 +166,14 @@ class World:
         return {i: output for i, output in enumerate(outputs) if output is not None}
 
     def neck(self, kept: Mapping[int, Tensor], guide: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The layers that the guide steers, and the head's branches. Differentiable in the guide.
+        """Runs the layers that the guide steers, and the head's branches. Differentiable in the guide.
 
-        Args:    kept: of `backbone`. guide: (n_guide, 512) float32, unit rows.
-        Returns: as `feature_maps`.
+        Args:
+            kept: The result of `backbone`.
+            guide: (n_guide, 512) float32, unit rows.
+
+        Returns:
+            See `feature_maps`.
         """
         outputs = [kept.get(i) for i in range(self._neck)]
         x: Any = outputs[-1]
@@ -156,7 +181,7 @@ class World:
         for layer in self._layers[self._neck :]:
             x = layer_inputs(layer, x, outputs)
             if layer.i in self._pooling:
-                guides = attend_to_image(layer, x, guides)  # (b, n_guide, 512), an image its own
+                guides = attend_to_image(layer, x, guides)  # (b, n_guide, 512), now different for each image
             else:
                 x = layer(x, guides) if layer.i in self._guided else layer(x)
             outputs.append(x if layer.i in self.model.save else None)
@@ -166,10 +191,14 @@ class World:
         return head_maps, self._decode(box_maps)
 
     def anchors(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The anchor points of an input, in the order of `features`.
+        """Computes the anchor points of an input, in the order of `features`.
 
-        Args:    height, width: of the network's input in pixels, multiples of the largest stride.
-        Returns: points (A, 2) float32, x y in pixels of the network's input; stride (A,) float32; level (A,) int64.
+        Args:
+            height: Height of the network's input in pixels, a multiple of the largest stride.
+            width: Likewise its width.
+
+        Returns:
+            Points (A, 2) float32, x y in pixels of the network's input; stride (A,) float32; level (A,) int64.
         """
         sizes = [(height // stride, width // stride) for stride in self.strides]
         points, strides = self._anchor_points(sizes)
@@ -178,21 +207,30 @@ class World:
         return points * strides[:, None], strides, level
 
     def fold(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Last 1x1 convolution, norm, scale, bias and class embedding as one affine map of the head features.
+        """Folds last 1x1 convolution, norm, scale, bias and class embeddings into one affine map of the head features.
 
-        Args:    embeddings: (n, 512) float32 on this detector's device; normalised here as the head does.
-        Returns: weight (n_levels, n, c3) and bias (n_levels, n): logits of level l are head @ weight[l].T + bias[l].
-                 Differentiable in `embeddings`.
+        Args:
+            embeddings: (n, 512) float32 on this detector's device. They are normalised here, as in the head.
+
+        Returns:
+            Weight (n_levels, n, c3) and bias (n_levels, n), differentiable in `embeddings`. The logits of level l are
+            head @ weight[l].T + bias[l].
         """
         return self.head.fold(embeddings)
 
     def logits(self, head: Tensor, level: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Class logits of head features. One call a vocabulary: then the rows of one cannot touch the bits of another.
+        """Computes class logits of head features.
 
-        Args:    head: (b, A, c3) float32.
-                 level: (A,) or (b, A) int64, the level that each anchor belongs to.
-                 weight, bias: from `fold`.
-        Returns: (b, A, n) float32; their sigmoid is the score.
+        Call it once for each vocabulary: then the rows of one vocabulary cannot change a bit of another.
+
+        Args:
+            head: (b, A, c3) float32.
+            level: (A,) or (b, A) int64, the level of each anchor.
+            weight: See `fold`.
+            bias: See `fold`.
+
+        Returns:
+            (b, A, n) float32; their sigmoid is the score.
         """
         level = level.expand(head.shape[:2])  # (b, A)
         out = head.new_zeros(*head.shape[:2], weight.shape[1])  # (b, A, n)
@@ -202,7 +240,7 @@ class World:
         return out
 
     def _anchor_points(self, sizes: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-        """Cell centres (A, 2) in cells and strides (A,), from (height, width) of each level; sizes may be traced."""
+        """Cell centres (A, 2) in cells, and strides (A,), from (height, width) of each level. Sizes may be traced."""
         points, strides = [], []
         for (height, width), stride in zip(sizes, self.strides, strict=True):
             x = torch.arange(width, device=self.device, dtype=torch.float32) + 0.5
@@ -214,7 +252,7 @@ class World:
         return torch.cat(points), torch.cat(strides)
 
     def _decode(self, box_maps: list[Tensor]) -> Tensor:
-        """(b, 4 * reg_max, h, w) a level to boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input."""
+        """Boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input, from (b, 4 * reg_max, h, w) of each level."""
         points, strides = self._anchor_points([(box_map.shape[2], box_map.shape[3]) for box_map in box_maps])
         distribution = torch.cat([box_map.flatten(2) for box_map in box_maps], dim=2)  # (b, 4 * reg_max, A)
         distances = self._head.dfl(distribution).transpose(1, 2)  # (b, A, 4): left, top, right, bottom, in cells
@@ -223,37 +261,46 @@ class World:
         return boxes_xyxy * strides[:, None]
 
     def _own_classes(self) -> tuple[tuple[str, ...] | None, Tensor | None]:
-        """Names and unit text features that came with the checkpoint."""
+        """The class names and unit text features in the checkpoint."""
         raw = self.model.names
         names = tuple(str(name) for name in (raw.values() if isinstance(raw, dict) else raw))
         if names == tuple(str(i) for i in range(len(names))):
-            return None, None  # what a model built from its YAML calls its classes
+            return None, None  # the placeholders of a model that was built from its YAML
         rows = self.model.txt_feats.detach().float().to(self.device).reshape(-1, EMBED_DIM)  # (n, 512)
         unit = bool(((rows.norm(dim=1) - 1).abs() < UNIT_NORM_ATOL).all())
         if len(rows) != len(names) or not unit:
-            logger.info("'%s' has no text features of its own: cannot check a text tower with them.", self.source_name)
+            logger.info("'%s' has no text features of its own with which to check a text tower.", self.source_name)
             return names, None
         return names, F.normalize(rows, dim=1)
 
 
 def region_logits(world: World, head: Tensor, level: Tensor, embeddings: Tensor) -> Tensor:
-    """Class logits of regions; a class scores the maximum over its prompts.
+    """Computes class logits of regions. The logit of a class is the maximum over its prompts.
 
-    Args:    head: (r, c3) float32. level: (r,) int64. embeddings: (n_cls, n_prompts, 512) float32.
-    Returns: (r, n_cls) float32, differentiable in the embeddings.
+    Args:
+        world: The detector.
+        head: (r, c3) float32, head features.
+        level: (r,) int64, the level of each region.
+        embeddings: (n_cls, n_prompts, 512) float32.
+
+    Returns:
+        (r, n_cls) float32, differentiable in the embeddings.
     """
     n_cls, n_prompts = embeddings.shape[:2]
-    weight, bias = world.fold(embeddings.flatten(0, 1))  # rows: n_cls * n_prompts, prompts of a class together
+    weight, bias = world.fold(embeddings.flatten(0, 1))  # n_cls * n_prompts rows, those of a class together
     logits = world.logits(head[None], level, weight, bias)[0]  # (r, n_cls * n_prompts)
     return logits.unflatten(1, (n_cls, n_prompts)).amax(2)  # (r, n_cls)
 
 
 def detector_digest(yaml: dict[str, Any], state: dict[str, Tensor]) -> str:
-    """SHA-256 of a detector: the same for the same structure and weights, wherever the file lies.
+    """Computes the SHA-256 of a detector, which depends on nothing but its structure and weights.
 
-    Args:    yaml: the model's YAML. Paths, the number of classes and the scales that are not used do not count.
-             state: the state dict; floating-point tensors count as float32, integer counters of batch norm do not.
-    Returns: 64 hexadecimal digits.
+    Args:
+        yaml: The mapping in the model's YAML. Its path, the number of classes and unused scales do not count.
+        state: The state dict. Floating-point tensors count as float32; the integer counters of batch norm do not count.
+
+    Returns:
+        64 hexadecimal digits.
     """
     structure = {key: value for key, value in yaml.items() if key not in NOT_IN_DIGEST}
     scales = yaml.get("scales") or {}
@@ -267,31 +314,23 @@ def detector_digest(yaml: dict[str, Any], state: dict[str, Tensor]) -> str:
 
 
 def join_levels(head_maps: Sequence[Tensor]) -> Tensor:
-    """Head features (b, A, c3) of all levels, in the order of `World.features`, from (b, c3, h, w) of each."""
+    """Joins head maps (b, c3, h, w) of all levels to head features (b, A, c3), in the order of `World.features`."""
     head = torch.cat([head_map.flatten(2) for head_map in head_maps], dim=2)  # (b, c3, A)
     return head.transpose(1, 2).contiguous()
 
 
-def layer_inputs(layer: Any, x: Any, outputs: list[Tensor | None]) -> Any:
-    """What a layer of ultralytics takes: the output before it (`f` is -1), that of another layer, or a list of them."""
-    if layer.f == -1:
-        return x
-    if isinstance(layer.f, int):
-        return outputs[layer.f]
-    return [x if index == -1 else outputs[index] for index in layer.f]
-
-
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Refuses a device that torch cannot use.
 
-    Args:    device: a torch device such as "cpu", "cuda" or "cuda:1".
-    Raises:  ProviderError: torch does not know the device or cannot use it.
+    Args:
+        device: A torch device such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ProviderError: torch does not know the device, or cannot use it.
     """
-    import torch
-
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises, by kind of device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which one depends on the kind of device
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ProviderError(
             f"torch cannot use the device '{device}': {reason}. Check for a GPU with `nvidia-smi`, or give cpu."

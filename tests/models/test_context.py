@@ -138,7 +138,7 @@ def test_adopt_of_another_kind_of_context_is_refused(tower: TextTower) -> None:
     [
         ({"token_position": "left"}, "one of end, middle, front. Received: 'left'"),
         ({"prompts_per_class": 0}, "at least 1"),
-        ({"prompts_per_class": 2, "class_specific": False}, "exactly 1 where the context is shared. Received: 2"),
+        ({"prompts_per_class": 2, "class_specific": False}, "exactly 1 with shared context. Received: 2"),
     ],
 )
 def test_context_of_settings_that_are_none_is_refused(tower: TextTower, settings: dict[str, Any], reason: str) -> None:

@@ -104,7 +104,7 @@ def test_build_with_another_tower_than_the_detectors_is_refused(with_original: P
     from prompt_tune.models.embeddings import build_vocabulary
 
     for kind in ("plain", "original"):
-        with pytest.raises(ModelError, match=r"Text tower 'local-dir:.*' \(.{12}\) is not that of the detector"):
+        with pytest.raises(ModelError, match=r"was made for text tower .{12}, but 'local-dir:.*' has .{12}\. Leave"):
             build_vocabulary(with_original, CLASSES, kind=kind, text_tower=other_tower)
 
 
@@ -117,10 +117,10 @@ def test_build_for_an_original_that_does_not_fit_is_refused(
     path = tmp_path / "other.vocab.safetensors"
     replace(shipped, detector="0" * 64).save(path)
     text = refusal_of(lambda: build_vocabulary(detector, CLASSES, original=path))
-    assert f"{path} was made for another detector: 000000000000, not {shipped.detector[:12]}. Build it again." in text
+    assert f"{path} was made for detector 000000000000, but '{detector}' has {shipped.detector[:12]}. Build" in text
     shipped.save(path)
     text = refusal_of(lambda: build_vocabulary(detector, CLASSES, original=path, text_tower=other_tower))
-    assert f"{path} was made for another text tower: {shipped.text_tower[:12]}, not " in text
+    assert f"{path} was made for text tower {shipped.text_tower[:12]}, but 'local-dir:" in text
     build_vocabulary(detector, CLASSES).save(path)
     text = refusal_of(lambda: build_vocabulary(detector, CLASSES, original=path))
     assert f"{path} is a vocabulary of kind `plain`; a guide must be of kind `original`." in text
@@ -132,7 +132,7 @@ def test_build_beside_an_original_of_another_detector_is_refused(with_original: 
     shipped = Vocabulary.load(with_original / ORIGINAL_FILE)
     replace(shipped, detector="0" * 64).save(with_original / ORIGINAL_FILE)
     text = refusal_of(lambda: build_vocabulary(with_original, CLASSES))
-    assert f"is for the detector 000000000000; beside it lies {shipped.detector[:12]}." in text
+    assert f"was made for detector 000000000000, but '{with_original}' has {shipped.detector[:12]}." in text
 
 
 def test_build_with_arguments_that_contradict_is_refused(detector: Path, tmp_path: Path) -> None:

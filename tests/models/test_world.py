@@ -1,45 +1,16 @@
 """Parity with ultralytics' own forward pass, the frozen law, digests, and what is refused."""
 
 import logging
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import MakeCheckpoint
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
+from parity import random_images, ultralytics_forward, unit_rows
 
 from prompt_tune.errors import ModelError
 from prompt_tune.models import ultralytics
 from prompt_tune.models.world import World, detector_digest
-
-
-def unit_rows(n: int, seed: int) -> Tensor:
-    return F.normalize(torch.randn(n, 512, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def random_images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def ultralytics_forward(model: Any, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (b, A, 4) xyxy and logits (b, A, n) of the model as it was made, its own state put back."""
-    head = model.model[-1]
-    before = head.nc
-    head.nc = len(text)
-    try:
-        with torch.no_grad():
-            decoded, raw = model(images, txt_feats=text[None].expand(len(images), -1, -1))
-    finally:
-        head.nc = before
-    xy, wh = decoded[:, :2], decoded[:, 2:4]
-    return torch.cat((xy - wh / 2, xy + wh / 2), dim=1).transpose(1, 2), raw["scores"].transpose(1, 2)
 
 
 @pytest.mark.parametrize("n_classes", [1, 7, 80, 131])
@@ -58,23 +29,6 @@ def test_features_and_fold_equal_ultralytics_forward(
     assert expected_logits.std() > 0.5  # else the comparison proves nothing
     torch.testing.assert_close(boxes, expected_boxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
-
-
-def test_fold_gradient_equals_autograd_through_the_unfolded_head(world: World) -> None:
-    images, guide = random_images(1, 3, 64, 64), unit_rows(4, seed=1)
-    maps, _ = world.feature_maps(images, guide)
-    head, _ = world.features(images, guide)
-    folded, unfolded = (3 * unit_rows(5, seed=2)).requires_grad_(), (3 * unit_rows(5, seed=2)).requires_grad_()
-
-    world.logits(head, world.anchors(64, 64)[2], *world.fold(folded)).sigmoid().square().sum().backward()
-    last = world.model.model[-1]
-    for level, feature_map in enumerate(maps):
-        region = last.cv3[level][-1](feature_map)
-        last.cv4[level](region, unfolded[None]).sigmoid().square().sum().backward()
-
-    assert folded.grad is not None and unfolded.grad is not None
-    assert unfolded.grad.abs().max() > 1e-3
-    torch.testing.assert_close(folded.grad, unfolded.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_logits_of_gathered_anchors_equal_those_of_all(world: World) -> None:
@@ -191,82 +145,6 @@ def test_digest_when_a_weight_or_the_structure_changes_differs(world: World) -> 
     assert detector_digest(world.yaml, state) != world.digest
 
 
-def test_folder_in_the_layout_of_tiny_loads_as_the_same_detector(world: World, tmp_path: Path) -> None:
-    import yaml
-
-    structure = {key: world.yaml[key] for key in ("nc", "scales", "scale", "backbone", "head")}
-    (tmp_path / "detector.yaml").write_text(yaml.safe_dump(structure))
-    save_file({name: t.contiguous() for name, t in world.model.state_dict().items()}, tmp_path / "detector.safetensors")
-    before = torch.random.get_rng_state()
-    again = World.load(tmp_path)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert again.digest == world.digest
-    images, guide = random_images(1, 3, 64, 64), unit_rows(3, seed=0)
-    assert all(
-        torch.equal(a, b) for a, b in zip(again.features(images, guide), world.features(images, guide), strict=True)
-    )
-
-    content = (tmp_path / "detector.safetensors").read_bytes()
-    (tmp_path / "detector.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelError, match="is damaged"):
-        World.load(tmp_path)
-    (tmp_path / "detector.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"it has no detector\.safetensors"):
-        World.load(tmp_path)
-
-
-def write_plain_yolo(path: Path) -> None:
-    model = ultralytics.quiet_import("ultralytics.nn.tasks").DetectionModel("yolov8n.yaml", verbose=False)
-    torch.save({"model": model, "ema": None}, path)
-
-
-def write_yoloe(path: Path) -> None:
-    model = ultralytics.quiet_import("ultralytics.nn.tasks").YOLOEModel("yoloe-v8s.yaml", nc=80, verbose=False)
-    torch.save({"model": model.half(), "ema": None}, path)
-
-
-def write_fused(path: Path) -> None:
-    model = ultralytics.quiet_import("ultralytics.nn.tasks").WorldModel("yolov8n-worldv2.yaml", nc=80, verbose=False)
-    for contrast in model.model[-1].cv4:
-        contrast.fuse()
-    torch.save({"model": model, "ema": None}, path)
-
-
-def write_state_dict(path: Path) -> None:
-    torch.save({"weight": torch.zeros(3)}, path)
-
-
-def write_noise(path: Path) -> None:
-    path.write_bytes(b"this is no checkpoint")
-
-
-def write_nothing(path: Path) -> None:
-    path.touch()
-
-
-@pytest.mark.parametrize(
-    ("write", "text"),
-    [
-        (write_nothing, "is not a checkpoint that ultralytics can load"),
-        (write_noise, "is not a checkpoint that ultralytics can load"),
-        (write_state_dict, "is not a checkpoint that ultralytics can load"),
-        (write_plain_yolo, "is no YOLO-World but a DetectionModel; give a YOLO-World, such as yolov8s-worldv2.pt"),
-        (write_yoloe, "is no YOLO-World but a YOLOEModel; give a YOLO-World, such as yolov8s-worldv2.pt"),
-        (write_fused, "has a fused contrastive head"),
-    ],
-)
-def test_load_of_what_is_no_yolo_world_is_refused_in_one_line(
-    write: Callable[[Path], None], text: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "model.pt"
-    write(path)
-    with pytest.raises(ModelError) as error:
-        World.load(path)
-    assert str(error.value).startswith(f"'{path}' ")
-    assert text in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -282,44 +160,6 @@ def test_load_of_what_is_not_there_is_refused(
     with pytest.raises(ModelError) as error:
         World.load(name)
     assert text in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["yolov8m-worldv2.pt", "yolov8m-world.pt"])
-def test_load_of_official_name_without_network_says_so(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: nothing listens there
-    monkeypatch.delenv("no_proxy", raising=False)
-    with pytest.raises(ModelError) as error:
-        World.load(name)
-    assert f"'{name}' is not in this folder and cannot be downloaded (no connection" in str(error.value)
-    assert f"https://github.com/ultralytics/assets/releases/download/v8.4.0/{name}" in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_import_of_ultralytics_leaves_no_trace(checkpoint: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, sys, torch; from PIL import Image\n"
-        "before, save, opened = dict(os.environ), torch.save, Image.open\n"
-        "from prompt_tune.world import World\n"
-        "assert 'ultralytics' not in sys.modules\n"
-        "World.load(sys.argv[1])\n"
-        "assert 'ultralytics' in sys.modules and torch.save is save and dict(os.environ) == before\n"
-        "assert Image.open is opened\n"
-    )
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(("YOLO_", "XDG_"))}
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(checkpoint)],
-        env=keep | {"HOME": str(tmp_path), "TMPDIR": str(folder)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
 
 
 def test_backbone_and_neck_give_what_feature_maps_gives(world: World) -> None:

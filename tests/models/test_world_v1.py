@@ -1,6 +1,5 @@
 """YOLO-World v1: parity with ultralytics, then everything that v2 does: retention, fit, export, runtime, bake."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import onnxruntime
 import pytest
 import torch
 from conftest import MakeCheckpoint
+from parity import random_images, ultralytics_forward, unit_rows
 from small_bundle import learned_for, photo, small_bundle
-from test_world import random_images, ultralytics_forward, unit_rows
-from torch.nn import functional as F
 
 from prompt_tune.config import FitConfig
 from prompt_tune.contract import INPUTS
@@ -19,7 +17,6 @@ from prompt_tune.datasets.sample import write_sample
 from prompt_tune.deployment.bake import save_checkpoint
 from prompt_tune.evaluation.verify import changed_bits
 from prompt_tune.models import ultralytics
-from prompt_tune.models.blocks import max_pool
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detector import Detector
 
@@ -55,30 +52,6 @@ def test_features_and_fold_equal_ultralytics_forward(
     assert expected_logits.std() > 0.5  # else the comparison proves nothing
     torch.testing.assert_close(boxes, expected_boxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
-
-
-def test_guide_looks_at_the_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, guide = random_images(1, 3, 64, 64), unit_rows(5, seed=1)
-    seen, _ = world.features(images, guide)
-    monkeypatch.setattr("prompt_tune.models.world.attend_to_image", lambda layer, levels, guides: guides)
-    blind, _ = world.features(images, guide)
-    assert (seen - blind).abs().max() > 1e-3  # or parity would not show that it is done
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 3), (4, 5), (7, 8), (20, 13), (80, 2)])
-def test_max_pool_has_the_bits_of_adaptive_max_pool(size: tuple[int, int]) -> None:
-    x = random_images(2, 4, *size) - 0.5
-    assert torch.equal(max_pool(x, 3), F.adaptive_max_pool2d(x, 3).flatten(2))
-
-
-def test_region_embedding_of_nothing_is_finite_as_are_its_gradients(world: World) -> None:
-    head = copy.deepcopy(world.head)
-    assert head.factor is not None
-    head.factor[0] = 0  # every region embedding of the first level has no length
-    maps = torch.zeros(1, world.c3 - 1, 1, 1, requires_grad=True)
-    features = head.features(0, maps)
-    features.sum().backward()
-    assert maps.grad is not None and bool(features.isfinite().all() & maps.grad.isfinite().all())
 
 
 def test_float16_cache_keeps_the_scores(world: World) -> None:
