@@ -7,6 +7,7 @@ hard (the same shape in another colour, the same colour in another shape, anothe
 
 import logging
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ class Scenes(Dataset):  # type: ignore[type-arg]
         return rng.permutation(np.concatenate([np.unique(order), rest])[:N_NAMES]).astype(np.int64)
 
 
-def collate(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def collate(items: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Join the items of a batch.
 
     Returns:

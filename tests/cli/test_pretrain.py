@@ -7,13 +7,14 @@ from commands import run_command
 
 from prompt_tune.tiny import pretrain, skill
 
+DEFAULTS = pretrain.pretrain.__kwdefaults__ or {}
+
 
 def test_pretrain_prints_its_measurement_and_resumes(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(skill, "N_SCENES", 16)
-    monkeypatch.setitem(pretrain.pretrain.__kwdefaults__, "tower_steps", 2)
-    monkeypatch.setitem(pretrain.pretrain.__kwdefaults__, "detector_steps", 2)
+    monkeypatch.setattr(pretrain.pretrain, "__kwdefaults__", {**DEFAULTS, "tower_steps": 2, "detector_steps": 2})
     outcome = run_command(capfd, "pretrain", "--out", tmp_path / "out")
     assert outcome.status == 0, outcome.err
     assert "held_out_ap50" in outcome.out and (tmp_path / "out" / "skill.json").is_file()

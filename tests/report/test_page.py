@@ -1,4 +1,4 @@
-"""`report.html` of a real small fit and of a verification: self-contained, escaped, complete, small."""
+"""`report.html` of a small real fit and of verifications: self-contained, escaped, complete, small."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ CLASSES = [(NASTY,), ("gizmo", "star thing"), ("sprocket",), ("widget",), ("flan
 
 
 class Page(HTMLParser):
-    """What the tests ask of a page: its elements, its text by section, and the elements that were never closed."""
+    """A page as the tests see it: its elements, its text by section, and the elements that were never closed."""
 
     VOID = ("meta", "img", "br", "path", "polyline", "circle", "rect")
 
@@ -68,7 +68,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run of three epochs on wide images, with a class name that is no HTML, and a synonym."""
+    """A run of three epochs on wide images; one class name has HTML in it, one class has a synonym."""
     folder = tmp_path_factory.mktemp("report")
     data = write_sample(folder / "set", n_images=10)[0]
     for path in (data.parent / "images").rglob("*.jpg"):
@@ -83,7 +83,7 @@ def page(run: RunFolder) -> Page:
 
 
 def _cut(path: Path) -> None:
-    """Keep the upper part of an image, and of its boxes: objects at its lower edge are cut, and grey goes below it."""
+    """Keep the upper part of an image and of its boxes. Some objects are cut, and letterboxing adds grey below."""
     image = Image.open(path)
     share = HEIGHT / image.height
     image.crop((0, 0, image.width, HEIGHT)).save(path, quality=95)
@@ -201,7 +201,7 @@ def test_image_that_went_missing_is_named_and_costs_one_picture(tmp_path: Path) 
     fit("tiny", data, tmp_path / "whole", config=FitConfig(epochs=1), cache=tmp_path / "cache")
     content = gone.read_bytes()
 
-    def damage(stage: str, done: int, total: int, note: str) -> None:
+    def damage(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train":
             gone.write_bytes(content[: len(content) // 2])
 
