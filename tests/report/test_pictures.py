@@ -1,0 +1,53 @@
+"""Pictures of hits, misses and false alarms, as they stand in a page."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from prompt_tune.evaluation.outcomes import Example
+from prompt_tune.report.pictures import TILE_PIXELS, picture, pictures
+
+
+def test_picture_shows_the_crop_with_detection_and_label_drawn_apart() -> None:
+    image = Image.new("RGB", (400, 200), (90, 90, 90))
+    image.paste((250, 250, 0), (300, 100, 340, 140))
+    example = Example(Path("photo.jpg"), (300, 100, 340, 140), (310, 110, 330, 130), (), "score 0.900, IoU 0.25")
+    got = picture(image, example, "gizmo", "hit")
+    assert (got.width, got.height) == (TILE_PIXELS, TILE_PIXELS)
+    assert got.alt == "gizmo, hit in photo.jpg: score 0.900, IoU 0.25"
+    head, content = got.src.split(",")
+    tile = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert head == "data:image/jpeg;base64" and tile.format == "JPEG" and tile.size == (TILE_PIXELS, TILE_PIXELS)
+    bare = picture(image, Example(Path("photo.jpg"), None, (310, 110, 330, 130), (), ""), "gizmo", "false alarm")
+    assert bare.src != got.src
+    pixels = np.asarray(tile).reshape(-1, 3).astype(int)
+    assert ((pixels - (250, 250, 0)).__abs__().max(1) < 40).any()  # the object is in the crop
+
+
+def test_detection_shows_between_the_dashes_of_a_box_on_top_of_it() -> None:
+    box = (300, 100, 340, 140)
+    got = picture(Image.new("RGB", (400, 200)), Example(Path("a.jpg"), box, box, (), ""), "gizmo", "collision")
+    tile = Image.open(io.BytesIO(base64.b64decode(got.src.split(",")[1])))
+    pixels = np.asarray(tile).astype(int)
+    coloured = (pixels.max(axis=2) - pixels.min(axis=2)) > 80
+    assert coloured.sum() > 100  # the solid box
+    assert (pixels.min(axis=2) > 150).sum() > 100  # the dashes
+
+
+def test_pictures_read_each_image_once_and_name_what_is_gone(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    one, two, lost = (Example(tmp_path / name, None, (0, 0, 9, 9), (), name) for name in ("a.png", "a.png", "b.png"))
+    assert pictures([]) == ({}, ())
+    drawn, unread = pictures([(one, "gizmo", "hit"), (lost, "gizmo", "hit"), (two, "widget", "false alarm")])
+    assert set(drawn) == {one, two}
+    assert drawn[two].alt == "widget, false alarm in a.png: a.png" and drawn[one].src != drawn[two].src
+    assert len(unread) == 1 and "b.png" in unread[0]
+
+
+def test_picture_of_an_image_smaller_than_the_crop_is_whole() -> None:
+    image = Image.new("RGB", (40, 20))
+    got = picture(image, Example(Path("a.jpg"), (0, 0, 40, 20), None, (), "nothing found here"), "gizmo", "miss")
+    assert (got.width, got.height) == (TILE_PIXELS, TILE_PIXELS // 2)
