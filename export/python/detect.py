@@ -323,7 +323,7 @@ def main() -> None:
     for reason in skipped:
         print(f"Skipped: {reason}", file=sys.stderr)
     if skipped:
-        print(f"{len(results)} images, {len(skipped)} skipped", file=sys.stderr)
+        print(f"{len(results)} image{'s' * (len(results) != 1)}, {len(skipped)} skipped", file=sys.stderr)
     json.dump(results, sys.stdout, indent=1)
     print()
 

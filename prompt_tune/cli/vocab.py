@@ -113,7 +113,7 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 def rename(file: Path, names: tuple[str, ...], out: Path) -> None:
     """Rename classes, given as pairs of an old and a new name. Embeddings and scores stay the same."""
     if len(names) % 2:
-        raise click.UsageError(f"Names must be pairs, OLD NEW. Received: {len(names)} names.")
+        raise click.UsageError(f"Names must be pairs, OLD NEW. Received: {len(names)}.")
     old, new = names[::2], names[1::2]
     if len(set(old)) < len(old):
         raise click.UsageError("Each OLD name can be given only once.")

@@ -1,11 +1,9 @@
 """`prompt-tune detect` from its arguments to its files."""
 
-import gc
 import json
 import signal
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ from small_bundle import learned_for, photo, small_bundle
 
 from prompt_tune.cli.detect import command
 from prompt_tune.datasets.reading import read_dataset
-from prompt_tune.media.annotate import Output, annotate
-from prompt_tune.media.sources import Frame, open_source
+from prompt_tune.media.sources import open_source
 from prompt_tune.models.world import World
 from prompt_tune.runtime import detector as runtime
 
@@ -353,22 +350,3 @@ def test_reader_that_leaves_ends_the_stream_in_silence(bundle: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frame"] == 0
     assert "Broken" not in done.stderr and "Traceback" not in done.stderr
-
-
-def test_long_video_runs_in_constant_memory(bundle: Path, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", greys(25, height=120, width=160) * 8)
-    source, frames = open_source(clip), 0
-    assert source.total == 200
-    alive: weakref.WeakSet[Frame] = weakref.WeakSet()
-
-    def count(stage: str, done: int, total: int | None, note: str) -> None:
-        nonlocal frames
-        frames += 1
-        if done % 50 == 25:
-            alive.update(item for item in gc.get_objects() if type(item) is Frame)
-        assert len(alive) <= 3, "frames are let go"
-
-    detector = runtime.Detector(bundle, threads=1)
-    save: tuple[Output, ...] = ("coco", "csv", "yolo")
-    result = annotate(detector, source, out=tmp_path, save=save, show=["forklift"], progress=count)
-    assert (result.frames, frames) == (200, 201)

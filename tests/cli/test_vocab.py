@@ -1,3 +1,5 @@
+"""`prompt-tune vocab` as on an inference box, without the packages of `fit`."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -104,11 +106,11 @@ def test_vocab_remove_leaves_the_other_classes(files: tuple[Path, Path], tmp_pat
             1,
             "Error: Class names must be unique; classes 0 and 2 are both 'lorry'.",
         ),
-        (["rename", "ONE", "lorry", "--out", "OUT"], 2, "Names go in pairs, OLD NEW. Received: 1."),
+        (["rename", "ONE", "lorry", "--out", "OUT"], 2, "Names must be pairs, OLD NEW. Received: 1."),
         (
             ["rename", "ONE", "lorry", "a", "lorry", "b", "--out", "OUT"],
             2,
-            "A class gets one new name; an OLD stands twice.",
+            "Each OLD name can be given only once.",
         ),
         (
             ["rename", "ONE", "lory", "a", "--out", "OUT"],
@@ -120,7 +122,7 @@ def test_vocab_remove_leaves_the_other_classes(files: tuple[Path, Path], tmp_pat
         (
             ["build", "--model", "m.pt", "--names", "a,a", "--out", "OUT"],
             1,
-            "Error: Class names must be unique; 'a' is that",
+            "Error: Class names must be unique; classes 0 and 1 are both 'a'.",
         ),
         (
             ["build", "--model", "m.pt", "--names", "nowhere.txt", "--out", "OUT"],
@@ -131,7 +133,7 @@ def test_vocab_remove_leaves_the_other_classes(files: tuple[Path, Path], tmp_pat
         (
             ["build", "--model", "m.pt", "--names", "a", "--kind", "original", "--original", "coco", "--out", "OUT"],
             2,
-            "--kind original goes with neither --prompts nor --original: it is a guide itself.",
+            "--kind original takes neither --prompts nor --original: it is a guide itself.",
         ),
         (
             ["build", "--model", "m.pt", "--names", "a", "--kind", "learned", "--out", "OUT"],
@@ -152,7 +154,31 @@ def test_vocab_with_bad_arguments_says_why_and_writes_nothing(
     assert Vocabulary.load(files[0]).to_bytes() == golden().to_bytes()
 
 
-@pytest.mark.parametrize("name", ["build", "show", "merge", "rename", "remove"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["merge", "ONE", "TWO", "--out", "NOWHERE.vocab.safetensors"],
+        ["rename", "ONE", "lorry", "truck", "--out", "NOWHERE.vocab.safetensors"],
+        ["remove", "ONE", "lorry", "--out", "NOWHERE.vocab.safetensors"],
+        ["convert", "TWO", "NOWHERE.npz"],
+        ["convert", "TWO", "NOWHERE.npy"],
+    ],
+    ids=lambda command: command[0] + command[2][-4:],
+)
+def test_vocab_onto_a_place_that_cannot_be_written_is_one_line(
+    command: list[str], files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    learned("car").save(files[1])  # one prompt: the other formats have no more
+    places = {"ONE": str(files[0]), "TWO": str(files[1])}
+    nowhere = str(files[0] / "out")  # below a file
+    done = prompt_tune("vocab", *(places.get(word, word.replace("NOWHERE", nowhere)) for word in command))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    assert done.stderr.startswith("Error: Cannot write ")
+    assert "Choose another place or make room." in done.stderr
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("name", ["build", "show", "merge", "rename", "remove", "diff", "convert"])
 def test_vocab_help_of_each_command_is_there_without_torch(name: str) -> None:
     done = prompt_tune("vocab", name, "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -20,6 +20,7 @@ from vocabularies import unit_rows
 from prompt_tune.datasets.sample import custom_scene
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.images import read_rgb
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 PROGRAM = ROOT / "export" / "python" / "detect.py"
@@ -164,11 +165,98 @@ def test_vocabulary_made_for_another_is_refused_in_one_line(what: str, bundle: P
     assert done.stderr == f"other: made for another {what} (eeeeeeeeeeee).\n"
 
 
-def test_file_that_is_no_image_and_label_that_is_taken_are_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+def test_file_that_is_not_an_image_and_label_that_is_taken_are_refused_in_one_line(
+    bundle: Path, tmp_path: Path
+) -> None:
     (tmp_path / "photo.png").write_text("no image")
     done = run(tmp_path / "photo.png", "--bundle", bundle)
-    assert done.returncode == 1 and "cannot be read as an image" in done.stderr and done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{tmp_path / 'photo.png'} cannot be read as an image: not an image of a known format\n"
     done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", bundle / "learned.vocab.safetensors")
     assert (
         done.returncode == 1 and done.stderr == "learned: two vocabularies have this name; rename one of the files.\n"
     )
+
+
+def test_pictures_that_cannot_be_read_are_skipped_counted_and_named(bundle: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(photo(64, 96)).save(whole)
+    cut, deep, gone = tmp_path / "cut.jpg", tmp_path / "deep.tif", tmp_path / "gone.jpg"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(deep)
+    done = run(cut, whole, deep, gone, "--bundle", bundle, "--draw", tmp_path / "drawn")
+    assert done.returncode == 0
+    assert [answer["image"] for answer in json.loads(done.stdout)] == [str(whole)]
+    *reasons, count = done.stderr.splitlines()
+    assert [reason.split()[:2] for reason in reasons] == [["Skipped:", str(path)] for path in (cut, deep, gone)]
+    assert all(" cannot be read as an image: " in reason for reason in reasons)
+    assert count == "1 image, 3 skipped"
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["whole.jpg"]
+    done = run(cut, deep, "--bundle", bundle)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"None of 2 images can be read: {cut} cannot be read as an image: ")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "L", "LA", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 2, 5, 6, 8])
+def test_image_is_read_as_the_runtime_reads_it(
+    mode: str, orientation: int, program: ModuleType, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30), np.uint16)
+    if mode.startswith("I;16"):
+        image = Image.fromarray(values.astype(">u2" if mode == "I;16B" else "<u2"))
+    else:
+        image = Image.fromarray(photo(20, 30)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / ("image.tif" if mode in ("I;16B", "CMYK") else "image.png")
+    image.save(path, exif=exif)
+    wanted = read_rgb(path)
+    assert wanted.shape == ((30, 20, 3) if orientation in (5, 6, 8) else (20, 30, 3)) and np.ptp(wanted) > 100
+    np.testing.assert_array_equal(np.asarray(program.read_image(path)), wanted)
+
+
+def test_drawings_have_the_images_names_and_stay_apart(bundle: Path, tmp_path: Path) -> None:
+    names = ["one/a.png", "one/a.jpg", "two/a.png", "two/A.png", "upload"]
+    for number, name in enumerate(names):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(32 + number, 32)).save(tmp_path / "in" / name, "PNG")
+    done = run(*(tmp_path / "in" / name for name in names), "--bundle", bundle, "--draw", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    drawn = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert drawn == ["one/a.jpg", "one/a.png", "two/A-2.png", "two/a.png", "upload.png"]
+    heights = {name: Image.open(tmp_path / "out" / name).height for name in drawn}
+    assert heights == {"one/a.png": 32, "one/a.jpg": 33, "two/a.png": 34, "two/A-2.png": 35, "upload.png": 36}
+
+
+def test_drawing_never_replaces_an_image(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(32, 32)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    done = run(tmp_path / "a.png", "--bundle", bundle, "--draw", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{tmp_path / 'a.png'}: the drawing would replace an image of yours; choose another --draw.\n"
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_places_that_cannot_be_read_or_written_are_one_line(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(32, 32)).save(tmp_path / "a.png")
+    for options, place in (
+        (["--draw", tmp_path / "a.png" / "out"], tmp_path / "a.png" / "out"),
+        (["--learned", tmp_path / "gone"], tmp_path / "gone"),
+    ):
+        done = run(tmp_path / "a.png", "--bundle", bundle, *options)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert done.stderr.startswith(f"{place}: N")  # No such file, Not a directory
+
+
+def test_characters_that_the_font_lacks_are_named_and_another_font_draws_them(bundle: Path, tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    Image.fromarray(photo(32, 32)).save(tmp_path / "a.png")
+    more = save(learned_for(bundle, "\u0436\u0443\u043a a"), tmp_path / "more.vocab.safetensors")
+    command = [tmp_path / "a.png", "--bundle", bundle, "--learned", more, "--draw", tmp_path / "out"]
+    done = run(*command)
+    assert done.returncode == 0
+    assert ascii(done.stderr) == ascii("The font cannot draw \u0436 \u043a \u0443: give one that can as --font FILE.\n")
+    done = run(*command, "--font", font)
+    assert (done.returncode, done.stderr) == (0, "")

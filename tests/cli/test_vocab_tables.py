@@ -1,0 +1,63 @@
+"""The tables of `prompt-tune vocab`, cell by cell."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+from vocabularies import golden, learned
+
+from prompt_tune.cli.vocab_tables import classes_table, differences_table, origin_table
+from prompt_tune.vocabulary.diff import diff
+
+
+def rows(table: Table) -> list[list[str]]:
+    """The cells of a table, as text."""
+    file = io.StringIO()
+    Console(file=file, width=200).print(table)
+    return [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in file.getvalue().splitlines()
+        if line[0] in "│┃"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "cells"),
+    [
+        ({}, [], []),
+        ({"calibration": [[2, 0.5]]}, ["scale, shift"], ["2, 0.5"]),
+        ({"nms_iou": np.array([0.45], np.float32)}, ["NMS IoU"], ["0.45"]),
+    ],
+)
+def test_classes_table_has_a_column_for_each_field_that_is_there(
+    fields: dict[str, Any], columns: list[str], cells: list[str]
+) -> None:
+    table = classes_table(learned("[red] car", n_prompts=3, thresholds=0.125, **fields))
+    head, row = rows(table)
+    assert head == ["id", "class", "prompts", "threshold", *columns]
+    assert row == ["0", "[red] car", "3", "0.125", *cells]
+
+
+def test_classes_table_does_not_count_prompts_that_pad() -> None:
+    assert [row[2] for row in rows(classes_table(golden()))[1:]] == ["2", "1"]
+
+
+def test_origin_table_has_shortened_digests() -> None:
+    file = io.StringIO()
+    Console(file=file, width=200).print(origin_table(golden()))
+    lines = dict(line.split(None, 1) for line in file.getvalue().replace("text tower", "text_tower").splitlines())
+    assert (lines["classes"].strip(), lines["kind"].strip()) == ("2", "learned")
+    assert [lines[what].strip() for what in ("detector", "text_tower", "guide")] == ["d" * 12, "7" * 12, "9" * 12]
+
+
+def test_differences_table_has_one_row_for_each_change() -> None:
+    before = learned("car", "lorry", thresholds=0.5)
+    after = learned("car", "van", thresholds=[0.25, 0.5], detector="e" * 64)
+    found = rows(differences_table(diff(before, after)))
+    assert found[0] == ["what", "class", "before", "after"]
+    assert ["added", "van", "", ""] in found and ["removed", "lorry", "", ""] in found
+    assert ["threshold", "car", "0.5", "0.25"] in found
+    assert ["detector", "", "d" * 12, "e" * 12] in found

@@ -1,0 +1,115 @@
+"""Detections of a whole source: what is counted, what is written, and when it ends."""
+
+import gc
+import json
+import logging
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import greys, write_clip
+from frames import files
+from PIL import Image
+from small_bundle import learned_for, photo, small_bundle
+
+from prompt_tune.errors import DataError
+from prompt_tune.media.annotate import Output, annotate
+from prompt_tune.media.fonts import Fonts
+from prompt_tune.media.sources import Frame, open_source
+from prompt_tune.models.world import World
+from prompt_tune.runtime.detector import Detector
+
+
+@pytest.fixture(scope="module")
+def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle(world, tmp_path_factory.getbasetemp() / "small-bundle")
+
+
+@pytest.fixture(scope="module")
+def detector(bundle: Path) -> Detector:
+    return Detector(bundle, threads=1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two images and a file that is not one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(photo(60, 90, seed=number)).save(folder / name)
+    (folder / "c.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_annotate_counts_what_the_detector_finds(detector: Detector, photos: Path, tmp_path: Path) -> None:
+    result = annotate(detector, open_source(photos), out=tmp_path / "out", save=("csv",))
+    expected = detector.detect([photos / "a.png", photos / "b.png"])
+    assert (result.images, result.frames, result.missed, result.broken, result.stopped) == (2, 0, 0, None, False)
+    assert len(result.skipped) == 1 and "c.png` cannot be read as an image" in result.skipped[0]
+    assert sum(result.detections.values()) == sum(map(len, expected))
+    key = ("learned", "forklift")
+    assert result.detections[key] == sum(found.class_names.count("forklift") for found in expected)
+    assert result.images_with[key] == sum("forklift" in found.class_names for found in expected)
+    assert files(tmp_path / "out") == ["detections.csv"]
+
+
+def test_annotate_stops_when_it_is_asked_and_finishes_its_files(detector: Detector, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", greys(12))
+    asked = iter((False, False, True))
+    result = annotate(
+        detector, open_source(clip), out=tmp_path / "out", save=("coco",), show=["forklift"], stop=lambda: next(asked)
+    )
+    assert (result.frames, result.stopped) == (3, True)
+    document = json.loads((tmp_path / "out" / "detections.json").read_text(encoding="utf-8"))
+    assert [image["frame"] for image in document["images"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("save", ["pictures", "coco", "yolo", "csv"])
+def test_annotate_without_a_folder_is_refused(save: Output, detector: Detector, photos: Path) -> None:
+    with pytest.raises(DataError, match=r"^`out` must be a folder, because `save` names something to write"):
+        annotate(detector, open_source(photos), save=(save,))
+
+
+def test_annotate_of_nothing_readable_writes_nothing(detector: Detector, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"^None of 2 images can be read: `[^\n]*a.jpg` cannot be read as an image"):
+        annotate(detector, open_source(tmp_path), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_annotate_names_characters_without_a_font_in_one_line(
+    bundle: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("prompt_tune"), "propagate", True)
+    fresh = Fonts()
+    for module in ("annotate", "draw"):
+        monkeypatch.setattr(f"prompt_tune.media.{module}.FONTS", fresh)
+    names = ("\U00050000", "\U00050001", "\U00050002")  # no font has them
+    more = tmp_path / "more.vocab.safetensors"
+    learned_for(bundle, *names, thresholds=np.float32(0.01)).save(more)
+    result = annotate(
+        Detector(bundle, learned=[more], threads=1), open_source(photos), out=tmp_path / "out", show=["more:*"]
+    )
+    assert len(result.detections) > 0
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"No installed font can draw {' '.join(names)}: pictures show empty boxes")
+
+
+def test_annotate_a_long_video_runs_in_constant_memory(detector: Detector, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", greys(25, height=120, width=160) * 8)
+    source, calls = open_source(clip), 0
+    assert source.total == 200
+    alive: weakref.WeakSet[Frame] = weakref.WeakSet()
+
+    def count(stage: str, done: int, total: int | None, note: str) -> None:
+        nonlocal calls
+        calls += 1
+        if done % 50 == 25:
+            alive.update(item for item in gc.get_objects() if type(item) is Frame)
+        assert len(alive) <= 3, "frames are let go"
+
+    save: tuple[Output, ...] = ("coco", "csv", "yolo")
+    result = annotate(detector, source, out=tmp_path, save=save, show=["forklift"], progress=count)
+    assert (result.frames, calls) == (200, 201)
