@@ -1,13 +1,16 @@
-"""Thresholds: the operating points that the rules mean, worked out by hand and by brute force."""
+"""Thresholds and NMS limits: the operating points that the rules mean, worked out by hand and by brute force."""
 
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled import found, labels
+from vocabularies import learned
 
+from prompt_tune.evaluation.calibration import apply_calibration
 from prompt_tune.evaluation.matching import Matched
-from prompt_tune.evaluation.thresholds import Thresholds, choose_thresholds, hardly_learned
+from prompt_tune.evaluation.thresholds import Thresholds, choose_nms_iou, choose_thresholds, hardly_learned
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 
@@ -83,6 +86,25 @@ def test_neighbouring_floats_are_told_apart() -> None:
     assert part.above(float(chosen.values[0])) == (1, 1)
 
 
+@pytest.mark.parametrize("row", [(1.0, -8.0), (4.0, -6.0), (6.0, 3.0), (0.3, -3.0), (1.0, 0.0)])
+def test_fallback_below_the_lowest_score_is_on_the_calibrated_scale(row: tuple[float, float]) -> None:
+    """All detections are right, down to just above the metric's cut; what is expected must come true."""
+    calibration = np.array([row], np.float32)
+    raw = Matched(np.array([0.9, 0.5, 0.0011], np.float32), np.array([True] * 3), 3)
+    (part,) = apply_calibration([raw], calibration)
+    chosen = choose_thresholds(["a"], [part], calibration=calibration)
+    assert (chosen.precision[0], chosen.recall[0]) == (1, 1)
+    assert part.above(float(chosen.values[0])) == (1, 1)
+
+
+def test_fallback_of_few_high_scores_is_halfway_to_the_calibrated_cut() -> None:
+    calibration = np.array([[1.0, -4.0]], np.float32)
+    (part,) = apply_calibration([ALL_RIGHT], calibration)
+    cut = 1 / (1 + np.exp(-(np.log(0.001 / 0.999) - 4)))  # 0.001, calibrated
+    chosen = choose_thresholds(["a"], [part], calibration=calibration)
+    assert chosen.values[0] == pytest.approx((part.scores[-1] + cut) / 2)
+
+
 def test_class_that_was_never_found_keeps_the_default_and_is_named_in_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -91,7 +113,9 @@ def test_class_that_was_never_found_keeps_the_default_and_is_named_in_one_line(
         chosen = choose_thresholds(["gone", "there", "missed"], parts)
     assert chosen.values.tolist() == pytest.approx([0.25, 0.65, 0.25])
     assert np.isnan(chosen.precision).tolist() == [True, False, True]
-    assert len(caplog.records) == 1 and caplog.records[0].getMessage().endswith("validation images: gone, missed")
+    assert len(caplog.records) == 1 and caplog.records[0].getMessage() == (
+        "2 classes were never found in the validation images and keep the threshold 0.25: gone, missed"
+    )
     assert chosen.as_json(["gone", "there", "missed"]) == {
         "rule": "best F1 at IoU 0.5",
         "expected": {"there": {"precision": 0.6667, "recall": 1.0}},
@@ -103,7 +127,7 @@ def test_precision_out_of_reach_takes_the_highest_and_says_so(caplog: pytest.Log
     chosen = choose_thresholds(["easy", "hard"], [ALL_RIGHT, hard], precision=0.95)
     assert (chosen.values[1], chosen.precision[1]) == pytest.approx((0.65, 2 / 3))
     assert [record.getMessage() for record in caplog.records] == [
-        "Precision 0.95 is out of reach, so the highest counts: hard"
+        "Precision 0.95 is out of reach; the highest was taken instead: hard"
     ]
     assert chosen.rule == "lowest score with precision 0.95 at IoU 0.5"
 
@@ -125,8 +149,9 @@ def test_class_that_is_hardly_learned_is_named_with_a_cure(
         []
         if named is None
         else [
-            f"Hardly learned, so expect many false alarms: odd ({named}). A threshold should be 0.05 or more, and most "
-            "detections above it right. Give these classes more images or other names, or fit with `--precision 0.9`."
+            f"Hardly learned, so expect many false alarms: odd ({named}). The threshold should be at least 0.05, and "
+            "most detections above it right. Give these classes more images or other names, or fit with "
+            "`--precision 0.9`."
         ]
     )
 
@@ -142,8 +167,6 @@ def test_hardly_learned_is_a_low_threshold_or_mostly_wrong(
 
 
 def test_thresholds_go_into_a_vocabulary_file(tmp_path: Path) -> None:
-    from vocabularies import learned
-
     chosen: Thresholds = choose_thresholds(["car", "van"], [FIVE, TIE])
     vocabulary = learned(
         "car", "van", thresholds=chosen.values, provenance={"thresholds": chosen.as_json(["car", "van"])}
@@ -152,3 +175,13 @@ def test_thresholds_go_into_a_vocabulary_file(tmp_path: Path) -> None:
     loaded = Vocabulary.load(tmp_path / "a.vocab.safetensors")
     assert np.array_equal(loaded.thresholds, chosen.values)
     assert loaded.provenance["thresholds"]["expected"]["van"] == {"precision": 0.6667, "recall": 1.0}
+
+
+def test_nms_iou_is_the_one_with_the_highest_ap50() -> None:
+    """Two boxes that overlap by 0.65, on one object or on two."""
+    box, near, other = (0, 0, 100, 100), (0, 0, 100, 65), (300, 300, 350, 350)
+    twice = found((0, 0.9, box), (0, 0.8, near), (0, 0.7, other))
+    assert choose_nms_iou([labels((0, box), (0, other))], [twice], 1) == 0.6
+    assert choose_nms_iou([labels((0, box), (0, near))], [twice], 1) == 0.7
+    assert choose_nms_iou([labels((0, box))], [found((0, 0.9, box))], 1) == 0.7  # a tie: the highest
+    assert choose_nms_iou([labels()], [found()], 1) == 0.7

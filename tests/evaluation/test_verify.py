@@ -15,8 +15,8 @@ from prompt_tune import Detector
 from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.datasets.sample import write_sample
 from prompt_tune.errors import DataError, GraphError, VocabularyError
-from prompt_tune.evaluation.metrics import Found, Truth, coco_evaluation
-from prompt_tune.evaluation.verify import Collision, FalseAlarms, Setting, Verification, verify
+from prompt_tune.evaluation.metrics import coco_evaluation
+from prompt_tune.evaluation.verify import Collision, FalseAlarms, Setting, Verification, changed_bits, verify
 from prompt_tune.runtime.images import find_images
 
 
@@ -141,10 +141,9 @@ def test_precision_is_that_of_the_detections_before_and_after(bundle: Path, samp
     detector = Detector(bundle, use_bundled=False)
     truths, founds = [], []
     for image in dataset.val.samples:
-        rows = np.array([names.index(dataset.names[label]) for label in image.classes], np.int64)
-        truths.append(Truth(image.boxes_xyxy, rows, image.ignore))
-        found = detector.detect([image.path], original_conf=0.001)[0]
-        founds.append(Found(found.boxes_xyxy, found.scores, found.class_ids))
+        rows = np.array([names.index(dataset.names[k]) for k in image.labels.classes], np.int64)
+        truths.append(replace(image.labels, classes=rows))
+        founds.append(detector.detect([image.path], original_conf=0.001)[0])
     expected = coco_evaluation(truths, founds, len(names)).metrics(range(len(names)))
     assert expected.ap50 > 0.1
     assert (result.original_ap_before, result.original_ap50_before) == (expected.ap, expected.ap50)
@@ -212,10 +211,10 @@ def test_nothing_to_compare_is_said(
     monkeypatch.setattr("prompt_tune.evaluation.verify.COMPARED_CONF", 1.0)  # no score is above it
     with caplog.at_level("WARNING", logger="prompt_tune"):
         assert verify(bundle, scenes).original_detections == 0
-    assert "nothing was compared" in caplog.text
+    assert "Nothing was compared" in caplog.text
 
 
-def test_report_is_called_for_each_image(bundle: Path, scenes: Path) -> None:
+def test_progress_is_called_for_each_image(bundle: Path, scenes: Path) -> None:
     calls: list[tuple[str, int, int, str]] = []
     verify(bundle, scenes, progress=lambda *call: calls.append(call))
     assert calls == [("verify", done, 6, "") for done in range(1, 7)]
@@ -236,3 +235,32 @@ def test_json_has_totals_and_leaves_precision_out_without_labels() -> None:
         "collisions": ({"vocabulary": "learned", "learned": "gizmo", "original": "red circle", "count": 1},),
         "labelled_images": 0,
     }
+
+
+def table(*scores: float) -> np.ndarray:
+    """Rows of the graph that differ in their scores."""
+    return np.array([[0, 1, 2, 3, 4, score, 5] for score in scores], np.float32).reshape(-1, 7)
+
+
+@pytest.mark.parametrize("rows", [(), (0.5,), (0.5, 0.25)])
+def test_changed_bits_of_equal_tables_is_zero(rows: tuple[float, ...]) -> None:
+    assert changed_bits(table(*rows), table(*rows)) == 0
+
+
+def test_changed_bits_of_one_last_bit_is_one() -> None:
+    after = table(0.5, 0.25)
+    after[1, 5] = np.nextafter(np.float32(0.25), np.float32(1))
+    assert changed_bits(table(0.5, 0.25), after) == 1
+
+
+def test_changed_bits_counts_the_sign_of_zero() -> None:
+    assert changed_bits(table(0.0), table(-0.0)) == 1
+
+
+def test_changed_bits_of_another_order_is_not_zero() -> None:
+    assert changed_bits(table(0.5, 0.25), table(0.25, 0.5)) > 0
+
+
+def test_changed_bits_of_a_missing_row_counts_all_its_bits() -> None:
+    assert changed_bits(table(0.5, 0.25), table(0.5)) == changed_bits(table(0.5), table(0.5, 0.25)) == 7 * 32
+    assert changed_bits(table(), table(0.5)) == 7 * 32
