@@ -8,7 +8,7 @@ import click
 if TYPE_CHECKING:
     from prompt_tune.deployment.bake import Shift
 
-SKIPPED_SHOWN = 5  # images that cannot be read, by name
+SKIPPED_SHOWN = 5  # unreadable images that are listed
 
 
 @click.command(name="bake")
@@ -16,23 +16,24 @@ SKIPPED_SHOWN = 5  # images that cannot be read, by name
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint to write (*.pt).")
 @click.option(
     "--images",
-    help="An image, a folder of images, or a glob pattern in quotes, to measure how far original detections move.",
+    help="An image, a folder of images, or a glob pattern in quotes, on which to measure how original detections "
+    "change.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Torch device for measuring: cpu, cuda, cuda:1.")
+@click.option("--device", default="cpu", show_default=True, help="The torch device for measuring: cpu, cuda, cuda:1.")
 def command(run: Path, out: Path, images: str | None, device: str) -> None:
     """Write an ultralytics checkpoint from RUN, a folder of `prompt-tune fit`, with original and learned classes set.
 
-    For people who stay with ultralytics: YOLOWorld("custom.pt") predicts, tracks and exports with it. There all classes
-    guide the neck together, so original boxes and scores move, which in a bundle they cannot.
+    It is for people who stay with ultralytics: YOLOWorld("custom.pt") predicts, tracks and exports with it. There all
+    classes guide the neck together, so original boxes and scores change, which they cannot in a bundle.
     """
     from prompt_tune.deployment.bake import bake
 
     baked = bake(run, out, images=images, device=device)
     n_learned = len(baked.names) - baked.n_original
     click.echo(f"Wrote {out}: {baked.n_original} original and {n_learned} learned classes.")
-    click.echo("All of them guide the neck there, so original boxes and scores move; in a bundle they cannot.")
+    click.echo("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
     if baked.shift is None:
-        click.echo("By how much: give --images FOLDER.")
+        click.echo("To measure how much, give --images FOLDER.")
     else:
         _print(baked.shift)
 
@@ -48,5 +49,5 @@ def _print(shift: "Shift") -> None:
     lost, gained = (f"{count} ({count / shift.before:.1%})" for count in (shift.lost, shift.gained))
     click.echo(
         f"{shift.images} images, {shift.before} original detections: {lost} lost, {gained} gained; the scores of the "
-        f"others move by {shift.mean:.4f} on average, {shift.largest:.4f} at most."
+        f"others change by {shift.mean:.4f} on average, {shift.largest:.4f} at most."
     )

@@ -1,6 +1,6 @@
 """An ultralytics checkpoint with original and learned classes set, for people who stay with ultralytics.
 
-There all classes guide the neck together, so original boxes and scores move; `measure_shift` says by how much.
+There all classes guide the neck together, so original boxes and scores change; `measure_shift` measures how much.
 """
 
 import copy
@@ -26,17 +26,22 @@ from prompt_tune.runtime.images import find_images, letterbox, read_rgb
 from prompt_tune.vocabulary.foreign import single_prompts
 
 SUFFIX = ".pt"
-SAME_BOX_IOU = 0.5  # detections of one class that overlap by this with either guide are one
+SAME_BOX_IOU = 0.5  # detections of one class with and without the joint guide are the same from this overlap on
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What the joint guide does to original detections: those with a score above 0.25, before and after.
+    """How the joint guide changes original detections with a score above 0.25.
 
-    images: that were read. skipped: one line for each that cannot be. before: detections with the original guide. lost,
-    gained: those that no detection of the class overlaps with the other guide. largest, mean: change of the score of
-    the others, in 0..1; 0 where there is none.
+    Attributes:
+        images: The number of images that were read.
+        skipped: One line for each image that cannot be read.
+        before: The number of detections with the original guide.
+        lost: Those of them that no detection of the same class overlaps with the joint guide.
+        gained: Detections with the joint guide that no detection of the same class overlaps with the original guide.
+        largest: The largest change of a score among the others, in 0..1; 0 if there are no others.
+        mean: Their mean change.
     """
 
     images: int
@@ -50,7 +55,13 @@ class Shift:
 
 @dataclass(frozen=True)
 class Baked:
-    """What was written: names in the order of class ids, the original ones first; `shift` where it was measured."""
+    """The classes of the checkpoint that was written.
+
+    Attributes:
+        names: Class names, in class-id order, the original ones first.
+        n_original: The number of original classes.
+        shift: How original detections change, or None if it was not measured.
+    """
 
     names: tuple[str, ...]
     n_original: int
@@ -60,15 +71,20 @@ class Baked:
 def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, device: str = "cpu") -> Baked:
     """Writes the detector of a run as an ultralytics checkpoint that has all classes set and needs no text tower.
 
-    ultralytics has one threshold for all classes, no calibration, and one embedding a class. A learned class with the
-    name of an original one gets " (learned)" behind it.
+    ultralytics has one threshold for all classes, no calibration, and one embedding per class. If a learned class has
+    the name of an original one, " (learned)" is appended to its name.
 
-    Args:    run: a run folder of `fit`.
-             out: the `.pt` to write.
-             images: an image, a folder or a glob pattern on which to measure how original detections move; or None.
-             device: torch device for measuring.
-    Raises:  RunError: `out` is no .pt or cannot be written, or the run is incomplete. VocabularyError: a class has
-             several prompts. ModelError: the run's detector cannot be used. DataError: no image can be read.
+    Args:
+        run: A run folder of `fit`.
+        out: The `.pt` file to write.
+        images: An image, a folder or a glob pattern on which to measure how original detections change; or None.
+        device: A torch device for measuring.
+
+    Raises:
+        RunError: `out` is not a .pt file or cannot be written, or the run is incomplete.
+        VocabularyError: A class has several prompts.
+        ModelError: The run's detector cannot be used.
+        DataError: No image can be read.
     """
     out = Path(out)
     if out.suffix.lower() != SUFFIX:
@@ -78,11 +94,11 @@ def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, 
     taken = set(original.names)
     names = original.names + tuple(f"{name} (learned)" if name in taken else name for name in learned.names)
     if learned.calibration is not None:
-        logger.info("%s has no place for the calibration: learned scores there are those without it.", out)
+        logger.info("%s cannot hold the calibration: learned scores there are not calibrated.", out)
     if learned.nms_iou is not None:
-        logger.info("%s has no place for limits of overlap: predict with iou=%g.", out, learned.nms_iou.min())
+        logger.info("%s cannot hold limits of overlap: predict with iou=%g.", out, learned.nms_iou.min())
     if learned.guide_mode == "own":
-        logger.info("The learned classes were to guide the neck alone: in %s their scores move as well.", out)
+        logger.info("The learned classes were trained as their own guide: in %s their scores change too.", out)
     shift = None
     if images is not None:
         shift = measure_shift(world, torch.tensor(rows), len(original.names), images, image_size=config["image_size"])
@@ -91,17 +107,22 @@ def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, 
 
 
 def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Path, *, image_size: int) -> None:
-    """Writes the detector as ultralytics does, with these classes: the same arguments give the same bytes.
+    """Writes a detector with the given classes as an ultralytics checkpoint. Equal arguments give equal bytes.
 
-    Args:    names: n class names.
-             rows: (n, 512) float32, unit rows: what guides the neck and what regions are compared with.
-             image_size: pixels; ultralytics takes it where its user gives none.
-    Raises:  RunError: the file cannot be written.
+    Args:
+        world: The detector.
+        names: n class names.
+        rows: (n, 512) float32, unit rows: both guide and classes.
+        out: The file to write.
+        image_size: The size in pixels that ultralytics uses by default.
+
+    Raises:
+        RunError: The file cannot be written.
     """
     model: Any = copy.deepcopy(world.model).cpu()
-    model.txt_feats = rows[None].cpu().clone()  # (1, n, 512), no buffer
+    model.txt_feats = rows[None].cpu().clone()  # (1, n, 512); not a buffer
     model.names = dict(enumerate(names))
-    model.model[-1].nc = len(names)  # what its head splits its output by; the YAML's decides the head's width
+    model.model[-1].nc = len(names)  # the head splits its output by this; its width comes from the YAML's `nc`
     model.clip_model = None
     model.pt_path = out.name
     checkpoint = {
@@ -113,7 +134,7 @@ def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Pat
         "version": ultralytics.quiet_import("ultralytics").__version__,
     }
     try:
-        with replacing(out) as path, path.open("wb") as file:  # of a path, torch would store the name in the file
+        with replacing(out) as path, path.open("wb") as file:  # given a path, torch would store its name in the file
             torch.save(checkpoint, file)
     except OSError as error:
         raise RunError(f"Cannot write {out}: {error.strerror}. Choose another place or make room.") from error
@@ -121,11 +142,17 @@ def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Pat
 
 @torch.no_grad()
 def measure_shift(world: World, rows: Tensor, n_original: int, images: str | Path, *, image_size: int) -> Shift:
-    """How original detections move when all classes guide the neck, as in ultralytics, and not the original ones alone.
+    """Measures how original detections change when all classes guide the neck, as in ultralytics.
 
-    Args:    rows: (n, 512) float32, unit; the first `n_original` are the original classes.
-             images: as of `bake`. image_size: pixels of the square that they are letterboxed to.
-    Raises:  DataError: there is no image that can be read.
+    Args:
+        world: The detector.
+        rows: (n, 512) float32, unit rows; the first `n_original` are the original classes.
+        n_original: The number of original classes.
+        images: See `bake`.
+        image_size: Side in pixels of the square to which images are letterboxed.
+
+    Raises:
+        DataError: No image can be read.
     """
     rows = rows.to(world.device)
     weight, bias = world.fold(rows[:n_original])
@@ -158,7 +185,7 @@ def measure_shift(world: World, rows: Tensor, n_original: int, images: str | Pat
 
 
 def _detect(world: World, image: Tensor, guide: Tensor, weight: Tensor, bias: Tensor) -> Detections:
-    """Detections of one image in pixels of the network's input, under a guide."""
+    """The detections of one image with a guide, in pixels of the network's input."""
     head, boxes_xyxy = world.features(image, guide)
     level = world.anchors(*image.shape[2:])[2]
     scores = world.logits(head, level, weight, bias).sigmoid()  # (1, A, n_original)
@@ -166,7 +193,7 @@ def _detect(world: World, image: Tensor, guide: Tensor, weight: Tensor, bias: Te
 
 
 def _matched_changes(before: Detections, after: Detections) -> np.ndarray:
-    """(m,) float64: how much the scores of the detections that are in both differ, each matched once."""
+    """How much the scores of detections in both sets differ, each matched once: (m,) float64."""
     same = before.class_ids[:, None] == after.class_ids  # (n, k)
     overlap = np.where(same, box_iou(before.boxes_xyxy, after.boxes_xyxy), -1.0)
     partner = match(overlap, before.scores, np.array([SAME_BOX_IOU]))[:, 0]  # (n,)

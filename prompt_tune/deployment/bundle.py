@@ -1,52 +1,51 @@
-"""Bundles: the folder that goes to the inference box: ONNX graph, two vocabularies, README and deployment kit."""
+"""Bundles: folders for the inference box, with ONNX graph, two vocabularies, README and deployment kit."""
 
 import logging
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prompt_tune.deployment.graph import export_graph
+from prompt_tune.deployment.half import export_half_graph
 from prompt_tune.errors import GraphError
+from prompt_tune.files import replacing_folder
 from prompt_tune.models.embeddings import load_run
 from prompt_tune.vocabulary.checks import short
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-    pass
-
 README_FILE = "README.md"
 BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
-KITS = ("python", "web")  # folders of the deployment kit: each flat, and in every bundle
-MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime"}  # what running a kit leaves in its folder
+KITS = ("python", "web")  # the folders of the deployment kit, without subfolders, in every bundle
+MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime"}  # folders that appear in a kit when it is used
 logger = logging.getLogger(__name__)
 
 
 def export_bundle(run: Path | str, out: Path | str, *, half: bool = False) -> None:
-    """Writes what `prompt-tune detect` needs, whole or not at all.
+    """Writes the bundle of a run, which is all that `prompt-tune detect` needs.
 
-    Args:    run: a run folder of `fit`: config.json, original.vocab.safetensors, learned.vocab.safetensors.
-             out: the bundle's folder; a bundle that is there already is replaced.
-             half: convolutions and attention in float16, for GPUs; boxes, scores and suppression stay in float32.
-    Raises:  RunError: the run folder is incomplete, or its parts were not made for one another.
-             GraphError: `out` is in the way, or the exported graph does not agree with torch; with `half`, also if
-             float16 is not exact enough for the detector.
-             ModelError: the run's detector is not there any more or cannot be used.
-             VocabularyError: a vocabulary of the run is damaged.
+    If anything fails, `out` stays as it was.
+
+    Args:
+        run: A run folder of `fit`.
+        out: The bundle's folder. An old bundle is replaced.
+        half: Whether convolutions and attention are in float16, for GPUs. Boxes, scores and suppression stay in
+            float32.
+
+    Raises:
+        RunError: The run folder is incomplete, or its parts were not made for one another.
+        GraphError: `out` is in the way or cannot be written, or the exported graph disagrees with torch. With `half`,
+            also: float16 is not exact enough for the detector.
+        ModelError: The run's detector is missing or cannot be used.
+        VocabularyError: A vocabulary of the run is damaged.
     """
-    from prompt_tune.deployment.graph import export_graph
-    from prompt_tune.deployment.half import export_half_graph
-
     run, out = Path(run), Path(out).absolute()
     _check_place(out)
     config, world, original, learned = load_run(run)
     try:
-        with _replacing_folder(out) as folder:
+        with replacing_folder(out) as folder:
             if half:
                 vocabularies = {"original": original.embeddings, "learned": learned.embeddings}
                 export_half_graph(world, folder / GRAPH_FILE, image_size=config["image_size"], **vocabularies)
@@ -62,7 +61,7 @@ def export_bundle(run: Path | str, out: Path | str, *, half: bool = False) -> No
     except OSError as error:
         raise GraphError(f"Cannot write the bundle '{out}': {error.strerror}. Choose another --out.") from error
     logger.info(
-        "%s: detector %s, %d original and %d learned classes; the graph agrees with torch on shapes it never saw.",
+        "%s: detector %s, %d original and %d learned classes; the graph agrees with torch on shapes not traced.",
         out,
         short(world.digest),
         len(original.names),
@@ -84,27 +83,14 @@ def _check_place(out: Path) -> None:
         raise GraphError(f"'{out}' is in the way: it is not a bundle, so it is not replaced. Choose another --out.")
 
 
-@contextmanager
-def _replacing_folder(out: Path) -> Iterator[Path]:
-    """A sibling folder to fill, which takes the place of `out` when the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as workspace:
-        new, old = Path(workspace) / "new", Path(workspace) / "old"
-        new.mkdir()
-        yield new
-        if out.exists():
-            os.replace(out, old)
-        os.replace(new, out)
-
-
 def _kit_files(kit: str) -> dict[str, bytes]:
-    """Name and content of each file of one of `KITS`; in a checkout, not what running it there has left."""
+    """Name and content of each file of a kit, without the folders that appear in a checkout when the kit is used."""
     folder = files("prompt_tune.export").joinpath(kit)
     return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
 
 
 def _readme(out: Path, config: dict[str, Any], original: Vocabulary, learned: Vocabulary) -> str:
-    """The bundle's README, from the template in the deployment kit."""
+    """The bundle's README, from the template beside the kits."""
     template = files("prompt_tune.export").joinpath("bundle_README.md").read_text(encoding="utf-8")
     return Template(template).substitute(
         bundle=out.name,

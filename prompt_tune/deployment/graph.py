@@ -1,6 +1,6 @@
-"""The ONNX graph (opset 17): frozen detector, contrastive head and suppression, with the vocabularies as inputs.
+"""The ONNX graph (opset 17): frozen detector, contrastive head and suppression, with vocabularies as inputs.
 
-Original and learned classes never meet in one operation, so no learned row can change a bit of an original detection.
+No operation takes both original and learned classes, so no learned row can change a bit of an original detection.
 """
 
 import copy
@@ -32,35 +32,38 @@ DYNAMIC_AXES = {
     "original_detections": {0: "n_original_detections"},
     "learned_detections": {0: "n_learned_detections"},
 }
-# batch, height and width in strides, n_original, n_prompts, n_learned, n_prompts of the learned
+# batch, height and width in strides, n_original, its n_prompts, n_learned, its n_prompts
 TRACED_SHAPE = (2, 3, 2, 3, 2, 2, 3)
 CHECKED_SHAPES = ((1, 2, 3, 5, 1, 0, 1), (3, 1, 4, 1, 3, 7, 2), (1, 4, 4, 80, 1, 1, 1))
-RTOL, ATOL = 1e-3, 1e-5  # DETR's test of its ONNX export; boxes are compared as shares of the input's longer side
-FLOAT32_ERRORS = 4  # random weights can make rounding errors grow: the graph may be off by a few times torch's own
+RTOL, ATOL = 1e-3, 1e-5  # as in DETR's test of its ONNX export; boxes are divided by the input's longer side first
+FLOAT32_ERRORS = 4  # random weights can amplify rounding errors, so the graph's may be a few times as large as torch's
 
 
 class DetectorGraph(nn.Module):
-    """What is traced: images and two vocabularies in, two tables of detections out (DESIGN, section 7)."""
+    """The module that is traced: images and two vocabularies in, two tables of detections out (DESIGN, section 7)."""
 
     def __init__(self, world: World) -> None:
         """Holds `world`, whose parameters become the graph's initializers."""
         super().__init__()
         self.world = world
         self.detector = world.model
-        self.head = world.head  # registered, or each use of its constants would embed a copy
+        self.head = world.head  # registered, so that the graph holds its constants once and not at each use
         self.eval()
 
     def raw(self, images: Tensor, original: Tensor, learned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Before suppression.
+        """Computes boxes and scores before suppression.
 
-        Args:    images: (b, 3, h, w) float32, RGB in 0..1.
-                 original: (n_original, n_prompts, 512) float32, guide and classes in one.
-                 learned: (n_learned, n_prompts', 512) float32; n_learned may be 0.
-        Returns: boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input; scores (b, n_original, A) and
-                 (b, n_learned, A), in 0..1.
+        Args:
+            images: (b, 3, h, w) float32, RGB in 0..1.
+            original: (n_original, n_prompts, 512) float32, both guide and classes.
+            learned: (n_learned, n_prompts', 512) float32; n_learned may be 0.
+
+        Returns:
+            Boxes (b, A, 4), x1 y1 x2 y2 in pixels of the network's input; scores (b, n_original, A) and
+            (b, n_learned, A), in 0..1.
         """
         head_maps, boxes_xyxy = self.world.feature_maps(images, original.flatten(0, 1))
-        flat = [head_map.flatten(2) for head_map in head_maps]  # (b, c3, h * w / stride^2) a level
+        flat = [head_map.flatten(2) for head_map in head_maps]  # (b, c3, h * w / stride^2) for each level
         return boxes_xyxy, self._scores(flat, original), self._scores(flat, learned)
 
     def forward(
@@ -72,13 +75,19 @@ class DetectorGraph(nn.Module):
         original_conf: Tensor,
         learned_conf: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Detections of both vocabularies, each suppressed on its own.
+        """Computes the detections of both vocabularies, each suppressed separately.
 
-        Args:    images, original, learned: as in `raw`.
-                 iou: (1,) float32, a box that overlaps a better one of its class by more than this is dropped.
-                 original_conf, learned_conf: (1,) float32, detections have a score above this.
-        Returns: two (n, 7) float32: image index, x1, y1, x2, y2 in pixels of the network's input, score, class. Sorted
-                 by image, then class, then falling score, then anchor.
+        Args:
+            images: See `raw`.
+            original: See `raw`.
+            learned: See `raw`.
+            iou: (1,) float32. A box is dropped if it overlaps a box of its class and a higher score by more than this.
+            original_conf: (1,) float32. Original detections have a score above this.
+            learned_conf: (1,) float32. Learned detections have a score above this.
+
+        Returns:
+            Two tables (n, 7) float32: image index, x1, y1, x2, y2 in pixels of the network's input, score, class. Rows
+            are sorted by image, then class, then falling score, then anchor.
         """
         boxes_xyxy, original_scores, learned_scores = self.raw(images, original, learned)
         return (
@@ -87,7 +96,7 @@ class DetectorGraph(nn.Module):
         )
 
     def _scores(self, head: list[Tensor], embeddings: Tensor) -> Tensor:
-        """(b, n_cls, A): a class scores the maximum over its prompts. The vocabulary is folded once a call."""
+        """Scores (b, n_cls, A): the maximum over the prompts of a class. The vocabulary is folded once per call."""
         weight, bias = self.world.fold(embeddings.flatten(0, 1))
         levels = [weight[i] @ features + bias[i][:, None] for i, features in enumerate(head)]
         logits = torch.cat(levels, dim=2)  # (b, n_cls * n_prompts, A)
@@ -99,15 +108,17 @@ class DetectorGraph(nn.Module):
 def export_graph(
     world: World, path: Path | str, *, image_size: int = 640, opset: int = OPSET, exact: World | None = None
 ) -> None:
-    """Writes the detector as an ONNX file, whole or not at all, once it agrees with torch.
+    """Exports the detector as an ONNX file. The file is written only if it agrees with torch.
 
-    Args:    world: the detector, on the CPU.
-             path: of the file to write.
-             image_size: pixels of the square that images are letterboxed to unless the user wants another; it only
-                 stands in the metadata.
-             opset: of the graph.
-             exact: the detector in float32, where `world` is its float16 copy (`half.half_world`).
-    Raises:  GraphError: the graph is not valid, or does not agree with torch on shapes that were not traced.
+    Args:
+        world: The detector, on the CPU.
+        path: The file to write.
+        image_size: Side in pixels of the square to which images are letterboxed by default; it goes into the metadata.
+        opset: The graph's opset.
+        exact: The detector in float32, if `world` is its float16 copy (`half.half_world`).
+
+    Raises:
+        GraphError: The graph is not valid, or disagrees with torch on shapes that were not traced.
     """
     metadata = {
         "version": GRAPH_VERSION,
@@ -124,16 +135,19 @@ def export_graph(
 
 
 def check_graph(world: World, path: Path | str, *, exact: World | None = None) -> None:
-    """Compares a graph with torch on shapes that its export never saw.
+    """Compares a graph with torch on shapes that were not traced.
 
-    Before suppression, scores and boxes are compared with torch in float64: they agree within `RTOL`, `ATOL` and
-    `FLOAT32_ERRORS` times the largest error of torch in `world`'s own precision. After it, the rows are exactly those
-    that suppression in torch makes of the graph's own scores and boxes.
+    Before suppression, scores and boxes must agree with torch in float64, within `RTOL`, `ATOL` and `FLOAT32_ERRORS`
+    times the largest error of torch in `world`'s own precision. After it, the rows must be exactly those that
+    suppression in torch makes of the graph's own scores and boxes.
 
-    Args:    world: the detector that the graph was made of.
-             path: of the ONNX file.
-             exact: as of `export_graph`.
-    Raises:  GraphError: the file is no valid ONNX graph, or disagrees.
+    Args:
+        world: The detector from which the graph was exported.
+        path: The ONNX file.
+        exact: See `export_graph`.
+
+    Raises:
+        GraphError: The file is not a valid ONNX graph, or disagrees with torch.
     """
     import onnx
 
@@ -150,7 +164,7 @@ def check_graph(world: World, path: Path | str, *, exact: World | None = None) -
 
 
 def raw_session(model: "onnx.ModelProto") -> Any:
-    """A CPU session whose outputs are the graph's, then boxes and scores of the original and of the learned classes."""
+    """Opens a CPU session with more outputs: after the graph's own, boxes, original scores and learned scores."""
     import onnx
     import onnxruntime
 
@@ -163,7 +177,10 @@ def raw_session(model: "onnx.ModelProto") -> Any:
 
 
 class _Suppress(torch.autograd.Function):
-    """`suppress` for each image in torch, one `NonMaxSuppression` node in the graph."""
+    """In torch, `suppress` for each image; in the graph, one `NonMaxSuppression` node.
+
+    `forward` also runs while the graph is traced, where some operations break the exporter: see `suppress`.
+    """
 
     @staticmethod
     def forward(ctx: Any, boxes_xyxy: Tensor, scores: Tensor, limit: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
@@ -179,7 +196,7 @@ class _Suppress(torch.autograd.Function):
 
 
 def _detections(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -> Tensor:
-    """(n, 7) rows of one vocabulary, from boxes (b, A, 4) and scores (b, n_cls, A)."""
+    """The rows (n, 7) of one vocabulary, from boxes (b, A, 4) and scores (b, n_cls, A)."""
     limit = torch.tensor([MAX_PER_CLASS], dtype=torch.int64)
     kept: Any = _Suppress.apply(boxes_xyxy, scores, limit, iou, conf)  # (n, 3)
     image, index, anchor = kept[:, 0], kept[:, 1], kept[:, 2]
@@ -190,9 +207,10 @@ def _detections(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -
 
 
 def _trace(module: DetectorGraph, path: Path, opset: int) -> None:
-    """Writes the module as an ONNX file, batch, sizes and vocabularies dynamic."""
+    """Writes the module as an ONNX file with dynamic batch, image size and vocabularies."""
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's deprecation, and sizes that are traced: check_graph tells
+        # the exporter warns that it is deprecated, and of traced sizes, which `check_graph` checks
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
             (*_example(TRACED_SHAPE, max(module.world.strides)), *_thresholds()),
@@ -206,7 +224,7 @@ def _trace(module: DetectorGraph, path: Path, opset: int) -> None:
 
 
 def _label(path: Path, metadata: dict[str, Any]) -> None:
-    """Adds our metadata to an ONNX file, and the width of the outputs, which the exporter does not know."""
+    """Adds our metadata to an ONNX file, and the number of columns, which the exporter does not know."""
     import onnx
 
     model = onnx.load(path)
@@ -217,7 +235,7 @@ def _label(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def _example(shape: Sequence[int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Seeded images and vocabularies of one of the shapes above."""
+    """Random images and vocabularies of one of the shapes above; each shape has its own seed."""
     batch, height, width, n_original, n_prompts, n_learned, n_learned_prompts = shape
     generator = torch.Generator().manual_seed(sum(shape))
     images = torch.rand(batch, 3, height * stride, width * stride, generator=generator)
@@ -227,12 +245,12 @@ def _example(shape: Sequence[int], stride: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _thresholds() -> tuple[Tensor, Tensor, Tensor]:
-    """iou, original_conf and learned_conf of the examples."""
+    """The inputs iou, original_conf and learned_conf of the examples."""
     return torch.tensor([0.7]), torch.tensor([1e-3]), torch.tensor([1e-2])
 
 
 def _check_shape(session: Any, reference: DetectorGraph, exact: DetectorGraph, shape: Sequence[int]) -> None:
-    """One forward pass in ONNX Runtime against one in torch; `exact` is `reference` in float64."""
+    """Compares a forward pass in ONNX Runtime with torch; `exact` is `reference` in float64."""
     example, thresholds = _example(shape, max(reference.world.strides)), _thresholds()
     feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, (*example, *thresholds), strict=True)}
     on_input = f"on input {tuple(example[0].shape)}"
@@ -255,7 +273,7 @@ def _check_shape(session: Any, reference: DetectorGraph, exact: DetectorGraph, s
 
 
 def _agree(got: Tensor, near: Tensor, true: Tensor) -> bool:
-    """Whether `got` is as close to float64's `true` as float32's `near` lets expect. Never where a number is NaN."""
+    """Whether `got` is close to `true` (float64), given how close `near` (torch's own precision) is. NaN is not."""
     if not true.numel():
         return True
     allowed = ATOL + RTOL * true.abs() + FLOAT32_ERRORS * (near - true).abs().max()

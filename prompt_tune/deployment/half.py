@@ -1,4 +1,4 @@
-"""The detector in float16, for GPUs: convolutions and attention. Boxes, scores and suppression stay in float32."""
+"""The detector with convolutions and attention in float16, for GPUs. Boxes, scores and suppression stay in float32."""
 
 import copy
 import logging
@@ -9,28 +9,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prompt_tune.datasets.sample import custom_scene
 from prompt_tune.deployment.graph import DetectorGraph, export_graph, raw_session
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing
 from prompt_tune.models.world import World
+from prompt_tune.runtime.images import letterbox
 
-MAX_BOX_PX = 0.5  # what a box may move by, in pixels of the network's input
-MAX_SCORE = 0.01  # what a score may change by
-SCENES = 4  # of the sample set, on which both are measured
-ANCHORS = 100  # of a scene, those with the best scores: what can become a detection
+MAX_BOX_PX = 0.5  # how far a box may move, in pixels of the network's input
+MAX_SCORE = 0.01  # how much a score may change
+SCENES = 4  # scenes of the sample set, on which both are measured
+ANCHORS = 100  # per scene: those with the highest scores, which can become detections
 logger = logging.getLogger(__name__)
 
 
 def export_half_graph(
     world: World, path: Path | str, *, image_size: int, original: np.ndarray, learned: np.ndarray
 ) -> None:
-    """Writes the detector as a float16 ONNX file, whole or not at all, once it agrees with float32.
+    """Exports the detector as a float16 ONNX file. The file is written only if it agrees with float32.
 
-    It is the same detector to vocabularies (same digest) and has the same inputs and outputs, float32 too.
+    The graph takes the same vocabularies (it has the same digest), and its inputs and outputs stay in float32.
 
-    Args:    world: the detector, float32, on the CPU. path, image_size: as of `export_graph`.
-             original, learned: (n, n_prompts, 512) float32, the embeddings that it is checked with.
-    Raises:  GraphError: as of `export_graph`, or float16 is not exact enough for these weights.
+    Args:
+        world: The detector, float32, on the CPU.
+        path: The file to write.
+        image_size: See `export_graph`.
+        original: (n_original, n_prompts, 512) float32, with which it is checked.
+        learned: (n_learned, n_prompts', 512) float32, likewise.
+
+    Raises:
+        GraphError: See `export_graph`; or float16 is not exact enough for these weights.
     """
     with replacing(path) as temporary:
         export_graph(half_world(world), temporary, image_size=image_size, exact=world)
@@ -44,10 +52,13 @@ def export_half_graph(
 
 
 def half_world(world: World) -> World:
-    """A copy of a detector that computes in float16 from the images to the head's maps, which come out in float32.
+    """Copies a detector and makes the copy compute in float16, from the images to the head's maps.
 
-    Args:    world: float32, on the CPU; it stays as it is.
-    Returns: takes and gives what `world` does; digest and folded head are those of `world`.
+    Args:
+        world: The detector, float32, on the CPU. It is not changed.
+
+    Returns:
+        The copy. Its inputs and outputs stay in float32; its digest and folded head are those of `world`.
     """
     half = World(copy.deepcopy(world.model), source_name=world.source_name)
     layers: Any = half.model.model
@@ -56,23 +67,29 @@ def half_world(world: World) -> World:
     head = layers[-1]
     for i, (boxes, scores) in enumerate(zip(head.cv2, head.cv3, strict=True)):
         head.cv2[i] = nn.Sequential(*boxes.half(), _ToFloat())
-        head.cv3[i] = nn.Sequential(*scores[:-1].half(), _ToFloat(), scores[-1])  # the last is in the folded head
+        head.cv3[i] = nn.Sequential(*scores[:-1].half(), _ToFloat(), scores[-1])  # the last one is folded
     return half
 
 
 def half_differences(
     world: World, path: Path | str, *, image_size: int, original: np.ndarray, learned: np.ndarray
 ) -> tuple[float, float]:
-    """How far a graph is from the float32 detector before suppression, where detections can come from.
+    """Measures how far a graph is from the float32 detector before suppression.
 
-    Args:    as of `export_half_graph`.
-    Returns: the largest difference of a box, in pixels of the network's input, and of a score, at the `ANCHORS` anchors
-             with the best scores in each of `SCENES` scenes of the sample set. NaN where the graph computes NaN.
+    Only the `ANCHORS` anchors with the highest scores are compared, in each of `SCENES` scenes of the sample set.
+
+    Args:
+        world: The detector, float32, on the CPU.
+        path: The ONNX file.
+        image_size: Side in pixels of the square to which the scenes are letterboxed.
+        original: See `export_half_graph`.
+        learned: See `export_half_graph`.
+
+    Returns:
+        The largest difference of a box, in pixels of the network's input, and of a score. If the graph computes NaN,
+        they are NaN.
     """
     import onnx
-
-    from prompt_tune.datasets.sample import custom_scene
-    from prompt_tune.runtime.images import letterbox
 
     session, reference = raw_session(onnx.load(path)), DetectorGraph(world)
     vocabularies = {"original": original, "learned": learned}
@@ -86,21 +103,21 @@ def half_differences(
         raw = session.run(None, {"images": images} | vocabularies | limits)[2:]
         boxes, scores = true[0].numpy(), np.concatenate([table.numpy() for table in true[1:]], axis=1)  # (1, n_cls, A)
         half_scores = np.concatenate(raw[1:], axis=1)  # (1, n_cls, A)
-        best = np.maximum(scores, half_scores)[0].max(axis=0).argsort()[-ANCHORS:]  # (ANCHORS,); NaN counts as largest
-        box_px = np.maximum(box_px, np.abs(boxes - raw[0])[:, best].max())  # NaN stays
+        best = np.maximum(scores, half_scores)[0].max(axis=0).argsort()[-ANCHORS:]  # (ANCHORS,); NaN sorts last
+        box_px = np.maximum(box_px, np.abs(boxes - raw[0])[:, best].max())  # NaN propagates
         score = np.maximum(score, np.abs(scores - half_scores)[:, :, best].max())
     return float(box_px), float(score)
 
 
 class _ToFloat(nn.Module):
-    """The end of what is computed in float16."""
+    """Converts to float32, where the float16 part ends."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float()
 
 
 def _to_half(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """float32 tensors in float16; lists of them come from layers that are in float16 already."""
+    """Converts float32 inputs to float16. Lists of tensors come from layers that are in float16 already."""
     return tuple(
         value.half() if isinstance(value, Tensor) and value.dtype == torch.float32 else value for value in inputs
     )

@@ -19,6 +19,7 @@ from prompt_tune.deployment.bake import _matched_changes, bake, measure_shift
 from prompt_tune.errors import DataError, RunError
 from prompt_tune.models import ultralytics
 from prompt_tune.models.world import World
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 SIZE = 256
@@ -122,14 +123,22 @@ def test_shift_of_a_twin_is_nothing_and_of_a_random_class_is_measured(scenes: Pa
     assert moved.largest > 1e-4 and moved.largest >= moved.mean > 0
 
 
+def detections(boxes: list[list[int]], *, scores: list[float], classes: list[int]) -> Detections:
+    rows = np.array(boxes, np.float32).reshape(-1, 4)
+    return Detections(rows, np.array(scores, np.float32), np.array(classes, np.int64))
+
+
 def test_matched_changes_by_hand() -> None:
-    before = np.array(
-        [[0, 0, 10, 10, 0.9, 1], [0, 0, 10, 9, 0.8, 1], [50, 50, 60, 60, 0.5, 1], [0, 0, 10, 10, 0.4, 2]], np.float32
+    before = detections(
+        [[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [0, 0, 10, 10]],
+        scores=[0.9, 0.8, 0.5, 0.4],
+        classes=[1, 1, 1, 2],
     )
-    after = np.array([[0, 0, 10, 10, 0.7, 1], [0, 1, 10, 10, 0.75, 1], [20, 20, 30, 30, 0.5, 2]], np.float32)
+    after = detections([[0, 0, 10, 10], [0, 1, 10, 10], [20, 20, 30, 30]], scores=[0.7, 0.75, 0.5], classes=[1, 1, 2])
+    nothing = detections([], scores=[], classes=[])
     # the first two find one each, the third is gone, and the fourth is of another class than what lies there
     np.testing.assert_allclose(_matched_changes(before, after), [0.2, 0.05], atol=1e-6)
-    assert _matched_changes(before, after[:0]).shape == _matched_changes(before[:0], after).shape == (0,)
+    assert _matched_changes(before, nothing).shape == _matched_changes(nothing, after).shape == (0,)
 
 
 def test_bake_on_the_command_line_says_what_moves(
@@ -143,11 +152,11 @@ def test_bake_on_the_command_line_says_what_moves(
     assert done.status == 0, done.err
     first, second, third = done.out.splitlines()
     assert first == f"Wrote {tmp_path / 'custom.pt'}: 80 original and 2 learned classes."
-    assert "original boxes and scores move" in second
+    assert "original boxes and scores change" in second
     assert third.startswith("3 images, ") and "on average" in third
     assert "Skipped: " in done.err and "broken.png" in done.err
     done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt")
-    assert done.out.splitlines()[-1] == "By how much: give --images FOLDER."
+    assert done.out.splitlines()[-1] == "To measure how much, give --images FOLDER."
 
 
 def test_bake_says_what_ultralytics_cannot_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,7 +165,7 @@ def test_bake_says_what_ultralytics_cannot_hold(tmp_path: Path, caplog: pytest.L
     learned = learned_for_tiny(("gizmo",), rows, **fields)
     with caplog.at_level(logging.INFO):
         bake(write_run(tmp_path / "run", "tiny", original_vocabulary(), learned, SIZE), tmp_path / "custom.pt")
-    assert "no place for the calibration" in caplog.text and "their scores move as well" in caplog.text
+    assert "cannot hold the calibration" in caplog.text and "their scores change too" in caplog.text
 
 
 def test_bake_refuses_what_ultralytics_cannot_hold(tiny_run: Path, tmp_path: Path) -> None:

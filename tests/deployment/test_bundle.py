@@ -1,6 +1,7 @@
 """From a run folder to a bundle: what it holds, what is refused, and that nothing half-written stays."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,31 @@ def test_bundle_that_is_there_is_replaced(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "run"]
 
 
+@pytest.mark.parametrize("failing", [1, 2])
+def test_old_bundle_survives_a_rename_that_fails(
+    failing: int, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    export_bundle(run, bundle)
+    (bundle / "README.md").write_text("old")
+    before, rename, renames = content(bundle), os.replace, []
+
+    def failing_rename(source: Path, target: Path) -> None:
+        if Path(source).is_dir():  # files are renamed as well, inside the new bundle
+            renames.append(target)
+            if len(renames) == failing:
+                raise PermissionError(13, "Permission denied", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", failing_rename)
+    with pytest.raises(
+        GraphError, match=r"Cannot write the bundle '.*bundle': Permission denied\. Choose another --out"
+    ):
+        export_bundle(run, bundle)
+    assert content(bundle) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "run"]
+
+
 def test_empty_folder_is_filled(run: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     export_bundle(run, tmp_path / "bundle")
@@ -195,13 +221,17 @@ def damage_original(run: Path) -> None:
         (empty_config, RunError, "is damaged: it has no `model`"),
         (drop_key, RunError, "is damaged: it has no `image_size`"),
         (lose_model, ModelError, "There is no detector 'gone.pt'"),
-        (change_detector, RunError, "the run was made for another detector (aaaaaaaaaaaa, here"),
+        (change_detector, RunError, "config.json' was made for detector aaaaaaaaaaaa, but '"),
         (
             change_tower,
             RunError,
-            "the original.vocab.safetensors was made for another text tower (cccccccccccc, here dddd",
+            "original.vocab.safetensors' was made for text tower cccccccccccc, but 'config.json' has dddddddddddd",
         ),
-        (change_guide, RunError, "the learned.vocab.safetensors was made for another guide (eeeeeeeeeeee, here"),
+        (
+            change_guide,
+            RunError,
+            "learned.vocab.safetensors' was made for guide eeeeeeeeeeee, but 'original.vocab.safetensors' has ",
+        ),
         (drop_learned, VocabularyError, "learned.vocab.safetensors"),
         (damage_original, VocabularyError, "original.vocab.safetensors"),
     ],
