@@ -17,7 +17,6 @@ from prompt_tune.errors import DataError
 from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.evaluation.matching import match_classes
 from prompt_tune.evaluation.metrics import Metrics, coco_evaluation
-from prompt_tune.models.embeddings import load_run
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import LEARNED, Detector
@@ -123,6 +122,7 @@ def validate_run(
         VocabularyError: A vocabulary cannot be loaded, or does not belong to the run.
         ProviderError: The device is not available.
     """
+    from prompt_tune.models.embeddings import load_run
     from prompt_tune.models.world import check_device
 
     check_device(device)

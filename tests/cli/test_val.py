@@ -72,8 +72,9 @@ def test_val_names_what_it_leaves_out(folder: Path, capfd: pytest.CaptureFixture
     done = run_command(capfd, "val", folder / "run", "--data", tmp_path / "data.yaml", "--split", "test")
     assert done.status == 0, done.err
     lines = done.out.splitlines()
-    assert "In no vocabulary, so left out: thing." in lines
-    assert any(line.startswith("Without a label in `test`, so left out: ") and "red triangle" in line for line in lines)
+    assert "Left out, because no vocabulary has them: thing." in lines
+    unlabelled = [line for line in lines if line.startswith("Left out, because `test` has no label of them: ")]
+    assert len(unlabelled) == 1 and "red triangle" in unlabelled[0]
 
 
 def test_val_curves_writes_a_picture(folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -84,6 +85,18 @@ def test_val_curves_writes_a_picture(folder: Path, capfd: pytest.CaptureFixture[
         assert image.format == "PNG"
 
 
+def test_val_curves_that_cannot_be_written_are_one_line_after_the_numbers(
+    folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = folder / "set" / "custom"
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "curves.png", tmp_path):
+        done = run_command(capfd, "val", folder / "bundle", "--data", data, "--json", "--curves", place)
+        assert done.status == 1 and json.loads(done.out)["images"] == 6
+        assert done.err.splitlines()[-1].startswith(f"Error: Cannot write {place}: ")
+        assert "Traceback" not in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "reason"),
     [
@@ -91,10 +104,18 @@ def test_val_curves_writes_a_picture(folder: Path, capfd: pytest.CaptureFixture[
         (["run"], 2, "Missing option '--data'."),
         (["run", "--data", "set/custom", "--split", "all"], 2, "'all' is not one of"),
         (["run", "--data", "set/custom", "--engine", "magic"], 2, "'magic' is not one of"),
-        (["nowhere", "--data", "set/custom"], 1, "is no run of `fit`"),
-        (["bundle", "--data", "set/custom", "--engine", "torch"], 1, "is a bundle"),
+        (
+            ["nowhere", "--data", "set/custom"],
+            1,
+            "is neither a run of `fit` (no config.json) nor a bundle (no detector",
+        ),
+        (["bundle", "--data", "set/custom", "--engine", "torch"], 1, "is a bundle, which only ONNX Runtime can run"),
         (["run", "--data", "nowhere"], 1, "no such file or folder"),
-        (["run", "--data", "set/custom", "--names", "a, b, c, d, e, f"], 1, "names no class of the vocabularies"),
+        (
+            ["run", "--data", "set/custom", "--names", "a, b, c, d, e, f"],
+            1,
+            "No class of `set/custom` is in the vocabularies",
+        ),
         (["run", "--data", "set/custom", "--names", "a, b"], 1, "must name the 6 classes"),
         (["run", "--data", "set/custom", "--device", "abacus"], 1, "abacus"),
         (["bundle", "--data", "set/custom", "--device", "abacus"], 1, "abacus"),
@@ -126,6 +147,6 @@ def test_val_of_bundle_needs_no_torch_but_says_what_it_needs(folder: Path) -> No
     done = run("torch", "torchvision", "ultralytics", "open_clip", "onnx")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 6
-    done = run("torch", "faster_coco_eval")
+    done = run("torch", "yaml")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip().startswith("Error: `val` needs packages that come with `fit`, and `faster_coco_eval`")
+    assert done.stderr == "Error: yaml is not installed, and this needs it: pip install 'prompt-tune[fit]'\n"

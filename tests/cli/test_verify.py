@@ -85,6 +85,26 @@ def test_verify_of_graph_that_leaks_exits_3(leaky: Path, scenes: Path) -> None:
     assert json.loads(done.stdout)["original_bits_changed"] > 0
 
 
+def test_verify_writes_its_page(bundle: Path, scenes: Path, tmp_path: Path) -> None:
+    done = prompt_tune(bundle, "--images", scenes, "--report", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "<html" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_verify_prints_its_verdict_before_a_page_that_cannot_be_written(
+    bundle: Path, leaky: Path, scenes: Path, tmp_path: Path
+) -> None:
+    """A regression decides the exit status; without one, the page that is missing does."""
+    (tmp_path / "file").touch()
+    page = tmp_path / "file" / "page.html"
+    for place, status, verdict in ((bundle, 1, "Passed: "), (leaky, 3, "FAILED: ")):
+        done = prompt_tune(place, "--images", scenes, "--report", page)
+        assert done.returncode == status, done.stderr
+        assert done.stdout.splitlines()[-1].startswith(verdict)
+        assert done.stderr.splitlines()[-1].startswith(f"Error: Cannot write {page}: ")
+        assert "Traceback" not in done.stderr
+
+
 def test_verify_json_has_the_promised_keys(bundle: Path, sample: Path) -> None:
     done = prompt_tune(bundle, "--images", sample / "*" / "images" / "*" / "*.jpg", "--json")
     assert done.returncode == 0, done.stderr
@@ -109,14 +129,12 @@ def test_verify_with_labels_has_precision_before_and_after(bundle: Path, sample:
     assert f"│ AP50             │ {found['original_ap50_before']:.4f}" in table.stdout
 
 
-def test_verify_with_labels_but_without_the_evaluator_says_what_to_install(
-    bundle: Path, sample: Path, scenes: Path
-) -> None:
+def test_verify_with_labels_but_without_yaml_says_what_to_install(bundle: Path, sample: Path, scenes: Path) -> None:
     data = sample / "original" / "original.yaml"
-    done = prompt_tune(bundle, "--images", scenes, "--data", data, blocked=(*HEAVY, "faster_coco_eval"))
+    done = prompt_tune(bundle, "--images", scenes, "--data", data, blocked=(*HEAVY, "yaml"))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().splitlines()[-1] == (
-        "Error: `data` needs packages that come with `fit`, and `faster_coco_eval` is missing. Install them "
+        "Error: `data` needs packages that come with `fit`, and `yaml` is missing. Install them "
         "(pip install 'prompt-tune[fit]'), or verify without --data."
     )
 
@@ -144,7 +162,7 @@ def test_verify_of_vocabulary_for_another_guide_is_refused(bundle: Path, scenes:
     [
         ([], 2, "Missing argument 'BUNDLE'."),
         (["nowhere"], 2, "Missing option '--images'."),
-        (["nowhere", "--images", "."], 1, "`nowhere` is not a whole bundle"),
+        (["nowhere", "--images", "."], 1, "`nowhere` is not a complete bundle"),
         (["BUNDLE", "--images", "nowhere"], 1, "`nowhere`: no such file or folder."),
         (["BUNDLE", "--images", ".", "--device", "tpu"], 2, "'tpu' is not one of"),
     ],
