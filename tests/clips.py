@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 RATE = 25
-SHADE_STEP = 10  # a frame is grey of its number times this
+SHADE_STEP = 10  # the grey of a frame is its number times this
 
 
 def write_clip(path: Path, images: Sequence[np.ndarray], *, turned: int = 0, codec: str = "libx264") -> Path:
-    """A video of these uint8 (h, w, 3) images at 25 frames a second; `turned`: degrees that players turn it by."""
+    """Write a video of uint8 (h, w, 3) images at 25 frames per second; players turn it by `turned` degrees."""
     height, width = images[0].shape[:2]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE)
@@ -35,7 +35,7 @@ def write_clip(path: Path, images: Sequence[np.ndarray], *, turned: int = 0, cod
 
 
 def greys(count: int, *, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """Frames that tell their number: uint8 (48, 64, 3), grey of `SHADE_STEP` times the number."""
+    """Frames that show their number: uint8 (48, 64, 3), each with a grey of `SHADE_STEP` times its number."""
     return [np.full((height, width, 3), SHADE_STEP * number, np.uint8) for number in range(count)]
 
 
@@ -53,7 +53,7 @@ def as_jpeg(image: np.ndarray) -> bytes:
 
 @contextmanager
 def served(folder: Path, parts: Sequence[bytes] = (), *, breaks: bool = False) -> Iterator[str]:
-    """A server on this machine: the files of `folder`, and as /live `parts`, then the end or (breaks) silence."""
+    """A server on this machine: the files of `folder`, and at /live the JPEGs `parts`, then silence if it `breaks`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -214,9 +214,8 @@ def read_image(path: Path) -> Image.Image:
             if image.mode in ("I", "F"):
                 raise ValueError("32-bit pixels have no known range; save it with 8 bits")
             turn = TURNS.get(Image.Image.getexif(image).get(0x0112, 1))
-            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            rgb = image.convert("RGB")
+            deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
+            rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image).convert("RGB")
             return rgb if turn is None else rgb.transpose(turn)
     except DECODE_ERRORS as error:
         unknown = isinstance(error, UnidentifiedImageError)

@@ -210,9 +210,9 @@ def _installed(characters: Iterable[str]) -> Iterator[tuple[str, int]]:
                 yield path, int(index) & 0xFFFF  # the upper half names a variable font's instance
     for folder in font_folders():
         files = [path for path in folder.rglob("*") if path.suffix.lower() in FONT_SUFFIXES]
-        for path in sorted(files, key=lambda path: (sum(word in path.stem.lower() for word in UNUSUAL), path)):
-            if str(path) not in seen:
-                yield str(path), 0
+        for file in sorted(files, key=lambda file: (sum(word in file.stem.lower() for word in UNUSUAL), file)):
+            if str(file) not in seen:
+                yield str(file), 0
 
 
 def _usable(path: str, index: int) -> Face | None:

@@ -240,11 +240,8 @@ def test_drawing_never_replaces_an_image(bundle: Path, tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_read_or_written_are_one_line(bundle: Path, tmp_path: Path) -> None:
     Image.fromarray(photo(32, 32)).save(tmp_path / "a.png")
-    for options, place in (
-        (["--draw", tmp_path / "a.png" / "out"], tmp_path / "a.png" / "out"),
-        (["--learned", tmp_path / "gone"], tmp_path / "gone"),
-    ):
-        done = run(tmp_path / "a.png", "--bundle", bundle, *options)
+    for option, place in (("--draw", tmp_path / "a.png" / "out"), ("--learned", tmp_path / "gone")):
+        done = run(tmp_path / "a.png", "--bundle", bundle, option, place)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert done.stderr.startswith(f"{place}: N")  # No such file, Not a directory
 
@@ -254,7 +251,7 @@ def test_characters_that_the_font_lacks_are_named_and_another_font_draws_them(bu
     font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     Image.fromarray(photo(32, 32)).save(tmp_path / "a.png")
     more = save(learned_for(bundle, "\u0436\u0443\u043a a"), tmp_path / "more.vocab.safetensors")
-    command = [tmp_path / "a.png", "--bundle", bundle, "--learned", more, "--draw", tmp_path / "out"]
+    command: list[str | Path] = [tmp_path / "a.png", "--bundle", bundle, "--learned", more, "--draw", tmp_path / "out"]
     done = run(*command)
     assert done.returncode == 0
     assert ascii(done.stderr) == ascii("The font cannot draw \u0436 \u043a \u0443: give one that can as --font FILE.\n")

@@ -43,7 +43,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_annotate_counts_what_the_detector_finds(detector: Detector, photos: Path, tmp_path: Path) -> None:
-    result = annotate(detector, open_source(photos), out=tmp_path / "out", save=("csv",))
+    result = annotate(detector, open_source(photos), out=tmp_path / "out", save=["csv"])
     expected = detector.detect([photos / "a.png", photos / "b.png"])
     assert (result.images, result.frames, result.missed, result.broken, result.stopped) == (2, 0, 0, None, False)
     assert len(result.skipped) == 1 and "c.png` cannot be read as an image" in result.skipped[0]
@@ -58,7 +58,7 @@ def test_annotate_stops_when_it_is_asked_and_finishes_its_files(detector: Detect
     clip = write_clip(tmp_path / "clip.mp4", greys(12))
     asked = iter((False, False, True))
     result = annotate(
-        detector, open_source(clip), out=tmp_path / "out", save=("coco",), show=["forklift"], stop=lambda: next(asked)
+        detector, open_source(clip), out=tmp_path / "out", save=["coco"], show=["forklift"], stop=lambda: next(asked)
     )
     assert (result.frames, result.stopped) == (3, True)
     document = json.loads((tmp_path / "out" / "detections.json").read_text(encoding="utf-8"))
