@@ -109,6 +109,7 @@ def test_runtime_with_learned_vocabularies_changes_no_original_bit(bundle: Path)
 def test_fit_export_and_detect_run_on_it(v1: Path, text_tower: Path, tmp_path: Path) -> None:
     from prompt_tune.deployment.bundle import export_bundle
     from prompt_tune.tuning.fit import fit
+    from prompt_tune.tuning.job import FitInputs
 
     custom, _ = write_sample(tmp_path / "set", n_images=6)
     names = tmp_path / "names.txt"
@@ -119,14 +120,8 @@ def test_fit_export_and_detect_run_on_it(v1: Path, text_tower: Path, tmp_path: P
     checkpoint = torch.load(v1, weights_only=False)
     checkpoint["model"].names = {i: str(i) for i in range(80)}
     torch.save(checkpoint, plain)
-    result = fit(
-        str(plain),
-        custom,
-        tmp_path / "run",
-        config=FitConfig(epochs=3, image_size=96),
-        original=str(names),
-        text_tower=f"local-dir:{text_tower}",
-    )
+    inputs = FitInputs(str(plain), custom, original=str(names), text_tower=f"local-dir:{text_tower}")
+    result = fit(inputs, tmp_path / "run", config=FitConfig(epochs=3, image_size=96))
     losses = [line["loss"] for line in _metrics(result.run)]
     assert losses[-1] < losses[0]
     after = World.load(plain).model.state_dict()
