@@ -28,6 +28,7 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
 from prompt_tune.runtime.providers import Device
 from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.format import LEARNED_FILE
 
 PICTURE_ROWS, PICTURE_SCALE = 3, 2  # test images in the picture, and by how much they are enlarged
@@ -81,7 +82,7 @@ def demo(
     except OSError as error:
         raise RunError(f"{out} cannot be used: {error.strerror}. Give another --out.") from error
     custom, original = write_sample(out / "sample", n_images=n_images, seed=seed, progress=progress)
-    fit(TINY, custom, out / "run", config=FitConfig(seed=seed), device=device, progress=progress)
+    fit(FitInputs(TINY, custom), out / "run", config=FitConfig(seed=seed), device=device, progress=progress)
     progress("export", 0, 1, "")
     export_bundle(out / "run", out / "bundle")
     progress("export", 1, 1, "checked against torch")

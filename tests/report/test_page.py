@@ -28,6 +28,7 @@ from prompt_tune.evaluation.verify import Collision, FalseAlarms, Setting, Verif
 from prompt_tune.report.page import PICTURED, write_verification_page
 from prompt_tune.run import RunFolder
 from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 HEIGHT = 176  # pixels of the images, which are 256 wide
@@ -73,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     data = write_sample(folder / "set", n_images=10)[0]
     for path in (data.parent / "images").rglob("*.jpg"):
         _cut(path)
-    fit("tiny", data, folder / "run", config=FitConfig(epochs=3), classes=CLASSES)
+    fit(FitInputs("tiny", data, classes=CLASSES), folder / "run", config=FitConfig(epochs=3))
     return RunFolder(folder / "run")
 
 
@@ -191,21 +192,22 @@ def test_same_run_gives_the_same_page(run: RunFolder, tmp_path: Path) -> None:
     config = json.loads(run.config.read_text())
     before = run.report.read_bytes()
     learned = run.learned.read_bytes()
-    fit("tiny", config["data"], run.folder, config=FitConfig(epochs=3), classes=CLASSES, resume=True)
+    fit(FitInputs("tiny", config["data"], classes=CLASSES), run.folder, config=FitConfig(epochs=3), resume=True)
     assert run.report.read_bytes() == before and run.learned.read_bytes() == learned
 
 
 def test_image_that_went_missing_is_named_and_costs_one_picture(tmp_path: Path) -> None:
     data = write_sample(tmp_path / "set", n_images=3)[0]
     gone = sorted((data.parent / "images" / "val").iterdir())[0]
-    fit("tiny", data, tmp_path / "whole", config=FitConfig(epochs=1), cache=tmp_path / "cache")
+    inputs = FitInputs("tiny", data, cache=tmp_path / "cache")
+    fit(inputs, tmp_path / "whole", config=FitConfig(epochs=1))
     content = gone.read_bytes()
 
     def damage(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train":
             gone.write_bytes(content[: len(content) // 2])
 
-    fit("tiny", data, tmp_path / "run", config=FitConfig(epochs=1), cache=tmp_path / "cache", progress=damage)
+    fit(inputs, tmp_path / "run", config=FitConfig(epochs=1), progress=damage)
     whole, run = Page(tmp_path / "whole" / "report.html"), Page(tmp_path / "run" / "report.html")
     assert gone.name in run.text["pictures"] and gone.name not in whole.text["pictures"]
     assert 2 < len(run.all("img")) < len(whole.all("img"))
@@ -314,8 +316,8 @@ def test_page_of_a_fit_that_cannot_be_written_is_one_line(run: RunFolder, tmp_pa
             shutil.copy(file, tmp_path)
     (tmp_path / run.report.name).mkdir()
     config = json.loads(run.config.read_text())
-    cache = run.folder / "regions"
+    inputs = FitInputs("tiny", config["data"], classes=CLASSES, cache=run.folder / "regions")
     with pytest.raises(RunError) as refusal:
-        fit("tiny", config["data"], tmp_path, config=FitConfig(epochs=3), classes=CLASSES, cache=cache, resume=True)
+        fit(inputs, tmp_path, config=FitConfig(epochs=3), resume=True)
     expected = f"Cannot write {tmp_path / 'report.html'}: Is a directory. Choose another place or make room."
     assert str(refusal.value) == expected

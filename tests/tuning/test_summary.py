@@ -19,6 +19,7 @@ from prompt_tune.run import RunFolder
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.images import letterbox, read_rgb
 from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 CONFIG = FitConfig(epochs=2)
@@ -46,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("run") / "run"
-    fit("tiny", data, folder, config=CONFIG)
+    fit(FitInputs("tiny", data), folder, config=CONFIG)
     return RunFolder(folder)
 
 
@@ -56,9 +57,9 @@ def test_report_with_a_damaged_image_is_that_of_a_set_without_it(data: Path, run
     content = damaged.read_bytes()
     try:
         damaged.write_bytes(content[: len(content) // 2])  # its header is whole, so it is found out when it is cached
-        fit("tiny", data, tmp_path / "damaged", config=CONFIG)
+        fit(FitInputs("tiny", data), tmp_path / "damaged", config=CONFIG)
         damaged.unlink()
-        fit("tiny", data, tmp_path / "without", config=CONFIG)
+        fit(FitInputs("tiny", data), tmp_path / "without", config=CONFIG)
     finally:
         damaged.write_bytes(content)
     first, second = RunFolder(tmp_path / "damaged"), RunFolder(tmp_path / "without")
