@@ -1,4 +1,4 @@
-"""Boxes that overlap: IoU, greedy matching, and the suppression of a class's own. NumPy only."""
+"""Boxes that overlap: IoU, greedy matching, and further suppression per class. NumPy only."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray, crowd: np.ndarray |
     Args:
         first_xyxy: (n, 4).
         second_xyxy: (m, 4).
-        crowd: (m,) bool. For these boxes of the second list, the share of the first box that lies inside takes the
-            place of the IoU: COCO's rule for ignored regions.
+        crowd: (m,) bool. For these boxes of the second list, the share of the first box that lies inside replaces the
+            IoU: COCO's rule for ignored regions.
 
     Returns:
         (n, m) float64 in 0..1.
@@ -26,17 +26,17 @@ def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray, crowd: np.ndarray |
 
 
 def match(overlap: np.ndarray, scores: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Greedy matching: by falling score, each detection takes the free object that it overlaps most.
+    """Greedy matching: in order of falling score, each detection takes the free object that it overlaps most.
 
-    Of equal overlaps the last object is taken, as COCO's evaluator does.
+    If two overlaps are equal, the last object is taken, as in COCO's evaluator.
 
     Args:
-        overlap: (n, m) overlap of n detections with m objects; -1 where they must not be matched.
-        scores: (n,); of equal ones the first goes first.
-        limits: (k,), rising: the overlap from which on an object counts as found, each a matching of its own.
+        overlap: (n, m), of n detections with m objects. -1 means that they must not be matched.
+        scores: (n,). Detections with equal scores keep their order.
+        limits: (k,), rising. An object counts as found from this overlap on; each limit is a matching of its own.
 
     Returns:
-        (n, k) int64: the object that a detection found at each limit, or -1.
+        (n, k) int64: the object that each detection found at each limit, or -1.
 
     Source: COCO (arXiv 1405.0312).
     """
@@ -44,7 +44,7 @@ def match(overlap: np.ndarray, scores: np.ndarray, limits: np.ndarray) -> np.nda
     found = np.full((n, len(limits)), -1, np.int64)
     if not overlap.size:
         return found
-    backwards = overlap[:, ::-1]  # argmax takes the first of equal ones
+    backwards = overlap[:, ::-1]  # argmax takes the first of equal values
     free, level = np.ones((len(limits), m), bool), np.arange(len(limits))
     near = np.flatnonzero(overlap.max(1) >= limits[0])  # the others find nothing
     for row in near[np.argsort(-scores[near], kind="stable")]:
@@ -57,21 +57,26 @@ def match(overlap: np.ndarray, scores: np.ndarray, limits: np.ndarray) -> np.nda
 
 
 def distinct(boxes_xyxy: np.ndarray, scores: np.ndarray, classes: np.ndarray, nms_iou: np.ndarray) -> np.ndarray:
-    """Which detections a further greedy suppression leaves, each class at its own limit.
+    """Which detections a further greedy suppression keeps, with a limit for each class.
 
-    Frozen boxes come in kinds (an object with its rim and without), which a learned class scores alike: where those of
-    one object overlap by less than the detector's limit, the class needs a tighter one.
+    The frozen detector may propose several boxes for an object, for example with its rim and without. A learned class
+    scores them alike. If they overlap by less than the detector's limit, the class needs a tighter one.
 
-    Args:    boxes_xyxy: (n, 4) float32, in one frame. scores: (n,) float32; of equal ones the first is the better.
-             classes: (n,) int64. nms_iou: (n_cls,) float32 in 0..1; a box that overlaps a better one of its class that
-                 is left by more than this is dropped.
-    Returns: (n,) bool.
+    Args:
+        boxes_xyxy: (n, 4) float32, in one frame.
+        scores: (n,) float32. Of two equal scores, the first counts as the better one.
+        classes: (n,) int64.
+        nms_iou: (n_cls,) float32 in 0..1. A box is dropped if it overlaps a better box of its class that is kept by
+            more than this.
+
+    Returns:
+        (n,) bool.
     """
     kept = np.ones(len(scores), bool)
     for k in np.unique(classes[nms_iou[classes] < UNLIMITED]):
         rows = np.flatnonzero(classes == k)
         rows = rows[np.argsort(-scores[rows], kind="stable")]
-        over = np.triu(box_iou(boxes_xyxy[rows], boxes_xyxy[rows]) > nms_iou[k], 1)  # (m, m): better than, and near
+        over = np.triu(box_iou(boxes_xyxy[rows], boxes_xyxy[rows]) > nms_iou[k], 1)  # (m, m): row is better, and near
         for i in np.flatnonzero(over.any(axis=1)):
             if kept[rows[i]]:
                 kept[rows[over[i]]] = False

@@ -1,6 +1,6 @@
 """The runtime: a bundle's graph in ONNX Runtime, with any number of learned vocabularies beside the original one.
 
-NumPy, ONNX Runtime and Pillow only: an inference box has no torch.
+It needs NumPy, ONNX Runtime and Pillow, but no torch.
 """
 
 import os
@@ -9,28 +9,29 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from prompt_tune.contract import NMS_IOU, Precision
+from prompt_tune.contract import METRIC_CONF, NMS_IOU, Precision
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
+from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
-from prompt_tune.runtime.images import Letterbox, letterbox, read_rgb
-from prompt_tune.runtime.packing import Loaded, Packed, State, Wanted, from_rows
+from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
+from prompt_tune.runtime.packing import from_rows
+from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.providers import Device
 from prompt_tune.runtime.session import GraphSession
-from prompt_tune.vocabulary.checks import short
+from prompt_tune.runtime.state import State, Wanted
+from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-    pass
-
-MAX_SCORES = 2**28  # float32 scores of the images in the network at once, 1 GiB; it takes some seven times that in all
-LEARNED = "learned"  # label of a learned vocabulary that comes without a file name
+# scores of the images in the network at once, one per row of embeddings and anchor: 1 GiB of float32, and at most seven
+# times that in all
+MAX_SCORES = 2**28
+LEARNED = "learned"  # label of a learned vocabulary without a file name
 VOCABULARY_SUFFIX = ".vocab.safetensors"
-Image = np.ndarray | str | Path
 
 
 class Detector:
@@ -38,6 +39,16 @@ class Detector:
 
     The original detections do not depend on what else is loaded, bit for bit. Vocabularies can be loaded and unloaded
     between two images, also from other threads: a call of `detect` sees one state from beginning to end.
+
+    A detector can be pickled: it is loaded again from its bundle, with the same options and vocabularies. It can be
+    used in a forked child, which opens the graph again at its first call. On a GPU, that is a `ProviderError`.
+
+    Attributes:
+        bundle: The bundle's folder.
+        device: Where the graph runs: "cpu", "cuda" or "tensorrt".
+        precision: Of the graph: "float32" or "float16".
+        digest: SHA-256 (hex) of the detector.
+        image_size: Side in pixels of the square that images are letterboxed to.
     """
 
     def __init__(
@@ -52,24 +63,26 @@ class Detector:
     ) -> None:
         """Load a bundle of `prompt-tune export`.
 
-        Args:    bundle: the folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
-                 device: "cpu", "cuda", "tensorrt" (experimental), or "auto": CUDA where it works, else the CPU. What
-                     was asked for and is not really there is an error; `Detector.device` tells what runs.
-                 learned: more learned or plain vocabularies for the same detector, as files or objects.
-                 use_bundled: load the bundle's own learned vocabulary too.
-                 image_size: side in pixels of the square that images are letterboxed to, a multiple of 32; None takes
-                     the bundle's.
-                 threads: CPU threads of ONNX Runtime, and of reading and scaling a batch; 0 means all cores.
-        Raises:  GraphError: a part of the bundle is missing, or the graph is damaged or not ours.
-                 VocabularyError: a vocabulary is damaged, was made for another detector, guide or text tower, or its
-                 label is taken. ProviderError: the device is not usable.
+        Args:
+            bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
+            device: "cpu", "cuda", "tensorrt" (experimental), or "auto", which is CUDA if it works and else the CPU. A
+                device that is not available is an error.
+            learned: Further learned or plain vocabularies for the same detector, as files or objects.
+            use_bundled: Whether to load the bundle's own learned vocabulary.
+            image_size: Side in pixels of the square that images are letterboxed to, a multiple of 32. By default, the
+                bundle's.
+            threads: CPU threads for ONNX Runtime, and for reading and scaling the images of a batch. 0 means all cores.
+
+        Raises:
+            GraphError: A part of the bundle is missing, or the graph is damaged or not from prompt-tune.
+            VocabularyError: A vocabulary is damaged, was made for another detector, guide or text tower, or its label
+                is taken.
+            ProviderError: The device is not available.
+            PromptTuneError: `image_size` or `threads` is out of range.
         """
         self.bundle = Path(bundle)
-        for name in (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE) if use_bundled else (GRAPH_FILE, ORIGINAL_FILE):
-            if not (self.bundle / name).is_file():
-                raise GraphError(
-                    f"`{bundle}` is not a whole bundle: it has no {name}. Make one: prompt-tune export RUN --out BUNDLE"
-                )
+        self._check_parts((GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE) if use_bundled else (GRAPH_FILE, ORIGINAL_FILE))
+        self._options: dict[str, Any] = {"device": device, "image_size": image_size, "threads": threads}
         self._session = GraphSession(self.bundle / GRAPH_FILE, device=device, threads=threads)
         metadata = self._session.metadata
         self.device: Device = self._session.device
@@ -86,12 +99,15 @@ class Detector:
                 "Export the run again."
             )
         self._check_made_for_this(self._original, ORIGINAL_FILE)
-        self._lock = threading.Lock()
-        self._readers = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="letterbox")
-        self._nothing = self._loaded({})
-        self._state = State({}, self._loaded({ORIGINAL: self._original}), self._nothing, {})
+        self._lock = PerProcess(threading.Lock)
+        self._readers = PerProcess(lambda: ThreadPoolExecutor(threads or os.cpu_count(), "letterbox"))
+        self._state = State.of(ORIGINAL, self._original, self._session.upload)
         for vocabulary in ([self.bundle / LEARNED_FILE] if use_bundled else []) + list(learned):
             self.load(vocabulary)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        origin = (self.digest, self._original.digest)
+        return _restored, (self.bundle.absolute(), self._options, origin, dict(self._state.learned))
 
     @property
     def vocabularies(self) -> Mapping[str, Vocabulary]:
@@ -106,17 +122,23 @@ class Detector:
     def load(self, vocabulary: str | Path | Vocabulary, name: str | None = None) -> str:
         """Add a learned or plain vocabulary, from the next call of `detect` on.
 
-        Args:    vocabulary: a file or an object.
-                 name: the label of its detections; None takes the file's name; objects get "learned", "learned-2", ...
-        Returns: the label.
-        Raises:  VocabularyError: see `Detector`.
+        Args:
+            vocabulary: A file or an object.
+            name: The label of its detections. By default, the name of the file; objects are labelled "learned",
+                "learned-2", and so on.
+
+        Returns:
+            The label.
+
+        Raises:
+            VocabularyError: See `Detector`.
         """
         place = "The vocabulary" if isinstance(vocabulary, Vocabulary) else f"`{vocabulary}`"
         if not isinstance(vocabulary, Vocabulary):
             name = name or Path(vocabulary).name.removesuffix(VOCABULARY_SUFFIX)
             vocabulary = Vocabulary.load(vocabulary)
         self._check_made_for_this(vocabulary, place)
-        with self._lock:
+        with self._lock.get():
             loaded = self._state.learned
             label = name or _free_label(loaded)
             if label == ORIGINAL or label in loaded:
@@ -124,25 +146,27 @@ class Detector:
                     f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Rename the file, give "
                     "another `name`, or leave the other one out."
                 )
-            self._state = self._state_of({**loaded, label: vocabulary})
+            self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload)
         return label
 
     def unload(self, name: str) -> None:
         """Remove a learned vocabulary by its label, from the next call of `detect` on.
 
-        Raises: VocabularyError: no learned vocabulary has that label.
+        Raises:
+            VocabularyError: No learned vocabulary has that label.
         """
-        with self._lock:
+        with self._lock.get():
             loaded = self._state.learned
             if name not in loaded:
                 raise VocabularyError(
                     f"No learned vocabulary `{name}` is loaded. Loaded: {', '.join(loaded) or 'none'}."
                 )
-            self._state = self._state_of({label: part for label, part in loaded.items() if label != name})
+            kept = {label: part for label, part in loaded.items() if label != name}
+            self._state = self._state.with_learned(kept, self._session.upload)
 
     def detect(
         self,
-        images: Image | Sequence[Image],
+        images: ImageInput | Sequence[ImageInput],
         *,
         iou: float | None = None,
         original_conf: float | None = None,
@@ -153,17 +177,27 @@ class Detector:
     ) -> list[Detections]:
         """Detections of one or several images.
 
-        Args:    images: uint8 (h, w, 3) RGB arrays or paths, one or a list.
-                 iou: in 0..1; a box that overlaps a better one of its class by more than this is dropped. None takes
-                     0.7, and for a class with a tighter limit in its vocabulary that one too.
-                 original_conf, learned_conf: score in 0..1 above which a detection counts, for all classes of the
-                     original vocabulary and of all others; None takes each class's own threshold from its vocabulary.
-                 show, hide: only these classes, and without those; as in `choose_classes`.
-                 batch: images that go through the network at once; fewer where thousands of classes would make too
-                     many scores for the memory of most machines.
-        Returns: one `Detections` an image, boxes in original pixels, those of the original vocabulary first.
-        Raises:  DataError: an image cannot be read. VocabularyError: a name to show or hide is unknown.
-                 PromptTuneError: a number is out of range. GraphError: ONNX Runtime fails.
+        Args:
+            images: One image or a list of images: paths, PIL images, or uint8 (h, w, 3) RGB arrays. Files and PIL
+                images are turned upright as their EXIF orientation says.
+            iou: In 0..1. A box is dropped if it overlaps a better one of its class by more than this. By default 0.7,
+                and for a class whose vocabulary has a tighter limit, that limit.
+            original_conf: In 0..1, the score above which a detection counts, for all classes of the original
+                vocabulary. By default, each class's own threshold.
+            learned_conf: The same for all other vocabularies.
+            show: Only these classes, see `choose_classes`.
+            hide: Not these classes.
+            batch: Number of images that go through the network at once. With thousands of classes it may be fewer, to
+                fit into memory.
+
+        Returns:
+            One `Detections` per image, boxes in original pixels, those of the original vocabulary first.
+
+        Raises:
+            DataError: An image cannot be read, or is none of the above.
+            VocabularyError: A name to show or hide is unknown.
+            PromptTuneError: A number is out of range.
+            GraphError: ONNX Runtime fails.
         """
         for what, value in (("iou", iou), ("original_conf", original_conf), ("learned_conf", learned_conf)):
             if value is not None and not 0 <= value <= 1:
@@ -173,29 +207,39 @@ class Detector:
         state = self._state
         chosen = choose_classes(state.classes, show=show, hide=hide)
         wanted = [Wanted.of(state.original, original_conf, iou, chosen)]
-        own = (  # a pass each: only where it is wanted
+        own = (  # a pass each, so only if it is wanted
             part for part in state.own.values() if not chosen.isdisjoint(part.packed.classes)
         )
         wanted += [Wanted.of(part, learned_conf, iou, chosen) for part in (state.together, *own)]
-        images = [images] if isinstance(images, (np.ndarray, str, Path)) else images
+        images = _as_list(images)
         found = []
-        at_once = max(1, min(batch, MAX_SCORES // self._n_scores(state)))
+        at_once = max(1, min(batch, MAX_SCORES // (self._n_anchors() * state.n_rows)))
         for first in range(0, len(images), at_once):
             part = images[first : first + at_once]
-            side_by_side = self._readers.map if len(part) > 1 else map  # Pillow works without Python's lock
+            side_by_side = self._readers.get().map if len(part) > 1 else map  # Pillow works without Python's lock
             pixels = list(side_by_side(self._letterboxed, part))
             found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
         return found
 
     def raw(
-        self, images: np.ndarray, *, iou: float = NMS_IOU, original_conf: float = 0.001, learned_conf: float = 0.001
+        self,
+        images: np.ndarray,
+        *,
+        iou: float = NMS_IOU,
+        original_conf: float = METRIC_CONF,
+        learned_conf: float = METRIC_CONF,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The graph's own outputs, for checks: nothing is filtered, calibrated or brought to original pixels.
+        """The graph's own outputs, for checks: not filtered, not calibrated, not converted to original pixels.
 
-        Args:    images: float32 (b, 3, h, w) RGB in 0..1, h and w multiples of 32.
-                 iou, original_conf, learned_conf: in 0..1.
-        Returns: original and learned detections, float32 (n, 7): image index, x1, y1, x2, y2 in pixels of the network's
-                 input, score, class; learned classes count through the vocabularies of guide mode `original`.
+        Args:
+            images: (b, 3, h, w) float32 RGB in 0..1, h and w multiples of 32.
+            iou: In 0..1.
+            original_conf: In 0..1.
+            learned_conf: In 0..1.
+
+        Returns:
+            Original and learned detections, float32 (n, 7): image index; x1, y1, x2, y2 in pixels of the network's
+            input; score; class. Learned classes are numbered through the vocabularies of guide mode `original`.
         """
         state = self._state
         return self._session.run(
@@ -207,25 +251,24 @@ class Detector:
             learned_conf=learned_conf,
         )
 
-    def _n_scores(self, state: "State") -> int:
-        """Scores of one image in the largest pass: classes times anchors."""
-        n_anchors = sum((self.image_size // stride) ** 2 for stride in self._session.metadata["strides"])
-        parts = [len(part.packed.classes) for part in state.own.values()]
-        return n_anchors * max(len(state.original.packed.classes) + len(state.together.packed.classes), *parts, 1)
+    def _n_anchors(self) -> int:
+        """Anchor points of one image."""
+        return sum((self.image_size // stride) ** 2 for stride in self._session.metadata["strides"])
 
-    def _letterboxed(self, image: Image) -> tuple[np.ndarray, Letterbox]:
-        """uint8 (h, w, 3) of the network's input, and where the image lies in it."""
-        return letterbox(image if isinstance(image, np.ndarray) else read_rgb(image), self.image_size)
+    def _letterboxed(self, image: ImageInput) -> tuple[np.ndarray, Letterbox]:
+        """The network's input, uint8 (h, w, 3), and where the image lies in it."""
+        return letterbox(to_rgb(image), self.image_size)
 
     def _detect_batch(
-        self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list["Wanted"], iou: float
+        self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list[Wanted], iou: float
     ) -> list[Detections]:
-        """Detections of letterboxed images: a pass for the original guide, one for each vocabulary that is its own."""
+        """Detections of letterboxed images: a pass for the original guide, and one for each `own` vocabulary."""
         images = np.stack([image for image, _ in pixels]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
         images = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
         uploaded = self._session.upload(images)  # once for all passes
         original, together, *own = wanted
-        passes = [(original, together.loaded, together.conf), *((part, self._nothing, 1.0) for part in own)]
+        nothing = self._state.nothing
+        passes = [(original, together.loaded, together.conf), *((part, nothing, 1.0) for part in own)]
         tables: list[np.ndarray] = []
         for guide, learned, learned_conf in passes:
             rows, learned_rows = self._session.run(
@@ -248,40 +291,50 @@ class Detector:
             found.append(concatenate(parts, placed.size_wh))
         return found
 
-    def _loaded(self, vocabularies: Mapping[str, Vocabulary]) -> "Loaded":
-        """Packs vocabularies and brings their embeddings to where the graph computes."""
-        packed = Packed.of(vocabularies)
-        return Loaded(packed, self._session.upload(packed.embeddings))
-
-    def _state_of(self, learned: dict[str, Vocabulary]) -> "State":
-        """What follows the present state; packs and uploads only what is new in it."""
-        before = self._state
-        together = {label: part for label, part in learned.items() if part.guide_mode == "original"}
-        own = {label: part for label, part in learned.items() if part.guide_mode == "own"}
-        return State(
-            learned,
-            before.original,
-            self._loaded(together) if together else self._nothing,
-            {label: before.own.get(label) or self._loaded({label: part}) for label, part in own.items()},
-        )
+    def _check_parts(self, names: Sequence[str]) -> None:
+        """Refuse a bundle without one of these files."""
+        for name in names:
+            if not (self.bundle / name).is_file():
+                backup = backup_of(self.bundle.absolute())
+                cure = "Make one: prompt-tune export RUN --out BUNDLE"
+                if backup.is_dir():
+                    cure = f"An export was stopped while it replaced the bundle: rename {backup} to get the old one."
+                raise GraphError(f"`{self.bundle}` is not a complete bundle: it has no {name}. {cure}")
 
     def _check_made_for_this(self, vocabulary: Vocabulary, place: str) -> None:
-        """Refuses a vocabulary that was made for another detector, text tower or guide."""
-        guide = self._original.digest if vocabulary.kind == "learned" and vocabulary.guide_mode == "original" else None
-        for what, was, here in (
-            ("detector", vocabulary.detector or self.digest, self.digest),  # "" is for any
-            ("text tower", vocabulary.text_tower, self._original.text_tower),
-            ("guide", vocabulary.guide, guide or vocabulary.guide),
-        ):
-            if was != here:
-                raise VocabularyError(
-                    f"{place} was made for {what} {short(was)}, but `{self.bundle}` has {what} {short(here)}. Use a "
-                    "vocabulary made with this bundle's detector and original vocabulary, or the bundle of its own run."
-                )
+        """Refuse a vocabulary that was made for another detector, text tower or guide."""
+        made_for = {"detector": vocabulary.detector, "text tower": vocabulary.text_tower}
+        if vocabulary.kind == "learned" and vocabulary.guide_mode == "original":
+            made_for["guide"] = vocabulary.guide
+        check_made_for(
+            place,
+            made_for,
+            {"detector": self.digest, "text tower": self._original.text_tower, "guide": self._original.digest},
+            holder=f"`{self.bundle}`",
+            cure="Use a vocabulary made with this bundle's detector and original vocabulary, or its own run's bundle.",
+        )
+
+
+def _restored(
+    bundle: Path, options: dict[str, Any], origin: tuple[str, str], learned: Mapping[str, Vocabulary]
+) -> Detector:
+    """A detector that was pickled, loaded again from its bundle."""
+    detector = Detector(bundle, use_bundled=False, **options)
+    if origin != (detector.digest, detector.vocabularies[ORIGINAL].digest):
+        raise GraphError(f"`{bundle}` was replaced by another bundle after the detector was pickled. Pickle a new one.")
+    for label, vocabulary in learned.items():
+        detector.load(vocabulary, label)
+    return detector
+
+
+def _as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
+    """Several images as they are, anything else as a list with one image."""
+    single = isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(images, Sequence)
+    return [images] if single else images  # type: ignore[list-item, return-value]
 
 
 def _free_label(taken: Mapping[str, Vocabulary]) -> str:
-    """ "learned", "learned-2", ...: the first that is free."""
+    """ "learned", "learned-2", ...: the first that is not taken."""
     number = 1
     while (label := LEARNED if number == 1 else f"{LEARNED}-{number}") in taken:
         number += 1

@@ -1,4 +1,4 @@
-"""Images: found, read upright as RGB, and letterboxed to the network's input, with the way back for boxes."""
+"""Images: finding files, reading them upright as RGB, and letterboxing to the network's input and back."""
 
 import glob
 import struct
@@ -13,10 +13,10 @@ from prompt_tune.errors import DataError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PAD_GREY = 114  # ultralytics' letterbox colour, which YOLO-World was trained with
-# what Pillow's decoders raise for files that are damaged, truncated, absurdly large, or no images
+# what Pillow's decoders raise for files that are damaged, truncated, far too large, or not images
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
+_UPRIGHT = {  # by EXIF orientation: the operation that turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -25,21 +25,21 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_END_MARKS = {
-    "JPEG": b"\xff\xd9",
-    "MPO": b"\xff\xd9",
-    "PNG": b"IEND",
-}  # stands near the end of a file that is all there
-_TAIL_BYTES = 4096  # cameras append a little after the end mark
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # near the end of every complete file
+_TAIL_BYTES = 4096  # cameras append some bytes after the end mark
+ImageInput = np.ndarray | str | Path | Image.Image
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image was placed in the network's input, and boxes between the two frames.
+    """How an image lies in the network's input, to convert boxes between the two frames.
 
-    `size_wh`: width and height of the original image; `input_hw`: height and width of the network's input; `scale`:
-    input pixels per original pixel; `pad_xy`: the grey columns on the left and rows above.
+    Attributes:
+        size_wh: Width and height of the original image in pixels.
+        input_hw: Height and width of the network's input in pixels.
+        scale: Input pixels per original pixel.
+        pad_xy: Number of grey columns on the left and of grey rows above.
     """
 
     size_wh: tuple[int, int]
@@ -49,7 +49,7 @@ class Letterbox:
 
     @classmethod
     def of(cls, size_wh: tuple[int, int], input_hw: tuple[int, int]) -> "Letterbox":
-        """How an image of this size is placed; see `letterbox`."""
+        """Where `letterbox` places an image of this size."""
         (width, height), (input_h, input_w) = size_wh, input_hw
         scale = min(input_h / height, input_w / width)
         scaled_w, scaled_h = max(1, round(width * scale)), max(1, round(height * scale))
@@ -58,44 +58,82 @@ class Letterbox:
         )
 
     def to_input(self, boxes_xyxy: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) in original pixels -> float32 (n, 4) in pixels of the network's input."""
+        """Boxes (n, 4) in original pixels, converted to pixels of the network's input: float32 (n, 4)."""
         offset = np.array(self.pad_xy * 2, np.float32)
         return np.asarray(boxes_xyxy, np.float32) * np.float32(self.scale) + offset
 
     def to_original(self, boxes_xyxy: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) in pixels of the network's input -> float32 (n, 4) in original pixels, clipped to the image."""
+        """Boxes (n, 4) in pixels of the network's input, converted to original pixels and clipped: float32 (n, 4)."""
         offset = np.array(self.pad_xy * 2, np.float32)
         boxes = (np.asarray(boxes_xyxy, np.float32) - offset) / np.float32(self.scale)
         return np.clip(boxes, 0, np.array(self.size_wh * 2, np.float32))
 
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """An image as RGB, turned upright as its EXIF orientation says.
+def to_rgb(image: ImageInput) -> np.ndarray:
+    """An image in any form that `Detector.detect` takes, as RGB.
 
-    Args:    path: a file of any format that Pillow reads; 16-bit grey is brought to 8 bits, transparency is dropped.
-    Returns: uint8 (h, w, 3).
-    Raises:  DataError: no such file, no image, damaged or truncated, or pixels that RGB cannot show.
+    Args:
+        image: A path, see `read_rgb`; a PIL image, which is turned upright as its EXIF orientation says; or a uint8
+            (h, w, 3) RGB array.
+
+    Returns:
+        uint8 (h, w, 3).
+
+    Raises:
+        DataError: The image cannot be read, or is something else.
+    """
+    if isinstance(image, np.ndarray):
+        return _checked(image)
+    if isinstance(image, (str, Path)):
+        return read_rgb(image)
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "")
+        place = f"`{name}`" if name else "A PIL image"
+        try:
+            return _upright_rgb(image, place)
+        except _DECODE_ERRORS as error:
+            raise _unreadable(place, error) from error
+    cure = "Convert it first."
+    if image is None:
+        cure = "`cv2.imread` returns None for a file that it cannot read: check the path."
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        cure = "Decode it first: PIL.Image.open(io.BytesIO(data))."
+    raise DataError(
+        f"An image must be a path, a PIL image or a uint8 (height, width, 3) RGB array. Received: "
+        f"{type(image).__name__}. {cure}"
+    )
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """An image file as RGB, turned upright as its EXIF orientation says.
+
+    Args:
+        path: A file in any format that Pillow reads. 16-bit grey is reduced to 8 bits, transparency is dropped.
+
+    Returns:
+        uint8 (h, w, 3).
+
+    Raises:
+        DataError: The file is missing, not an image, damaged or truncated, or has pixels that do not fit RGB.
     """
     try:
         with Image.open(path) as image:
-            turn = _UPRIGHT.get(_orientation(image))
-            if image.mode in ("I", "F"):
-                raise DataError(f"`{path}` has 32-bit pixels, whose range nothing states: save it with 8 bits.")
-            is_deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
-            rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_deep else image).convert("RGB")
+            return _upright_rgb(image, f"`{path}`")
     except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from error
-    return np.array(rgb if turn is None else rgb.transpose(turn))
+        raise _unreadable(f"`{path}`", error) from error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an upright image, from its header: for lists of many images.
+    """Width and height of an image, from its header: for long lists of images.
 
-    A truncated file is found too: a JPEG or PNG by its missing end mark, other formats by decoding them. Damage in the
+    Truncated files are found too: a JPEG or PNG by its missing end mark, other formats by decoding. Damage in the
     middle of a file shows only when `read_rgb` decodes it.
 
-    Returns: (width, height) in pixels, as of what `read_rgb` returns.
-    Raises:  DataError: no such file, no image, or truncated.
+    Returns:
+        (width, height) in pixels of what `read_rgb` returns.
+
+    Raises:
+        DataError: The file is missing, not an image, or truncated.
     """
     try:
         with Image.open(path) as image:
@@ -103,23 +141,29 @@ def image_size(path: str | Path) -> tuple[int, int]:
             sideways = _orientation(image) in _SIDEWAYS
             mark = _END_MARKS.get(image.format or "")
             if mark is None or mark not in _tail(path):
-                image.load()  # not all there, or a format that only this tells: the decoder decides
+                image.load()  # truncated, or a format without end mark: the decoder decides
     except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(f"`{path}`", error) from error
     return (height, width) if sideways else (width, height)
 
 
 def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
-    """An image scaled to fit the network's input, up or down, and centred on grey.
+    """An image, scaled up or down to fit the network's input, and centred on grey.
 
-    Args:    image: uint8 (h, w, 3).
-             size: side of a square input, or its (height, width), in pixels.
-    Returns: uint8 (height, width, 3), and the `Letterbox` that takes boxes there and back.
-    Raises:  DataError: the image is not uint8 (h, w, 3), or has no pixels.
-    Source:  ultralytics' LetterBox, with its rounding; Pillow's bilinear filter, which averages when it shrinks.
+    Args:
+        image: uint8 (h, w, 3).
+        size: Side of a square input, or its (height, width), in pixels.
+
+    Returns:
+        uint8 (height, width, 3), and the `Letterbox` that converts boxes.
+
+    Raises:
+        DataError: The image is not uint8 (h, w, 3), or has no pixels.
+
+    Source: ultralytics' LetterBox, with its rounding. The filter is Pillow's bilinear one, which averages when it
+    shrinks.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"an image must be uint8 (height, width, 3). Received: {image.dtype} {image.shape}.")
+    _checked(image)
     input_h, input_w = (size, size) if isinstance(size, int) else size
     height, width = image.shape[:2]
     placed = Letterbox.of((width, height), (input_h, input_w))
@@ -133,27 +177,34 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
 
 
 def find_images(source: str | Path) -> list[Path]:
-    """The images that a file, a folder (not the folders in it) or a glob pattern names, sorted.
+    """The images that a path or pattern names, sorted.
 
-    Raises:  DataError: there is no such place, or no image in it.
+    Args:
+        source: An image file, a folder (without its subfolders), or a glob pattern.
+
+    Raises:
+        DataError: There is no such file or folder, or it has no images.
     """
     return find_files(source, IMAGE_SUFFIXES, "image")
 
 
 def find_files(source: str | Path, suffixes: Sequence[str], what: str) -> list[Path]:
-    """The files with one of these suffixes that a folder or a glob pattern names, sorted; or the file that it is.
+    """The files with certain suffixes that a path or pattern names, sorted.
 
-    Args:    source: a file, a folder (the folders in it are left out), or a glob pattern.
-             suffixes: in lower case, with the dot.
-             what: what they are, for errors.
-    Raises:  DataError: there is no such place, or no such file in it.
+    Args:
+        source: A file with any suffix, a folder (without its subfolders), or a glob pattern.
+        suffixes: In lower case, with the dot.
+        what: What the files are, as the error names them.
+
+    Raises:
+        DataError: There is no such file or folder, or it has no such files.
     """
     place = Path(source).expanduser()
     if place.is_file():
         return [place]
     if place.is_dir():
         found = list(place.iterdir())
-        cure = f"Give a folder that holds some, or a pattern such as '{place}/**/*.jpg'."
+        cure = f"Give a folder that has some, or a pattern such as '{place}/**/*.jpg'."
     elif glob.has_magic(str(source)):
         found = [Path(name) for name in glob.glob(str(place), recursive=True)]
         cure = "Check the pattern."
@@ -165,8 +216,28 @@ def find_files(source: str | Path, suffixes: Sequence[str], what: str) -> list[P
     return files
 
 
+def _checked(image: np.ndarray) -> np.ndarray:
+    """Refuse an array that is not uint8 (h, w, 3) with pixels."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(
+            f"An image array must be uint8 (height, width, 3). Received: {image.dtype} {image.shape}. Convert it, and "
+            "give several images as a list."
+        )
+    return image
+
+
+def _upright_rgb(image: Image.Image, place: str) -> np.ndarray:
+    """The pixels of an image that errors call `place`: uint8 (h, w, 3)."""
+    turn = _UPRIGHT.get(_orientation(image))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{place} has 32-bit pixels of unknown range. Save it with 8 bits per channel.")
+    is_deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
+    rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_deep else image).convert("RGB")
+    return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation from what stands before the pixels. (Pillow's PNG class would decode them to look behind.)"""
+    """EXIF orientation, if it comes before the pixels. Pillow's PNG class would decode them to look behind them."""
     return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))
 
 
@@ -177,13 +248,13 @@ def _tail(path: str | Path) -> bytes:
         return file.read()
 
 
-def _unreadable(path: str | Path, error: BaseException) -> DataError:
+def _unreadable(place: str, error: BaseException) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"`{path}`: no such image. Check the path.")
+        return DataError(f"{place}: no such image. Check the path.")
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image of a known format, or its beginning is damaged"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:
         reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"`{path}` cannot be read as an image: {reason}. Replace the file.")
+    return DataError(f"{place} cannot be read as an image: {reason}. Replace the file.")

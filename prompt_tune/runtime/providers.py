@@ -1,7 +1,7 @@
-"""Choosing ONNX Runtime's execution provider. ONNX Runtime drops from GPU to CPU in silence (onnxruntime #23372).
+"""The choice of ONNX Runtime's execution provider.
 
-Here the provider that was asked for is the one that runs, or an error names what is missing and what cures it; only
-`auto` may fall back, and says so.
+ONNX Runtime falls back from GPU to CPU silently (onnxruntime #23372). Here, the requested provider runs, or an error
+says what is missing and how to get it. Only `auto` may fall back, and it logs a warning.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prompt_tune.errors import GraphError, ProviderError
+from prompt_tune.errors import GraphError, PromptTuneError, ProviderError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,50 +23,57 @@ Device = Literal["cpu", "cuda", "auto", "tensorrt"]
 DEVICES: tuple[Device, ...] = get_args(Device)
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
-# HEURISTIC: the convolution algorithm depends on shapes alone, not on timings of the moment. TF32 keeps 10 bits of a
-# float32's 23. Both are needed for bit-identical original detections with and without learned vocabularies (law 2).
+# HEURISTIC chooses convolution algorithms by shapes alone, not by timing. TF32 would keep 10 of float32's 23 bits. Both
+# are needed for original detections that are bit-identical with and without learned vocabularies (law 2).
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-# float32 stays float32. ONNX Runtime has no switch for TensorRT's TF32 and its choice of kernels by timing: law 2 is
-# not promised there, `verify` measures it
+# float32 stays float32. ONNX Runtime cannot switch off TensorRT's TF32, nor its choice of kernels by timing. Law 2 is
+# not promised there, but `verify` measures it
 TENSORRT_OPTIONS = {"trt_fp16_enable": "0"}
 CUDA_CURE = "pip install 'prompt-tune[cuda]'"
 TENSORRT_CURE = "pip install 'tensorrt-cu{major}-libs<11'"  # 11 brings libnvinfer.so.11
 TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
-TENSORRT_PACKAGE = "tensorrt_libs"  # the folder of the wheel's libraries, which no loader searches by itself
-DRIVER_LIBRARY = "libcuda.so.1"  # comes with NVIDIA's driver; no pip package holds it
-QUIET = 3  # ONNX Runtime's severity "error": its warnings about node placement mean nothing to our users
-logger = logging.getLogger(__name__)
-
-
+TENSORRT_PACKAGE = "tensorrt_libs"  # the folder of the wheel's libraries, which loaders do not search
+DRIVER_LIBRARY = "libcuda.so.1"  # comes with NVIDIA's driver; no pip package has it
+QUIET = 3  # ONNX Runtime's severity "error": its warnings about node placement do not help users
 _GPU_HINT = (
     "Check with `nvidia-smi` that a GPU is visible, and that its driver is new enough for this CUDA. Or use `cpu`."
 )
+logger = logging.getLogger(__name__)
 
 
 def open_session(path: Path, *, device: Device = "cpu", threads: int = 0) -> "onnxruntime.InferenceSession":
-    """An ONNX Runtime session for the graph in `path` that really runs on `device`.
+    """An ONNX Runtime session that runs on the requested device.
 
-    Args:    path: an ONNX file.
-             device: "cpu"; "cuda" for the first NVIDIA GPU (operators without a GPU kernel run on the CPU); "tensorrt"
-                 (experimental) for TensorRT on it, and CUDA for what TensorRT does not take; "auto" for CUDA where it
-                 works, else the CPU, which a warning in the log says.
-             threads: CPU threads within an operator; 0 leaves the number to ONNX Runtime (all cores).
-    Returns: the session; once made it never falls back to another provider. `device_of` tells where it runs.
-    Raises:  ProviderError: `device` is unknown or not really there. GraphError: `path` is no ONNX graph.
+    Args:
+        path: An ONNX file.
+        device: "cpu"; "cuda" for the first NVIDIA GPU (operators without a GPU kernel run on the CPU); "tensorrt"
+            (experimental) for TensorRT on that GPU, with CUDA for what TensorRT does not support; "auto" for CUDA if it
+            works, and otherwise the CPU with a warning in the log.
+        threads: CPU threads within an operator. 0 means all cores.
+
+    Returns:
+        The session. It never falls back to another provider; `device_of` says where it runs.
+
+    Raises:
+        ProviderError: `device` is unknown or not available.
+        GraphError: `path` is not an ONNX graph.
+        PromptTuneError: `threads` is below 0.
     """
     if device not in DEVICES:
         raise ProviderError(f"`device` must be one of {', '.join(DEVICES)}. Received: {device!r}.")
+    if threads < 0:
+        raise PromptTuneError(f"`threads` must be 0 (all cores) or more. Received: {threads}.")
     if device != "auto":
         return _open(path, device, threads)
     try:
         return _open(path, "cuda", threads)
     except ProviderError as error:
-        logger.warning("`device='auto'`: CUDA does not work here, so the CPU computes. %s", error)
+        logger.warning("`device='auto'`: CUDA does not work here, so the graph runs on the CPU. %s", error)
     return _open(path, "cpu", threads)
 
 
 def device_of(session: "onnxruntime.InferenceSession") -> Device:
-    """Where a session really runs: "cpu", "cuda" or "tensorrt", from the providers that it has."""
+    """Where a session runs, by its providers: "cpu", "cuda" or "tensorrt"."""
     providers = session.get_providers()
     if TENSORRT_PROVIDER in providers:
         return "tensorrt"
@@ -74,9 +81,10 @@ def device_of(session: "onnxruntime.InferenceSession") -> Device:
 
 
 def prepare(device: Literal["cuda", "tensorrt"]) -> None:
-    """Loads the CUDA, cuDNN and TensorRT libraries of the installed wheels, so that ONNX Runtime finds them.
+    """Load the CUDA, cuDNN and TensorRT libraries of the installed wheels, so that ONNX Runtime finds them.
 
-    Raises: ProviderError: this onnxruntime has no such provider, or a library that it needs cannot be loaded.
+    Raises:
+        ProviderError: This onnxruntime does not have the provider, or a library for it cannot be loaded.
     """
     import onnxruntime
 
@@ -86,7 +94,7 @@ def prepare(device: Literal["cuda", "tensorrt"]) -> None:
             f"`device='{device}'` needs onnxruntime-gpu; the onnxruntime {onnxruntime.__version__} installed here has "
             f"only {', '.join(available)}. Run: pip uninstall -y onnxruntime && {CUDA_CURE}"
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; missing_libraries() says it better
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; ours says more
         onnxruntime.preload_dlls()
     if sys.platform != "linux":
         return
@@ -101,8 +109,10 @@ def prepare(device: Literal["cuda", "tensorrt"]) -> None:
 def cuda_libraries(cuda_version: str) -> tuple[str, ...]:
     """The shared libraries (Linux) that ONNX Runtime's CUDA provider needs to run a convolutional graph.
 
-    Args:   cuda_version: CUDA version that onnxruntime was built with, such as "13.0".
-    Source: the NEEDED entries of libonnxruntime_providers_cuda.so, and cuDNN 9, which convolutions open.
+    Args:
+        cuda_version: The CUDA version that onnxruntime was built with, such as "13.0".
+
+    Source: the NEEDED entries of libonnxruntime_providers_cuda.so, and cuDNN 9, which convolutions load.
     """
     major = cuda_version.split(".")[0]
     built = (f"libcudart.so.{major}", f"libcublasLt.so.{major}", f"libcublas.so.{major}")
@@ -110,7 +120,7 @@ def cuda_libraries(cuda_version: str) -> tuple[str, ...]:
 
 
 def missing_libraries(names: Iterable[str]) -> list[str]:
-    """Those of the shared libraries `names` that this process cannot load, in the same order."""
+    """The shared libraries among `names` that this process cannot load, in the same order."""
     missing = []
     for name in names:
         try:
@@ -121,9 +131,12 @@ def missing_libraries(names: Iterable[str]) -> list[str]:
 
 
 def missing_message(missing: list[str], device: Device, cuda_version: str) -> str:
-    """One line that says which libraries `device` lacks and what brings each of them.
+    """One line that says which libraries are missing for a device, and how to install each of them.
 
-    Args: missing: from `missing_libraries`. cuda_version: that onnxruntime was built with, such as "13.0".
+    Args:
+        missing: From `missing_libraries`.
+        device: The requested device.
+        cuda_version: The CUDA version that onnxruntime was built with, such as "13.0".
     """
     tensorrt_cure = TENSORRT_CURE.format(major=cuda_version.split(".")[0])
     groups = ((tensorrt_cure, TENSORRT_LIBRARIES), (CUDA_CURE, cuda_libraries(cuda_version)[:-1]))
@@ -139,7 +152,7 @@ def missing_message(missing: list[str], device: Device, cuda_version: str) -> st
 
 
 def _open(path: Path, device: Literal["cpu", "cuda", "tensorrt"], threads: int) -> "onnxruntime.InferenceSession":
-    """A session on `device`, or an error; what `open_session` promises for one that is not `auto`."""
+    """See `open_session`, without `auto`."""
     import onnxruntime
 
     if device != "cpu":
@@ -153,7 +166,7 @@ def _open(path: Path, device: Literal["cpu", "cuda", "tensorrt"], threads: int) 
         session = onnxruntime.InferenceSession(
             str(path), options, providers=[(name, settings.get(name, {})) for name in wanted], enable_fallback=0
         )
-    except Exception as error:  # the classes of ONNX Runtime's errors share no base but Exception
+    except Exception as error:  # the errors of ONNX Runtime have no common base but Exception
         if device != "cpu" and any(word in str(error) for word in ("CUDA", "CUDNN", "TensorRT", "Tensorrt")):
             raise ProviderError(
                 f"`device='{device}'` failed when `{path.name}` was loaded: {_first_line(error)} {_GPU_HINT}"
@@ -170,7 +183,7 @@ def _open(path: Path, device: Literal["cpu", "cuda", "tensorrt"], threads: int) 
 
 
 def _provider_names(device: Literal["cpu", "cuda", "tensorrt"]) -> list[str]:
-    """ONNX Runtime's providers for a device, the first choice of each operator first."""
+    """ONNX Runtime's providers for a device, in order of preference."""
     return {
         "cpu": [CPU_PROVIDER],
         "cuda": [CUDA_PROVIDER],
@@ -179,7 +192,7 @@ def _provider_names(device: Literal["cpu", "cuda", "tensorrt"]) -> list[str]:
 
 
 def _preload_tensorrt() -> None:
-    """Loads TensorRT's libraries from its wheel, where one is installed; what fails is found missing afterwards."""
+    """Load TensorRT's libraries from its wheel if it is installed. Failures are found by `missing_libraries`."""
     spec = importlib.util.find_spec(TENSORRT_PACKAGE)
     for folder in (spec and spec.submodule_search_locations) or ():
         for name in TENSORRT_LIBRARIES:
@@ -188,5 +201,5 @@ def _preload_tensorrt() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error's text, ended by a full stop."""
+    """The first line of an error's text, with a full stop at the end."""
     return str(error).strip().split("\n")[0].rstrip(".") + "."

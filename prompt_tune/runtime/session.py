@@ -1,4 +1,4 @@
-"""Our graph in ONNX Runtime, its inputs bound to the device: what several calls use is uploaded once."""
+"""Our graph in ONNX Runtime. Its inputs are bound to the device, so that what several calls share is uploaded once."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,35 +6,56 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prompt_tune.contract import INPUTS, OUTPUTS, read_metadata
-from prompt_tune.errors import GraphError
+from prompt_tune.errors import GraphError, ProviderError
+from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.providers import Device, device_of, open_session
 
 if TYPE_CHECKING:
-    from onnxruntime import OrtValue
+    from onnxruntime import InferenceSession, OrtValue
 
 
 class GraphSession:
-    """A session that any number of threads may run at the same time: a call's bindings are its own.
+    """A session that any number of threads may run at the same time: each call has its own bindings.
+
+    A forked child opens the graph again at its first call, because ONNX Runtime's threads do not survive a fork.
 
     Attributes:
-        device: where it really runs: "cpu", "cuda" or "tensorrt".
-        metadata: the graph's own, see `contract.read_metadata`.
+        device: Where the graph runs: "cpu", "cuda" or "tensorrt".
+        metadata: Of the graph, see `contract.read_metadata`.
     """
 
     def __init__(self, path: Path, *, device: Device = "cpu", threads: int = 0) -> None:
-        """Open the graph in `path`; arguments and errors as of `open_session` and `read_metadata`."""
-        self._session = open_session(path, device=device, threads=threads)
-        self.device = device_of(self._session)
-        self.metadata = read_metadata(self._session, path)
+        """Open a graph.
+
+        Args:
+            path: The ONNX file.
+            device: See `open_session`.
+            threads: See `open_session`.
+
+        Raises:
+            ProviderError: The device is unknown or not available.
+            GraphError: The file is not a graph from prompt-tune.
+            PromptTuneError: `threads` is below 0.
+        """
+        self._path, self._threads = path, threads
+        session = open_session(path, device=device, threads=threads)
+        self.device = device_of(session)
+        self.metadata = read_metadata(session, path)
+        self._sessions = PerProcess(self._reopen, first=session)
 
     def upload(self, array: np.ndarray) -> "OrtValue":
-        """An array where the graph computes: a copy in the GPU's memory, on the CPU the array itself.
+        """An array where the graph runs: on the CPU the array itself, on a GPU a copy in its memory.
 
-        Args: array: float32, C order. On the CPU it must not be changed while the result is in use.
+        Args:
+            array: Float32, C order. On the CPU, do not change it while the result is in use.
+
+        Raises:
+            ProviderError: This is a forked child, and the parent's session is on a GPU.
         """
         from onnxruntime import OrtValue
 
-        place = "cpu" if self.device == "cpu" or not array.size else "cuda"  # no GPU memory holds no bytes
+        place = "cpu" if self.device == "cpu" or not array.size else "cuda"  # GPU memory cannot hold an empty array
+        self._sessions.get()  # in a forked child, refuses a GPU before CUDA does
         return OrtValue.ortvalue_from_numpy(array, place)
 
     def run(
@@ -47,31 +68,58 @@ class GraphSession:
         original_conf: float,
         learned_conf: float,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One call of the graph.
+        """Run the graph once.
 
-        Args:    images: (b, 3, h, w); original: (n_original, n_prompts, 512); learned: (n_learned, n_prompts', 512);
-                     float32, from `upload`.
-                 iou, original_conf, learned_conf: in 0..1.
-        Returns: the graph's outputs, two float32 (n, 7), bit for bit those of a plain `session.run`.
-        Raises:  GraphError: ONNX Runtime fails.
+        Args:
+            images: (b, 3, h, w) float32, from `upload`.
+            original: (n_original, n_prompts, 512) float32, from `upload`.
+            learned: (n_learned, n_prompts', 512) float32, from `upload`.
+            iou: In 0..1.
+            original_conf: In 0..1.
+            learned_conf: In 0..1.
+
+        Returns:
+            The graph's outputs, two float32 (n, 7), with the same bits as those of a plain `session.run`.
+
+        Raises:
+            GraphError: ONNX Runtime fails.
+            ProviderError: This is a forked child, and the parent's session is on a GPU.
         """
-        binding = self._session.io_binding()
+        session = self._session
+        binding = session.io_binding()
         try:
             for name, value in zip(INPUTS[:3], (images, original, learned), strict=True):
                 binding.bind_ortvalue_input(name, value)
             for name, number in zip(INPUTS[3:], (iou, original_conf, learned_conf), strict=True):
-                # suppression reads its limits on the CPU, whatever the provider
+                # suppression reads its limits on the CPU with every provider
                 binding.bind_cpu_input(name, np.array([number], np.float32))
             for name in OUTPUTS:
-                # NumPy goes on from here, and the tables are small: their sizes are known only afterwards, so ONNX
-                # Runtime makes them on the CPU, which copies once and leaves nothing to fetch
+                # NumPy needs the tables, which are small. Their sizes are known only after the call, so ONNX Runtime
+                # makes them on the CPU
                 binding.bind_output(name, "cpu")
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
             original_rows, learned_rows = binding.copy_outputs_to_cpu()
-        except Exception as error:  # the classes of ONNX Runtime's errors share no base but Exception
+        except Exception as error:  # the errors of ONNX Runtime have no common base but Exception
             reason = str(error).strip().split("\n")[0]
             raise GraphError(
                 f"ONNX Runtime failed on images {tuple(images.shape())} ({reason:.200}). Try a smaller batch or image "
                 "size."
             ) from error
         return original_rows, learned_rows
+
+    @property
+    def _session(self) -> "InferenceSession":
+        """The session of this process."""
+        return self._sessions.get()
+
+    def _reopen(self) -> "InferenceSession":
+        """The same graph, opened again in a forked child."""
+        if self.device != "cpu":
+            raise ProviderError(
+                f"A detector on `{self.device}` does not work in a forked process: CUDA cannot be forked. Make the "
+                "detector in the child, or start processes with `spawn`."
+            )
+        session = open_session(self._path, threads=self._threads)
+        if read_metadata(session, self._path) != self.metadata:
+            raise GraphError(f"`{self._path}` was replaced by another graph. Start the process again.")
+        return session

@@ -134,7 +134,7 @@ def test_to_supervision_of_a_class_that_is_not_listed_is_refused() -> None:
     with pytest.raises(VocabularyError) as refusal:
         three().to_supervision(CLASSES[:2])
     assert str(refusal.value) == (
-        "'learned:truck' is not one of the 2 `classes`. Give those of the detector that found it, as they were then."
+        "'learned:truck' is not one of the 2 `classes`. Give the classes that the detector had when it found this."
     )
 
 

@@ -1,8 +1,12 @@
 """The runtime on a real graph: what it finds, what it keeps apart, what it refuses."""
 
 import json
+import os
+import pickle
 import shutil
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +17,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 from small_bundle import IMAGE_SIZE, learned_for, photo, small_bundle
 
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
+from prompt_tune.files import backup_of
 from prompt_tune.models.world import World
 from prompt_tune.runtime import detector as runtime
 from prompt_tune.runtime.boxes import distinct
@@ -25,6 +31,8 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox
 from prompt_tune.runtime.providers import Device, device_of
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+N_ANCHORS = sum((IMAGE_SIZE // stride) ** 2 for stride in (8, 16, 32))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,19 @@ def graph_rows(bundle: Path, image: np.ndarray, original: np.ndarray, learned: n
     feed |= {name: np.array([v], np.float32) for name, v in (("iou", 0.7), ("original_conf", 0), ("learned_conf", 0))}
     tables: list[np.ndarray] = session.run(None, feed)
     return tables
+
+
+def counted_batches(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of images of every call of the graph."""
+    sizes: list[int] = []
+    run = detector._session.run
+
+    def counted(network_input: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(network_input.shape()[0])
+        return run(network_input, *arguments, **options)
+
+    monkeypatch.setattr(detector._session, "run", counted)
+    return sizes
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 150), (200, 90), (IMAGE_SIZE, IMAGE_SIZE)])
@@ -106,22 +127,32 @@ def test_images_one_or_many_arrays_or_paths_give_the_same(detector: Detector, tm
 def test_batch_whose_scores_are_too_many_goes_in_parts(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector(bundle, threads=1)
     images = [photo(60, 90, seed=seed) for seed in range(5)]
-    singly, sizes = detector.detect(images), []
-    run = detector._session.run
-
-    def counted(network_input: Any, *arguments: Any, **options: Any) -> Any:
-        sizes.append(network_input.shape()[0])
-        return run(network_input, *arguments, **options)
-
-    monkeypatch.setattr(detector._session, "run", counted)
-    n_anchors = sum((IMAGE_SIZE // stride) ** 2 for stride in (8, 16, 32))
-    monkeypatch.setattr(runtime, "MAX_SCORES", 2 * n_anchors * len(detector.classes))
+    singly, sizes = detector.detect(images), counted_batches(detector, monkeypatch)
+    n_rows = sum(len(part.names) * part.n_prompts for part in detector.vocabularies.values())
+    assert n_rows == 80 + 2 * 3
+    monkeypatch.setattr(runtime, "MAX_SCORES", 2 * N_ANCHORS * n_rows)
     for one, other in zip(singly, detector.detect(images, batch=4), strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
     assert sizes == [2, 2, 1]
     monkeypatch.setattr(runtime, "MAX_SCORES", 1)
     detector.detect(images[:2], batch=2)
     assert sizes[3:] == [1, 1]
+
+
+@pytest.mark.parametrize(("n_prompts", "expected"), [(1, [4, 1]), (2, [2, 2, 1]), (8, [1] * 5)])
+@pytest.mark.parametrize("guide_mode", ["original", "own"])
+def test_scores_of_all_prompts_count_towards_the_cap(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, n_prompts: int, expected: list[int], guide_mode: str
+) -> None:
+    """Memory goes by rows of embeddings: a class scores once for each prompt before the maximum is taken."""
+    names = [f"thing {number}" for number in range(200)]
+    many = learned_for(bundle, *names, n_prompts=n_prompts, guide_mode=guide_mode, thresholds=np.float32(1))
+    detector = Detector(bundle, learned=[many], use_bundled=False, threads=1)
+    sizes = counted_batches(detector, monkeypatch)
+    rows_of_one_prompt = 200 + (80 if guide_mode == "original" else 0)
+    monkeypatch.setattr(runtime, "MAX_SCORES", 4 * N_ANCHORS * rows_of_one_prompt)
+    detector.detect([photo(60, 90, seed=seed) for seed in range(5)], batch=5, hide=["original:*"])
+    assert sizes[:: 1 if guide_mode == "original" else 2] == expected
 
 
 def test_batches_keep_images_apart(detector: Detector) -> None:
@@ -375,7 +406,7 @@ def test_load_of_1203_classes_takes_milliseconds(bundle: Path, tmp_path: Path, c
     median = statistics.median(seconds)
     with capsys.disabled():
         print(f" load of 1203 classes: median {1000 * median:.1f} ms", end="")
-    assert median < 0.05  # the aim is 0.01; a busy machine gets room
+    assert median < 0.05  # the aim is 0.01; a busy machine needs more
     assert detector._session is session
 
 
@@ -406,7 +437,7 @@ def test_vocabulary_made_for_something_else_is_refused_with_both_digests(
         with pytest.raises(VocabularyError) as refusal:
             detector.load(source)
         text = str(refusal.value)
-        assert f"was made for {what} aaaaaaaaaaaa, but" in text and f"has {what} {here[:12]}" in text
+        assert f"was made for {what} aaaaaaaaaaaa, but" in text and f"has {here[:12]}. Use a" in text
         assert "\n" not in text
     assert list(detector.vocabularies) == ["original", "learned"]
 
@@ -420,7 +451,7 @@ def test_plain_vocabulary_for_any_detector_and_guide_is_taken(bundle: Path, dete
 def test_bundle_with_a_missing_part_is_refused(name: str, bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     (tmp_path / "bundle" / name).unlink()
-    with pytest.raises(GraphError, match=f"is not a whole bundle: it has no {name}. Make one: prompt-tune export"):
+    with pytest.raises(GraphError, match=f"is not a complete bundle: it has no {name}. Make one: prompt-tune export"):
         Detector(tmp_path / "bundle")
     if name.startswith("learned"):
         assert list(Detector(tmp_path / "bundle", use_bundled=False).vocabularies) == ["original"]
@@ -494,13 +525,170 @@ def test_original_vocabulary_of_another_kind_or_detector_is_refused(bundle: Path
         Detector(tmp_path / "bundle")
 
 
-def test_images_that_cannot_be_used_are_refused(detector: Detector, tmp_path: Path) -> None:
+def test_pil_images_give_what_their_files_give(detector: Detector, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    Image.fromarray(photo(60, 150)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        (found,) = detector.detect(opened)
+        assert content(found) == content(detector.detect(tmp_path / "a.png")[0])
+        assert found.size_wh == (60, 150) and len(found) > 0
+        assert [content(one) for one in detector.detect([opened, photo(60, 150)])] == [
+            content(found),
+            content(detector.detect(photo(60, 150))[0]),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (None, r"Received: NoneType\. `cv2\.imread` returns None for a file that it cannot read: check the path\."),
+        (b"\xff\xd8", r"Received: bytes\. Decode it first: PIL\.Image\.open\(io\.BytesIO\(data\)\)\."),
+        (torch.zeros(3, 8, 8), r"Received: Tensor\. Convert it first\."),
+        (iter([]), r"Received: list_iterator\."),
+        (7, r"Received: int\."),
+        (np.zeros((8, 8, 3)), r"must be uint8 \(height, width, 3\)\. Received: float64 \(8, 8, 3\)\. Convert it"),
+        (np.zeros((8, 8), np.uint8), r"Received: uint8 \(8, 8\)\."),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"Received: uint8 \(2, 8, 8, 3\)\. .* give several images as a list"),
+        (np.zeros((8, 0, 3), np.uint8), r"Received: uint8 \(8, 0, 3\)\."),
+        (Image.new("F", (8, 8)), r"A PIL image has 32-bit pixels of unknown range\."),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_image_of_another_kind_is_refused(detector: Detector, image: Any, reason: str) -> None:
+    for images in (image, [image], [photo(8, 8), image]):
+        with pytest.raises(DataError, match=reason) as refusal:
+            detector.detect(images, batch=2)
+        assert "\n" not in str(refusal.value)
+
+
+def test_images_that_cannot_be_read_are_refused(detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "damaged.jpg").write_bytes(b"\xff\xd8 no picture")
-    for image in (tmp_path / "none.jpg", tmp_path / "damaged.jpg", np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8)):
-        with pytest.raises(DataError):
-            detector.detect(image)
-    with pytest.raises(DataError, match=r"must be uint8 \(height, width, 3\)"):
-        detector.detect(np.zeros((2, 8, 8, 3), np.uint8))
+    for name in ("none.jpg", "damaged.jpg"):
+        with pytest.raises(DataError, match=name):
+            detector.detect(tmp_path / name)
+
+
+FORK = """if True:
+    import gc, os, signal, sys, threading
+    import numpy as np
+    from prompt_tune import Detector, Vocabulary
+    from prompt_tune.errors import PromptTuneError
+
+    def content(found):
+        return [(one.boxes_xyxy.tobytes(), one.scores.tobytes(), one.class_names, one.vocabularies) for one in found]
+
+    bundle, extra, threads = sys.argv[1], Vocabulary.load(sys.argv[2]), int(sys.argv[3])
+    images = list(np.random.default_rng(0).integers(0, 255, (4, 96, 96, 3), np.uint8))
+    detector = Detector(bundle, threads=threads)
+    detector.load(extra, "before")
+    expected = content(detector.detect(images, batch=2, learned_conf=0.05))
+    loading, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:  # another thread is about to load a vocabulary while the process forks
+        with detector._lock.get():
+            loading.set()
+            forked.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    loading.wait()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)  # a child that hangs is killed
+        assert content(detector.detect(images, batch=2, learned_conf=0.05)) == expected
+        detector.unload("before")
+        detector.load(extra, "after")
+        assert set(detector.vocabularies) == {"original", "learned", "after"}
+        del detector
+        gc.collect()
+        sys.exit(0)  # Python frees everything
+    forked.set()
+    holder.join()
+    print(os.waitpid(pid, 0)[1], content(detector.detect(images, batch=2, learned_conf=0.05)) == expected)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_forked_child_detects_the_same_and_ends(bundle: Path, tmp_path: Path, threads: int) -> None:
+    learned_for(bundle, "lorry", n_prompts=2).save(tmp_path / "extra.vocab.safetensors")
+    command = [sys.executable, "-c", FORK, bundle, tmp_path / "extra.vocab.safetensors", str(threads)]
+    # with its telemetry on, ONNX Runtime hangs at the exit of every forked child, as soon as it is imported
+    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
+
+
+def test_processes_that_multiprocessing_forks_detect_the_same(bundle: Path) -> None:
+    code = """if True:
+        import multiprocessing, sys
+        import numpy as np
+        from prompt_tune import Detector
+
+        def scores(image: np.ndarray) -> bytes:
+            return b"".join(found.scores.tobytes() for found in detector.detect([image, image], batch=2))
+
+        images = list(np.random.default_rng(0).integers(0, 255, (4, 96, 96, 3), np.uint8))
+        detector = Detector(sys.argv[1], threads=2)
+        expected = [scores(image) for image in images]
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(len(set(expected)), pool.map_async(scores, images).get(timeout=60) == expected)
+    """
+    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("4 True\n", "")
+
+
+def test_forked_child_whose_graph_was_replaced_says_so(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    detector = Detector(tmp_path / "bundle", threads=1)
+    model = onnx.load(bundle / "detector.onnx")
+    metadata = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps(metadata | {"detector": "a" * 64})
+    onnx.save(model, tmp_path / "bundle" / "detector.onnx")
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            detector.detect(photo(8, 8))
+        except GraphError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reader, 1000).decode().endswith("was replaced by another graph. Start the process again.")
+
+
+def test_pickled_detector_detects_the_same(bundle: Path, tmp_path: Path) -> None:
+    detector = Detector(bundle, image_size=128, threads=1, learned=[learned_for(bundle, "lorry", n_prompts=2)])
+    detector.load(learned_for(bundle, "own", guide_mode="own", thresholds=np.float32(0)), "own")
+    detector.unload("learned")
+    images = [photo(60, 150), photo(130, 70, seed=2)]
+    code = """if True:
+        import pickle, sys
+        detector, images = pickle.load(sys.stdin.buffer)
+        found = detector.detect(images, batch=2)
+        sys.stdout.buffer.write(pickle.dumps((detector.image_size, detector.classes, found)))
+    """
+    data = pickle.dumps((detector, images))
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    size, classes, found = pickle.loads(done.stdout)
+    assert (size, classes) == (128, detector.classes)
+    assert list(map(content, found)) == list(map(content, detector.detect(images, batch=2)))
+
+
+def test_pickled_detector_whose_bundle_was_replaced_is_refused(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    data = pickle.dumps(Detector(tmp_path / "bundle", use_bundled=False, threads=1))
+    place = tmp_path / "bundle" / "original.vocab.safetensors"
+    Vocabulary.load(place).remove(["thing 3"]).save(place)
+    with pytest.raises(GraphError, match="was replaced by another bundle"):
+        pickle.loads(data)
+
+
+def test_bundle_that_lies_beside_its_place_is_named(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, backup_of(tmp_path / "bundle"))
+    with pytest.raises(GraphError, match=r"rename .*/\.bundle\.backup to get the old one"):
+        Detector(tmp_path / "bundle")
 
 
 def test_numbers_out_of_range_are_refused(bundle: Path, detector: Detector) -> None:
@@ -508,6 +696,8 @@ def test_numbers_out_of_range_are_refused(bundle: Path, detector: Detector) -> N
     for options in ({"iou": 1.5}, {"original_conf": -0.1}, {"learned_conf": float("nan")}, {"batch": 0}):
         with pytest.raises(PromptTuneError, match=f"`{next(iter(options))}` must be"):
             detector.detect(image, **options)
+    with pytest.raises(PromptTuneError, match=r"^`threads` must be 0 \(all cores\) or more\. Received: -1\.$"):
+        Detector(bundle, threads=-1)
     for size in (100, 0, -32):
         with pytest.raises(PromptTuneError, match=rf"`image_size` must be a multiple of 32\. Received: {size}\."):
             Detector(bundle, image_size=size)

@@ -104,7 +104,7 @@ def test_auto_takes_cuda_where_it_works_else_the_cpu_and_says_why(relu: Path, ca
     assert record.levelname == "WARNING" and "\n" not in text
     with pytest.raises(ProviderError) as reason:
         open_session(relu, device="cuda")
-    assert text == f"`device='auto'`: CUDA does not work here, so the CPU computes. {reason.value}"
+    assert text == f"`device='auto'`: CUDA does not work here, so the graph runs on the CPU. {reason.value}"
 
 
 def test_auto_does_not_hide_a_damaged_graph(tmp_path: Path) -> None:
