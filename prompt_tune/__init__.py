@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING
 from prompt_tune.version import __version__
 
 if TYPE_CHECKING:
+    from prompt_tune.config import FitConfig
     from prompt_tune.errors import PromptTuneError
     from prompt_tune.runtime.detections import Detections
     from prompt_tune.runtime.detector import Detector
     from prompt_tune.tuning.fit import fit
+    from prompt_tune.tuning.job import FitInputs
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 if not (Path(__file__).parent / "prompts").is_dir():  # a checkout, where `prompts` and `export` are beside the package
     __path__.append(str(Path(__file__).parents[1]))
 
-__all__ = ["Detections", "Detector", "PromptTuneError", "Vocabulary", "__version__", "fit"]
+__all__ = ["Detections", "Detector", "FitConfig", "FitInputs", "PromptTuneError", "Vocabulary", "__version__", "fit"]
 _HOMES = {
     "Detections": "prompt_tune.runtime.detections",
     "Detector": "prompt_tune.runtime.detector",
+    "FitConfig": "prompt_tune.config",
+    "FitInputs": "prompt_tune.tuning.job",
     "PromptTuneError": "prompt_tune.errors",
     "Vocabulary": "prompt_tune.vocabulary.vocabulary",
     "fit": "prompt_tune.tuning.fit",

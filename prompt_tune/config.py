@@ -1,112 +1,150 @@
-"""The settings of a fit, in one place: the command line reads its defaults and its help from here."""
+"""The settings of a fit, with defaults, limits and reasons in one place: the command line is made from them."""
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from prompt_tune.contract import NMS_IOU, GuideMode
 from prompt_tune.errors import RunError
 
-TINY_IMAGE_SIZE, IMAGE_SIZE = 256, 640  # px: what `tiny`, and what YOLO-World's checkpoints were trained at
-TokenPosition = Literal["end", "middle", "front"]  # of the class name: behind, within, or before the context
+TINY_IMAGE_SIZE, IMAGE_SIZE = 256, 640  # pixels: what `tiny` and YOLO-World's checkpoints were trained at
+LARGEST_STRIDE = 32  # pixels of the network's input
+TokenPosition = Literal["end", "middle", "front"]  # of the class name: after, within or before the context
 
 
 @dataclass(frozen=True)
 class RegionBudget:
-    """Anchors kept of a training image. Together they give the AP of all anchors; without the last two kinds, false
-    alarms double."""
+    """How many anchors of a training image are kept.
 
-    in_box: int = 600  # in an object's box; where there are more, each object's best by overlap, in turn
-    top: int = 50  # with the highest original scores: what looks like an object and is none of ours
-    random: int = 64  # plain background
+    Together they reach the AP of all anchors. Without the last two kinds, false alarms double.
+
+    Attributes:
+        in_box: Anchors inside the box of an object. If there are more, each object's best by overlap, in turn.
+        top: Anchors with the highest original scores: they look like objects, and are not ours.
+        random: Anchors of plain background.
+    """
+
+    in_box: int = 600
+    top: int = 50
+    random: int = 64
 
 
-def setting(default: Any, reason: str) -> Any:
-    """A field with its default and the sentence that `--help` shows."""
-    return field(default=default, metadata={"help": reason})
+def setting(
+    default: Any,
+    reason: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+    why: str = "",
+) -> Any:
+    """A field of the settings.
+
+    Args:
+        default: Its default.
+        reason: The sentence that `--help` shows.
+        least: The smallest value that is allowed.
+        most: The largest value that is allowed.
+        above: A number that the value must exceed.
+        below: A number that the value must stay below.
+        choices: The words that are allowed.
+        why: The reason for the limits, a clause that the error adds.
+    """
+    limits = {"least": least, "most": most, "above": above, "below": below}
+    return field(default=default, metadata={"help": reason, "limits": limits, "choices": choices, "why": why})
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What decides the result of a fit, besides detector, tower, original vocabulary and data."""
+    """What decides the result of a fit, besides detector, text tower, original vocabulary and data.
 
-    context_length: int = setting(4, "Context vectors beside each name; 16 find slightly more than 4, and take longer.")
-    class_specific: bool = setting(True, "Own context for every class, or one that all classes share.")
-    token_position: TokenPosition = setting("end", "Where the class name stands: behind, within or before the context.")
-    prompts_per_class: int = setting(
-        1, "Prompts learned side by side for each name and synonym; the best one counts. Class-specific context only."
+    Raises:
+        RunError: A setting is outside its limits, or two settings do not go together.
+    """
+
+    context_length: int = setting(
+        4, "Number of context vectors for each name. 16 find slightly more than 4 and take longer.", least=1
     )
-    initial_words: str = setting("", "Words that the context starts from, as many tokens as it is long; empty: random.")
+    class_specific: bool = setting(True, "Learn a context of its own for each class, or one that all classes share.")
+    token_position: TokenPosition = setting(
+        "end", "Where the class name stands: after, within or before the context.", choices=get_args(TokenPosition)
+    )
+    prompts_per_class: int = setting(
+        1,
+        "Number of prompts to learn for each name and synonym; the best one counts. Needs class-specific context.",
+        least=1,
+    )
+    initial_words: str = setting(
+        "", "Words that the context starts from; they must have as many tokens as the context. Empty: random vectors."
+    )
     teacher_weight: float = setting(
-        0.0, "Weight of the distance to what hand-written prompts give: more keeps the meaning of a known name."
+        0.0,
+        "Weight of the distance to the embeddings of hand-written prompts. More weight keeps the meaning of a known "
+        "name.",
+        least=0,
     )
     guide: GuideMode = setting(
-        "original", "What steers the neck: the original vocabulary, or in a pass of their own the learned classes."
+        "original",
+        "What steers the neck: the original vocabulary, or the learned classes themselves, which takes a second pass.",
+        choices=get_args(GuideMode),
     )
-    epochs: int = setting(20, "Passes over the cached training images, or several for few of them (see updates).")
-    updates: int = setting(30, "Updates in an epoch: fewer images are passed over several times to come near it.")
-    learning_rate: float = setting(0.02, "Peak of AdamW's learning rate: one epoch of warm-up, then a cosine.")
-    batch: int = setting(16, "Training images in an update.")
-    image_size: int = setting(0, "Side of the network's input in pixels; 0: 256 for tiny, 640 for checkpoints.")
+    epochs: int = setting(20, "Number of epochs. Few images are passed over several times in one epoch.", least=1)
+    updates: int = setting(30, "Number of updates that an epoch should have; few images are repeated for it.", least=1)
+    learning_rate: float = setting(
+        0.02, "Peak learning rate of AdamW: one epoch of warm-up, then a cosine.", above=0, below=10
+    )
+    batch: int = setting(16, "Training images in an update.", least=1)
+    image_size: int = setting(
+        0, "Side of the network's input in pixels. 0: 256 for tiny, 640 for checkpoints.", least=0
+    )
     views: int = setting(
-        1, "Cached views of an image for training: itself and augmented copies; 4 help with few images."
+        1,
+        "Cached views of each training image: the image itself and augmented copies. 4 help with few images.",
+        least=1,
     )
     region_budget: tuple[int, int, int] = setting(
         (RegionBudget.in_box, RegionBudget.top, RegionBudget.random),
-        "Anchors kept of a training image: in an object's box, with the highest original scores, random. Guide own "
-        "keeps all.",
+        "Anchors that are kept of a training image: inside the boxes of objects, with the highest original scores, and "
+        "at random. With guide `own`, all are kept.",
     )
     precision: float = setting(
-        0.0, "Precision at IoU 0.5 on the validation images that thresholds are chosen for; 0: the best F1."
+        0.0,
+        "Choose each threshold for this precision at IoU 0.5 on the validation images. 0: for the best F1.",
+        least=0,
+        most=1,
     )
     nms_iou: float = setting(
         0.0,
-        "Overlap above which the weaker of two boxes of a learned class goes; 0: of 0.7, 0.6 and 0.5 what gives the "
-        "highest AP50 on the validation images.",
+        "Overlap above which the weaker of two boxes of a learned class is dropped. 0: choose 0.7, 0.6 or 0.5 by AP50 "
+        "on the validation images.",
+        least=0,
+        most=NMS_IOU,
+        why="the graph drops boxes that overlap by more",
     )
     calibrate: bool = setting(
         False, "Fit a scale and shift of each class's logit, so that a score says how often a detection is right."
     )
     freeze_old: bool = setting(
-        False, "With --from: classes that were learned before keep their context; only new ones are trained."
+        False, "With --from: keep the context of the classes that were learned before, and train only new ones."
     )
-    seed: int = setting(0, "Seed of held-out images, initial context, order, views and random anchors.")
+    seed: int = setting(0, "Seed of held-out images, initial context, order, views and random anchors.", least=0)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
-        lowest = {
-            "context_length": 1,
-            "prompts_per_class": 1,
-            "epochs": 1,
-            "batch": 1,
-            "views": 1,
-            "updates": 1,
-            "image_size": 0,
-            "seed": 0,
-        }
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise RunError(f"`{name}` must be at least {least}. Received: {getattr(self, name)}.")
-        if not 0 < self.learning_rate < 10:
-            raise RunError(f"`learning_rate` must be above 0 and below 10. Received: {self.learning_rate}.")
-        for name, allowed in (("token_position", get_args(TokenPosition)), ("guide", get_args(GuideMode))):
-            if getattr(self, name) not in allowed:
-                raise RunError(f"`{name}` must be one of {', '.join(allowed)}. Received: {getattr(self, name)!r}.")
+        """Refuse values outside their limits."""
+        for part in fields(self):
+            _check(part, getattr(self, part.name))
         if self.prompts_per_class > 1 and not self.class_specific:
             raise RunError(
-                "Several prompts a class need class-specific context, since shared context is one for all. Received: "
-                f"`prompts_per_class` {self.prompts_per_class}. Leave --prompts-per-class or --shared-context out."
+                "Several prompts for a class need class-specific context, since shared context is one for all. "
+                f"Received: `prompts_per_class` {self.prompts_per_class}. Leave --prompts-per-class or "
+                "--shared-context out."
             )
-        if not 0 <= self.teacher_weight < float("inf"):
-            raise RunError(f"`teacher_weight` must be a number from 0 on. Received: {self.teacher_weight}.")
-        if not 0 <= self.precision <= 1:
-            raise RunError(f"`precision` must be from 0 to 1. Received: {self.precision}.")
-        if not 0 <= self.nms_iou <= NMS_IOU:
+        if self.image_size % LARGEST_STRIDE:
             raise RunError(
-                f"`nms_iou` must be from 0 to {NMS_IOU}, for the graph drops what overlaps by more. Received: "
-                f"{self.nms_iou}."
+                f"`image_size` must be a multiple of {LARGEST_STRIDE}, the largest stride. Received: {self.image_size}."
             )
-        if self.image_size % 32:
-            raise RunError(f"`image_size` must be a multiple of 32, the largest stride. Received: {self.image_size}.")
         if len(self.region_budget) != 3 or min(self.region_budget) < 0 or not self.region_budget[0]:
             raise RunError(
                 f"`region_budget` must be three counts, the first at least 1. Received: {self.region_budget}."
@@ -117,4 +155,28 @@ class FitConfig:
         return asdict(self) | {"region_budget": list(self.region_budget)}
 
 
-HELP = {f.name: f.metadata["help"] for f in fields(FitConfig)}
+def _check(part: "Field[Any]", value: Any) -> None:
+    """Refuse a value outside the limits of its field."""
+    choices, limits = part.metadata["choices"], part.metadata["limits"]
+    if choices and value not in choices:
+        raise RunError(f"`{part.name}` must be one of {', '.join(choices)}. Received: {value!r}.")
+    least, most, above, below = (limits[name] for name in ("least", "most", "above", "below"))
+    if all(limit is None for limit in limits.values()):
+        return
+    inside = (
+        math.isfinite(value)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    if not inside:
+        why = f", because {part.metadata['why']}" if part.metadata["why"] else ""
+        raise RunError(f"`{part.name}` must be {_in_words(least, most, above, below)}{why}. Received: {value}.")
+
+
+def _in_words(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
+    if least is not None and most is not None:
+        return f"from {least} to {most}"
+    words = (("at least", least), ("at most", most), ("above", above), ("below", below))
+    return " and ".join(f"{word} {limit}" for word, limit in words if limit is not None)

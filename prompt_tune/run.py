@@ -1,25 +1,40 @@
-"""The run folder of a fit: what was asked, what was learned, how it went, and where to go on."""
+"""The run folder of a fit: its settings, what was learned, how it went, and where to continue."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prompt_tune.errors import RunError
 from prompt_tune.files import replacing
 
-if TYPE_CHECKING:
-    pass
+CONFIG_FILE = "config.json"
+CACHE_FOLDER = "regions"  # may exist before the run does
 
-CONFIG_FILE = "config.json"  # of a run folder
-CACHE_FOLDER = "regions"  # may be there before the run is
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write a file of a run into one line with its cure.
+
+    Raises:
+        RunError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}. Make room or allow writing, then continue with "
+            "--resume."
+        ) from error
 
 
 class RunFolder:
-    """Paths and files of a run."""
+    """The files of a run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = folder / "config.json"
+        self.config = folder / CONFIG_FILE
         self.prompts = folder / "prompts.safetensors"
         self.original = folder / "original.vocab.safetensors"
         self.learned = folder / "learned.vocab.safetensors"
@@ -30,21 +45,22 @@ class RunFolder:
         self.state = folder / "state.safetensors"
 
     def open(self, config: dict[str, Any], *, resume: bool) -> None:
-        """Start a run, or go on with one that was started with the same configuration.
+        """Start a run, or resume one that was started with the same configuration.
 
-        Raises:  RunError: the folder has a run and `resume` is off, it was started with another configuration, it holds
-                 something else, or it cannot be written.
+        Raises:
+            RunError: The folder has a run and `resume` is off, the run was started with another configuration, the
+                folder holds something else, or it cannot be written.
         """
         if self.config.is_file():
             if not resume:
-                raise RunError(f"{self.folder} holds a run already. Go on with --resume, or give another --out.")
+                raise RunError(f"{self.folder} holds a run already. Continue it with --resume, or give another --out.")
             self._check_same(config)
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file; a run needs a folder. Give another --out.")
-        # a hidden file may be what a killed process was writing
+        # a hidden file may be left from a process that was killed while writing
         if self.folder.exists() and any(p.name != CACHE_FOLDER and p.name[0] != "." for p in self.folder.iterdir()):
-            raise RunError(f"{self.folder} is not empty and no run of `fit`. Give another --out.")
+            raise RunError(f"{self.folder} is not empty, and it is not a run of `fit`. Give another --out.")
         try:
             with replacing(self.config) as path:
                 path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
@@ -52,7 +68,7 @@ class RunFolder:
             raise RunError(f"{self.folder} cannot be written: {error.strerror}. Give another --out.") from error
 
     def _check_same(self, config: dict[str, Any]) -> None:
-        """Refuse to go on with other settings."""
+        """Refuse to resume with other settings."""
         try:
             old = json.loads(self.config.read_text())
         except ValueError as error:
@@ -63,20 +79,21 @@ class RunFolder:
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
                 raise RunError(
-                    f"{self.folder} was started with `{name}` {old.get(name)!r}, and this is {new.get(name)!r}. Resume "
-                    "with the same settings and data, or give another --out."
+                    f"{self.folder} was started with `{name}` {old.get(name)!r}. Received: {new.get(name)!r}. Resume "
+                    "it with the same settings and data, or give another --out."
                 )
 
     def add_metrics(self, line: dict[str, Any]) -> None:
-        """Append one JSON line; lines of an epoch that is done again after a kill are replaced."""
+        """Append one JSON line. If an epoch is done again after a kill, its line is replaced."""
         lines = [old for old in self.read_metrics() if old["epoch"] < line["epoch"]]
-        with replacing(self.metrics) as path:
+        with writing(self.metrics), replacing(self.metrics) as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in [*lines, line]))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one an epoch.
+        """The lines of metrics.jsonl, one for each epoch.
 
-        Raises:  RunError: the file is damaged.
+        Raises:
+            RunError: The file is damaged.
         """
         if not self.metrics.is_file():
             return []
@@ -87,5 +104,5 @@ class RunFolder:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with its settings beside the rest, so that an error names the one that differs."""
+    """The configuration with its settings on the top level, so that an error can name the one that differs."""
     return {name: value for name, value in config.items() if name != "settings"} | config.get("settings", {})

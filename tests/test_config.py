@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prompt_tune.config import HELP, FitConfig, RegionBudget
+from prompt_tune.config import FitConfig, RegionBudget
 from prompt_tune.errors import RunError
 
 
@@ -18,7 +18,7 @@ from prompt_tune.errors import RunError
         ({"views": 0}, "`views`"),
         ({"batch": -1}, "`batch`"),
         ({"seed": -1}, "`seed` must be at least 0"),
-        ({"learning_rate": 0.0}, "`learning_rate`"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be above 0 and below 10. Received: 0.0."),
         ({"precision": 1.5}, "`precision`"),
         ({"precision": float("nan")}, "`precision`"),
         ({"learning_rate": float("nan")}, "`learning_rate`"),
@@ -26,10 +26,10 @@ from prompt_tune.errors import RunError
         ({"guide": "joint"}, "`guide` must be one of original, own. Received: 'joint'."),
         ({"prompts_per_class": 0}, "`prompts_per_class` must be at least 1"),
         ({"prompts_per_class": 2, "class_specific": False}, "Leave --prompts-per-class or --shared-context out."),
-        ({"teacher_weight": -0.1}, "`teacher_weight` must be a number from 0 on. Received: -0.1."),
+        ({"teacher_weight": -0.1}, "`teacher_weight` must be at least 0. Received: -0.1."),
         ({"teacher_weight": float("nan")}, "`teacher_weight`"),
         ({"teacher_weight": float("inf")}, "`teacher_weight`"),
-        ({"nms_iou": 0.75}, "`nms_iou` must be from 0 to 0.7, for the graph drops what overlaps by more"),
+        ({"nms_iou": 0.75}, "`nms_iou` must be from 0 to 0.7, because the graph drops boxes that overlap by more."),
         ({"nms_iou": -0.5}, "`nms_iou`"),
         ({"nms_iou": float("nan")}, "`nms_iou`"),
         ({"image_size": 100}, "`image_size` must be a multiple of 32"),
@@ -55,5 +55,5 @@ def test_settings_as_json_come_back_equal() -> None:
 
 
 def test_every_setting_has_its_help_and_the_budget_one_home() -> None:
-    assert HELP.keys() == {field.name for field in fields(FitConfig)} and all(HELP.values())
+    assert all(field.metadata["help"] for field in fields(FitConfig))
     assert RegionBudget(*FitConfig().region_budget) == RegionBudget()

@@ -1,14 +1,43 @@
 """`prompt-tune fit`: learn context vectors for the classes of a data set."""
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from prompt_tune.config import HELP, FitConfig, TokenPosition
-from prompt_tune.contract import GuideMode
+from prompt_tune.config import FitConfig
 
-_DEFAULT = FitConfig()
+_FIELDS = {part.name: part for part in fields(FitConfig)}
+_SWITCHES = {  # settings that are on or off, and the option that says so
+    "class_specific": "--class-specific/--shared-context",
+    "freeze_old": "--freeze-old/--free-old",
+    "calibrate": "--calibrate",
+}
+_APART = "freeze_old"  # stands beside --from
+
+
+def _setting(name: str) -> Callable[[Any], Any]:
+    """The option of one field of the settings: its default, choices and help are those of the field."""
+    part = _FIELDS[name]
+    more: dict[str, Any] = {"default": part.default, "help": part.metadata["help"], "show_default": True}
+    if name in _SWITCHES:
+        return click.option(_SWITCHES[name], is_flag=True, **more | {"show_default": "/" in _SWITCHES[name]})
+    if part.metadata["choices"]:
+        more["type"] = click.Choice(part.metadata["choices"])
+    elif isinstance(part.default, tuple):
+        more |= {"type": type(part.default[0]), "nargs": len(part.default)}
+    return click.option("--" + name.replace("_", "-"), **more)
+
+
+def _settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds an option for each setting, in the order of the fields."""
+    for name in reversed(_FIELDS):
+        if name != _APART:
+            function = _setting(name)(function)
+    return function
 
 
 @click.command()
@@ -26,10 +55,10 @@ _DEFAULT = FitConfig()
 @click.option(
     "--original",
     default=None,
-    help="Original vocabulary, which guides the neck: a file, a built-in list or names; default: the model's own.",
+    help="The original vocabulary, which guides the neck: a file, a built-in list or names. Default: the model's own.",
 )
 @click.option(
-    "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG; default: the model's own."
+    "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG. Default: the model's own."
 )
 @click.option(
     "--names",
@@ -40,59 +69,30 @@ _DEFAULT = FitConfig()
     "--replay",
     multiple=True,
     metavar="DATA[=RATIO]",
-    help="Images that have none of the new objects, to learn what the classes are not: a data set, a folder of images, "
-    "or a grounding set (JSON as of MDETR). RATIO images for each labelled one; default 3. Can be given several times.",
+    help="Images without the new objects, which teach the classes what they are not: a data set, a folder of images, "
+    "or a grounding set (MDETR's JSON). RATIO images for each labelled one; default 3. Can be given several times.",
 )
 @click.option(
     "--from",
     "from_run",
     type=click.Path(path_type=Path),
     default=None,
-    help="Go on from an earlier run, with more images or more classes: its context is the start, prompts are built as "
-    "there, and its classes that are not in the data set stay as they are.",
+    help="Continue from an earlier run, with more images or more classes. Its context is the start, its prompts are "
+    "built in the same way, and its classes that are not in the data set stay as they are.",
 )
-@click.option("--freeze-old/--free-old", default=_DEFAULT.freeze_old, show_default=True, help=HELP["freeze_old"])
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@_setting(_APART)
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
     default=None,
-    help="Folder of the region cache; default: 'regions' in the run.",
+    help="Folder of the region cache. Default: 'regions' in the run folder.",
 )
-@click.option("--context-length", default=_DEFAULT.context_length, show_default=True, help=HELP["context_length"])
-@click.option(
-    "--class-specific/--shared-context", default=_DEFAULT.class_specific, show_default=True, help=HELP["class_specific"]
-)
-@click.option(
-    "--token-position",
-    type=click.Choice(get_args(TokenPosition)),
-    default=_DEFAULT.token_position,
-    show_default=True,
-    help=HELP["token_position"],
-)
-@click.option(
-    "--prompts-per-class", default=_DEFAULT.prompts_per_class, show_default=True, help=HELP["prompts_per_class"]
-)
-@click.option("--initial-words", default=_DEFAULT.initial_words, show_default=True, help=HELP["initial_words"])
-@click.option("--teacher-weight", default=_DEFAULT.teacher_weight, show_default=True, help=HELP["teacher_weight"])
-@click.option(
-    "--guide", type=click.Choice(get_args(GuideMode)), default=_DEFAULT.guide, show_default=True, help=HELP["guide"]
-)
-@click.option("--epochs", default=_DEFAULT.epochs, show_default=True, help=HELP["epochs"])
-@click.option("--updates", default=_DEFAULT.updates, show_default=True, help=HELP["updates"])
-@click.option("--learning-rate", default=_DEFAULT.learning_rate, show_default=True, help=HELP["learning_rate"])
-@click.option("--batch", default=_DEFAULT.batch, show_default=True, help=HELP["batch"])
-@click.option("--image-size", default=_DEFAULT.image_size, show_default=True, help=HELP["image_size"])
-@click.option("--views", default=_DEFAULT.views, show_default=True, help=HELP["views"])
-@click.option(
-    "--region-budget", type=int, nargs=3, default=_DEFAULT.region_budget, show_default=True, help=HELP["region_budget"]
-)
-@click.option("--precision", default=_DEFAULT.precision, show_default=True, help=HELP["precision"])
-@click.option("--nms-iou", default=_DEFAULT.nms_iou, show_default=True, help=HELP["nms_iou"])
-@click.option("--calibrate", is_flag=True, default=_DEFAULT.calibrate, help=HELP["calibrate"])
-@click.option("--seed", default=_DEFAULT.seed, show_default=True, help=HELP["seed"])
+@_settings
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1.")
+@click.pass_context
 def command(
+    context: click.Context,
     model: str,
     data: str,
     out: Path,
@@ -104,34 +104,33 @@ def command(
     resume: bool,
     cache: Path | None,
     device: str,
-    **settings: object,
+    **settings: Any,
 ) -> None:
-    """Learn context vectors for the classes of a data set; detector and text tower stay as they are.
+    """Learn context vectors for the classes of a data set. Detector and text tower stay as they are.
 
     Writes prompts.safetensors, learned.vocab.safetensors, metrics.jsonl, curves.png and report.html to the run folder.
-    The defaults are what the tables in the README say. Ctrl-C keeps the best epoch so far, and --resume goes on.
+    The documentation has the measurements behind the defaults. Ctrl-C keeps the best epoch so far, and --resume
+    continues.
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.datasets.replay import parse_replay
     from prompt_tune.tuning.fit import fit
+    from prompt_tune.tuning.job import FitInputs
     from prompt_tune.vocabulary.names import read_classes
 
+    inputs = FitInputs(
+        model=model,
+        data=data,
+        original=original,
+        text_tower=text_tower,
+        classes=None if names is None else tuple(read_classes(names)),
+        replay=tuple(parse_replay(text) for text in replay),
+        from_run=from_run,
+        cache=cache,
+        given=frozenset(name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT),
+    )
     with stages() as progress:
-        result = fit(
-            model,
-            data,
-            out,
-            config=FitConfig(**settings),  # type: ignore[arg-type]
-            original=original,
-            text_tower=text_tower,
-            classes=None if names is None else read_classes(names),
-            replay=[parse_replay(text) for text in replay],
-            from_run=from_run,
-            cache=cache,
-            resume=resume,
-            device=device,
-            progress=progress,
-        )
+        result = fit(inputs, out, config=FitConfig(**settings), resume=resume, device=device, progress=progress)
     click.echo(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
         f"{result.ap:.3f} on the validation images. Cached in {result.seconds['cache']:.1f} s, trained in "

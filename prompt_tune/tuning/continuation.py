@@ -1,7 +1,7 @@
-"""Going on from an earlier run: its context is the start, and classes that are not trained again are carried over."""
+"""Continuing from an earlier run: its context is the start, and classes that are not trained again are kept."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,16 +14,22 @@ from prompt_tune.models.context import PromptContext
 from prompt_tune.models.prompts_file import load_context
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.run import RunFolder
-from prompt_tune.vocabulary.checks import short
+from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.vocabulary import Vocabulary, merge
 
-SETTINGS = ("class_specific", "token_position", "prompts_per_class")  # how prompts are built: as they were
+SETTINGS = ("class_specific", "token_position", "prompts_per_class")  # how prompts are built
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Earlier:
-    """An earlier run of `fit`: its folder, its context and its learned vocabulary."""
+    """An earlier run of `fit`.
+
+    Attributes:
+        run: Its folder.
+        context: Its context vectors.
+        learned: Its learned vocabulary.
+    """
 
     run: RunFolder
     context: PromptContext
@@ -33,72 +39,97 @@ class Earlier:
     def load(cls, folder: Path, tower: TextTower) -> "Earlier":
         """Read a run.
 
-        Raises:  RunError: it is not whole. ModelError: it was made with another text tower.
-                 VocabularyError: a file of it is damaged.
+        Raises:
+            RunError: The run is incomplete.
+            ModelError: It was made with another text tower.
+            VocabularyError: One of its files is damaged.
         """
         run = RunFolder(folder)
         missing = [path.name for path in (run.prompts, run.learned, run.original) if not path.is_file()]
         if missing:
-            raise RunError(f"{folder} is no whole run of `fit`: {', '.join(missing)} is missing. Give another --from.")
+            raise RunError(
+                f"{folder} is not a complete run of `fit`: it has no {', '.join(missing)}. Give another --from."
+            )
         context, learned = load_context(run.prompts, tower), Vocabulary.load(run.learned)
         if {texts[0] for texts in context.classes} != set(learned.names):
             raise RunError(
-                f"{run.prompts} and {run.learned} have different classes: one was changed. Give the files as `fit` "
-                "wrote them."
+                f"{run.prompts} and {run.learned} have different classes: one of them was changed. Give the files as "
+                "`fit` wrote them."
             )
         return cls(run, context, learned)
 
     def check(self, detector: str, guide: str, guide_mode: GuideMode) -> None:
-        """Refuse a run of another detector or guide: its classes could not stand beside the new ones.
+        """Refuse a run of another detector or guide, since its classes could not be used beside the new ones.
 
-        Args:    detector, guide: digests of the detector and the original vocabulary.
-        Raises:  RunError: one of them differs.
+        Args:
+            detector: Digest of the detector.
+            guide: Digest of the original vocabulary.
+            guide_mode: The guide mode of the new classes.
+
+        Raises:
+            RunError: One of them differs.
         """
+        cure = "Continue with the same one, or start without --from."
         own_guide = self.learned.guide if self.learned.guide_mode == "original" else guide
-        for what, was, here in (
-            ("detector", short(self.learned.detector), short(detector)),
-            ("guide", short(own_guide), short(guide)),
-            ("guide", f"`{self.learned.guide_mode}`", f"`{guide_mode}`"),
-        ):
-            if was != here:
-                raise RunError(
-                    f"{self.run.folder} was learned with the {what} {was}; here it is {here}. Go on with the same one, "
-                    "or start without --from."
-                )
+        check_made_for(
+            str(self.run.folder),
+            {"detector": self.learned.detector, "guide": own_guide},
+            {"detector": detector, "guide": guide},
+            holder="this fit",
+            cure=cure,
+            error=RunError,
+        )
+        if self.learned.guide_mode != guide_mode:
+            raise RunError(
+                f"{self.run.folder} was learned with guide `{self.learned.guide_mode}`. Received: `{guide_mode}`. "
+                f"{cure}"
+            )
 
-    def settings(self, config: FitConfig) -> FitConfig:
-        """The configuration with the prompts built as they were; what changes by that is logged. The image size is
-        that of then, unless another is given."""
+    def settings(self, config: FitConfig, given: Collection[str] = ()) -> FitConfig:
+        """The settings with prompts built as in this run; a line names each setting that cannot be used.
+
+        The image size is that of this run, unless another is given.
+
+        Args:
+            config: The settings.
+            given: Names of the settings that the user chose, also where they equal the default.
+        """
         was = {name: getattr(self.context, name) for name in (*SETTINGS, "initial_words")}
         was["context_length"] = self.context.n_ctx
         stored = self.learned.provenance.get("settings")
         image_size = stored.get("image_size") if isinstance(stored, dict) else None
-        if not config.image_size and isinstance(image_size, int):
+        if not config.image_size and "image_size" not in given and isinstance(image_size, int):
             config = replace(config, image_size=image_size)
         for name, value in was.items():
-            if getattr(config, name) not in (value, getattr(FitConfig, name)):
-                logger.warning(
-                    "`%s` is %r, as in %s; %r is not used.", name, value, self.run.folder, getattr(config, name)
-                )
+            asked = getattr(config, name)
+            if asked != value and (name in given or asked != getattr(FitConfig, name)):
+                logger.warning("`%s` is %r, as in %s; %r is not used.", name, value, self.run.folder, asked)
         return replace(config, **was)
 
     def with_synonyms(self, names: Sequence[str]) -> list[tuple[str, ...]]:
-        """The classes of these names, with the synonyms that they were learned with."""
+        """The classes with these names, each with the synonyms that it was learned with."""
         known = {texts[0]: texts for texts in self.context.classes}
         return [known.get(name, (name,)) for name in names]
 
     def adopt(self, context: PromptContext, *, freeze: bool) -> list[bool]:
         """Make a context start from this run's.
 
-        Returns: for each class, whether it is to stay as it is.
-        Raises:  RunError: with `freeze`, nothing is left to learn, or part of what is learned cannot be frozen.
+        Args:
+            context: The context to change.
+            freeze: Keep the classes that both have as they are.
+
+        Returns:
+            For each class, whether it stays as it is.
+
+        Raises:
+            RunError: With `freeze`, nothing is left to learn, or a part cannot be frozen.
         """
         known = context.adopt(self.context)
         if not freeze:
             return [False] * len(known)
         if not context.class_specific:
             raise RunError(
-                f"The context of {self.run.folder} is shared by all classes: part of it cannot be frozen. Leave "
+                f"The context of {self.run.folder} is shared by all classes, so a part of it cannot be frozen. Leave "
                 "--freeze-old out."
             )
         was = {texts[0]: texts for texts in self.context.classes}
@@ -110,16 +141,18 @@ class Earlier:
                 )
         if all(known):
             raise RunError(
-                f"All classes of the data set are in {self.run.folder}: with --freeze-old nothing is left to learn. "
-                "Leave it out to go on with them."
+                f"All classes of the data set are in {self.run.folder} already, so with --freeze-old nothing is left "
+                "to learn. Leave it out to train them further."
             )
         return known
 
     def keep(self, context: PromptContext, frozen: Sequence[bool]) -> np.ndarray:
-        """The embeddings of a context, and those of frozen classes to the bit as they were: in a batch of other names
-        the tower's last bits differ.
+        """The embeddings of a context, with those of frozen classes exactly as in this run.
 
-        Returns: (n_cls, n_prompts, 512) float32, unit rows.
+        The tower would change their last bits, because they depend on the other names in a batch.
+
+        Returns:
+            (n_cls, n_prompts, 512) float32, unit rows.
         """
         embeddings = context.embeddings()
         for i in np.flatnonzero(frozen):
@@ -128,16 +161,17 @@ class Earlier:
         return embeddings
 
     def keep_unfound(self, learned: Vocabulary, unfound: Sequence[str]) -> Vocabulary:
-        """A vocabulary in which classes that nothing could be chosen for keep threshold, calibration and limit of
-        overlap as they were.
+        """A vocabulary in which some classes keep the threshold, calibration and NMS IoU of this run.
 
-        Args: unfound: names that the validation images never showed; those that this run has are kept, and logged.
+        Args:
+            learned: The new vocabulary.
+            unfound: Names that were never found in the validation images, so nothing could be chosen for them.
         """
         names = [name for name in unfound if name in self.learned.names]
         if not names:
             return learned
         logger.warning(
-            "The threshold stays as in %s for %d classes that were never found in the validation images: %s",
+            "Thresholds are kept from %s for %d classes that were never found in the validation images: %s",
             self.run.folder,
             len(names),
             ", ".join(names),
@@ -161,17 +195,20 @@ class Earlier:
         )
 
     def join(self, context: PromptContext, learned: Vocabulary) -> tuple[PromptContext, Vocabulary]:
-        """What was trained now, and behind it the earlier classes that were not: their rows, thresholds and context
-        are what they were.
+        """The classes that were trained now, followed by the earlier ones that were not, which stay as they were.
 
-        Shared context belongs to all classes alike, and a vocabulary that guides itself is one whole: neither is
-        joined, and the earlier run's file stays what it is, to be loaded beside the new one.
+        Shared context belongs to all classes, and a vocabulary that guides itself cannot be divided. In these cases the
+        earlier classes stay in the earlier run's file, which can be loaded beside the new one.
         """
         rest = [names for names in self.context.classes if names[0] not in learned.names]
         if not rest:
             return context, learned
         if not context.class_specific or "own" in (learned.guide_mode, self.learned.guide_mode):
-            logger.warning("%d earlier classes stay in %s alone: load it too.", len(rest), self.run.learned)
+            logger.warning(
+                "%d earlier classes are not in the new vocabulary. Load %s beside it to have them.",
+                len(rest),
+                self.run.learned,
+            )
             return context, learned
         whole = PromptContext(
             context.tower,

@@ -1,12 +1,11 @@
-"""Learn context vectors for a data set's classes on a frozen YOLO-World: cache once, then train on the cache.
+"""Learn context vectors for the classes of a data set on a frozen YOLO-World: cache once, then train on the cache.
 
-The whole method: the original vocabulary guides the neck, so head features and boxes cannot depend on the prompts;
-what is left to train is `ctx` (CoOp, arXiv 2109.01134) through the frozen text tower and the folded head.
+The whole method in short: the original vocabulary guides the neck, so head features and boxes cannot depend on the
+prompts. What is left to train is `ctx` (CoOp, arXiv 2109.01134), through the frozen text tower and the folded head.
 """
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +14,24 @@ import torch
 
 from prompt_tune.config import FitConfig
 from prompt_tune.contract import NMS_IOU
-from prompt_tune.datasets.replay import ReplaySource
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.calibration import apply_calibration, fit_calibration
-from prompt_tune.evaluation.matching import match_classes
+from prompt_tune.evaluation.matching import Matched, match_classes
 from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds
 from prompt_tune.models.prompts_file import save_context
-from prompt_tune.models.world import TINY, check_device
-from prompt_tune.progress import Progress
+from prompt_tune.models.world import check_device
+from prompt_tune.progress import Progress, silent
 from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RunFolder
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.tuning.job import Job, prepare
+from prompt_tune.tuning.job import FitInputs, Job, prepare
 from prompt_tune.tuning.state import load_state, save_state
 from prompt_tune.tuning.summary import write_fit_report
 from prompt_tune.tuning.tasks import Caching
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.version import __version__
+from prompt_tune.vocabulary.format import Provenance
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 logger = logging.getLogger(__name__)
@@ -40,10 +39,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit came to.
+    """The outcome of a fit.
 
-    run: its folder. epoch: the one that was kept, from 1. ap, ap50: of the learned classes on the validation images, in
-    0..1. finished: False when it was stopped before the last epoch. seconds: by stage, "cache" and "train".
+    Attributes:
+        run: The run folder.
+        epoch: The epoch that was kept, counted from 1.
+        ap: AP of the learned classes on the validation images, in 0..1.
+        ap50: AP50 of the same.
+        finished: False if training was stopped before the last epoch.
+        seconds: Time by stage, "cache" and "train".
     """
 
     run: Path
@@ -55,53 +59,39 @@ class FitResult:
 
 
 def fit(
-    model: str | Path,
-    data: str | Path,
+    inputs: FitInputs,
     out: str | Path,
     *,
     config: FitConfig | None = None,
-    original: str | Path | None = None,
-    text_tower: str | None = None,
-    classes: Sequence[tuple[str, ...]] | None = None,
-    replay: Sequence[ReplaySource] = (),
-    from_run: str | Path | None = None,
-    cache: str | Path | None = None,
     resume: bool = False,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FitResult:
     """Learn prompts for the classes of a data set.
 
-    Args:    model: what `World.load` takes. data: what `read_dataset` takes. out: the run folder to write.
-             config: the settings. original: what guides the neck; see `build.original_vocabulary`.
-             text_tower: what `TextTower.load` takes; None is the model's own. classes: (name, synonym, ...) for each
-             class of the data set, in its order; None takes the data set's names. replay: images without the new
-             objects, mixed in. from_run: an earlier run to go on from: its context is the start, its original
-             vocabulary the guide, and its classes that are not in the data set are carried over. cache: folder of the
-             region cache, None is `out`/regions. resume: go on with what is in `out`. device: a torch device.
-             progress: called as the work goes on. KeyboardInterrupt, by it or by the user, ends the training; what was
-             learned until then is kept.
-    Returns: the best epoch, by AP on the validation images.
-    Raises:  PromptTuneError: something of the above cannot be used; nothing is half-written.
+    Args:
+        inputs: What to learn from: detector, data set and the rest.
+        out: The run folder to write.
+        config: The settings; None takes the defaults.
+        resume: Continue the run in `out`.
+        device: A torch device.
+        progress: Called as the work proceeds. KeyboardInterrupt, raised by it or by the user, ends the training; what
+            was learned until then is kept.
+
+    Returns:
+        The best epoch, by AP on the validation images.
+
+    Raises:
+        PromptTuneError: Something cannot be used or written. What was written before is whole.
     """
-    progress = progress or (lambda stage, done, total, note: None)
     check_device(device)
-    job = prepare(model, data, config or FitConfig(), original, text_tower, classes, replay, from_run, device)
+    job = prepare(inputs, config or FitConfig(), device)
     run = RunFolder(Path(out))
-    run.open(
-        job.as_json()
-        | {
-            "model": _whole_path(model),
-            "data": _whole_path(data),
-            "replay": [[_whole_path(source.place), source.ratio] for source in replay],
-        },
-        resume=resume,
-    )
+    run.open(job.as_json() | inputs.as_json(), resume=resume)
     job.original.save(run.original)
     started = time.perf_counter()
-    caching = Caching(
-        job.world, job.original, Path(cache) if cache else run.folder / CACHE_FOLDER, job.config, progress
-    )
+    folder = run.folder / CACHE_FOLDER if inputs.cache is None else Path(inputs.cache)
+    caching = Caching(job.world, job.original, folder, job.config, progress)
     task = caching.task(job.dataset, job.replayed)
     seconds = {"cache": time.perf_counter() - started}
 
@@ -109,23 +99,25 @@ def fit(
     trainer = Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen)
     _train(run, trainer, progress, resume=resume)
     seconds["train"] = time.perf_counter() - started
-    founds, measured = _write_result(run, trainer, job)
+    chosen = _choose(trainer, job)
+    _write(run, chosen, job)
     val = job.dataset.val
-    write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, founds)
+    write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, chosen.found)
     return FitResult(
         run.folder,
         trainer.best_epoch,
-        measured.ap,
-        measured.ap50,
+        chosen.measured.ap,
+        chosen.measured.ap50,
         finished=trainer.epoch == job.config.epochs,
         seconds=seconds,
     )
 
 
 def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool) -> None:
-    """Epoch after epoch, each kept on disk, until all are done or the user stops it.
+    """Train epoch after epoch until all are done or the user stops; the state after each one is kept on disk.
 
-    Raises:  RunError: it was stopped before the first epoch was done.
+    Raises:
+        RunError: The user stopped before the first epoch was done, or the run folder cannot be written.
     """
     state = load_state(run, trainer.context.ctx.shape) if resume else None
     if state is not None:
@@ -139,72 +131,95 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
             progress("train", trainer.epoch, epochs, note)
     except KeyboardInterrupt:
-        logger.warning("Stopped after epoch %d of %d; --resume goes on.", trainer.epoch, epochs)
+        logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)
     if not trainer.best_epoch:
-        raise RunError(f"Stopped before the first epoch of {run.folder} was done. Start it again: the cache is kept.")
+        raise RunError(
+            f"Training in {run.folder} was stopped before the first epoch was done. Start it again: the cache is kept."
+        )
 
 
-def _whole_path(place: str | Path) -> str:
-    """The absolute path of a file or folder, so that a run works from anywhere; a name such as `tiny` as it is."""
-    return str(Path(place).resolve()) if str(place) != TINY and Path(place).exists() else str(place)
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The result of training, with everything that is chosen on the validation images.
 
-
-def _write_result(run: RunFolder, trainer: Trainer, job: Job) -> tuple[list[Detections], Metrics]:
-    """Prompts and learned vocabulary of the best epoch, with limits of overlap, thresholds and calibration, and their
-    pictures.
-
-    Those hold for validation images and held-out replayed ones together.
-
-    Returns: what the trained classes find in the validation images, and its precision.
+    Attributes:
+        learned: The vocabulary of the classes that were trained.
+        found: The detections of its classes on the validation images of the data set.
+        measured: Their AP.
+        matched: Their verdicts by class, replayed images included, before calibration.
+        calibrated: The same after calibration; None without one.
     """
-    context, config, train = job.context, job.config, trainer.task.train
+
+    learned: Vocabulary
+    found: list[Detections]
+    measured: Metrics
+    matched: list[Matched]
+    calibrated: list[Matched] | None
+
+
+def _choose(trainer: Trainer, job: Job) -> _Chosen:
+    """Take the context of the best epoch, and choose NMS IoU, calibration and thresholds for it.
+
+    They are chosen on the validation images together with the replayed images that were held out.
+    """
+    context, config, task = job.context, job.config, trainer.task
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
     names = tuple(prompts[0] for prompts in context.classes)
     embeddings = context.embeddings() if job.earlier is None else job.earlier.keep(context, job.frozen)
-    val = trainer.task.val
-    labels, founds = trainer.task.detect(embeddings, replayed=True)
-    iou = config.nms_iou or choose_nms_iou(labels, founds, len(names))
+    labels, found = task.detect(embeddings, replayed=True)
+    iou = config.nms_iou or choose_nms_iou(labels, found, len(names))
     nms_iou = np.full(len(names), iou, np.float32)
-    founds = [found.distinct(nms_iou) for found in founds]
-    n_val = len(val.files) - val.n_replay
-    measured = average_precision(labels[:n_val], founds[:n_val], len(names))
-    matched = match_classes(labels, founds, len(names))
+    found = [part.distinct(nms_iou) for part in found]
+    n_val = len(task.val.files) - task.val.n_replay
+    measured = average_precision(labels[:n_val], found[:n_val], len(names))
+    matched = match_classes(labels, found, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
-    final = matched if calibration is None else apply_calibration(matched, calibration)
-    known = () if job.earlier is None else job.earlier.learned.names
-    thresholds = choose_thresholds(names, final, precision=config.precision, known=known, calibration=calibration)
+    calibrated = None if calibration is None else apply_calibration(matched, calibration)
+    thresholds = choose_thresholds(
+        names,
+        matched if calibrated is None else calibrated,
+        precision=config.precision,
+        known=() if job.earlier is None else job.earlier.learned.names,
+        calibration=calibration,
+    )
+    provenance: Provenance = {
+        "prompt_tune": __version__,
+        "torch": torch.__version__.split("+")[0],
+        "settings": config.as_json(),
+        "epoch": trainer.best_epoch,
+        "nms_iou": iou,
+        "val_ap": round(measured.ap, 6),
+        "val_ap50": round(measured.ap50, 6),
+        "train_images": len(task.train.files) - task.train.n_replay,
+        "replay_images": task.train.n_replay,
+        "val_images": n_val,
+        "thresholds": thresholds.as_json(names),
+    }
     learned = Vocabulary(
         names=names,
         embeddings=embeddings,
         thresholds=thresholds.values,
         calibration=calibration,
-        nms_iou=nms_iou if iou < NMS_IOU else None,  # else the graph's own suppression does it
+        nms_iou=nms_iou if iou < NMS_IOU else None,  # otherwise the graph's own suppression does it
         kind="learned",
         guide_mode=config.guide,
         detector=job.world.digest,
         text_tower=context.tower.digest,
         guide=job.original.digest if config.guide == "original" else guide_digest(embeddings),
-        provenance={
-            "prompt_tune": __version__,
-            "torch": torch.__version__.split("+")[0],
-            "settings": config.as_json(),
-            "epoch": trainer.best_epoch,
-            "nms_iou": iou,
-            "val_ap": round(measured.ap, 6),
-            "val_ap50": round(measured.ap50, 6),
-            "train_images": len(train.files) - train.n_replay,
-            "replay_images": train.n_replay,
-            "val_images": n_val,
-            "thresholds": thresholds.as_json(names),
-        },
+        provenance=provenance,
     )
-    whole = context
+    return _Chosen(learned, found[:n_val], measured, matched, calibrated)
+
+
+def _write(run: RunFolder, chosen: _Chosen, job: Job) -> None:
+    """Write prompts, learned vocabulary and plots, with the classes of the earlier run if there is one."""
+    context, learned = job.context, chosen.learned
     if job.earlier is not None:
-        unfound = [name for name, part in zip(names, matched, strict=True) if not part.correct.any()]
-        whole, learned = job.earlier.join(context, job.earlier.keep_unfound(learned, unfound))
-    save_context(whole, run.prompts, config.guide)
+        pairs = zip(learned.names, chosen.matched, strict=True)
+        unfound = [name for name, part in pairs if not part.correct.any()]
+        context, learned = job.earlier.join(context, job.earlier.keep_unfound(learned, unfound))
+    save_context(context, run.prompts, job.config.guide)
     learned.save(run.learned)
     draw_training(run.curves, run.read_metrics())
-    draw_reliability(run.reliability, matched, None if calibration is None else final)
-    return founds[:n_val], measured
+    draw_reliability(run.reliability, chosen.matched, chosen.calibrated)

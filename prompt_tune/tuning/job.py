@@ -1,4 +1,4 @@
-"""What a fit is made from, read and checked before anything is written."""
+"""What a fit is made from: read and checked before anything is written."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,13 +23,58 @@ from prompt_tune.version import __version__
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 
+@dataclass(frozen=True)
+class FitInputs:
+    """What a fit learns from.
+
+    Attributes:
+        model: The detector, as `World.load` takes it: "tiny", a checkpoint, an official name or a folder.
+        data: The data set, as `read_dataset` takes it.
+        original: The vocabulary that guides the neck, as `original_vocabulary` takes it. None takes that of `from_run`,
+            or the model's own.
+        text_tower: The text tower, as `TextTower.load` takes it. None takes the model's own.
+        classes: (name, synonym, ...) of each class of the data set, in its order. None takes the names of the data set.
+        replay: Images without the new objects, to be mixed in.
+        from_run: An earlier run to continue from. Its context is the start, its original vocabulary the guide, and its
+            classes that are not in the data set are carried over.
+        cache: Folder of the region cache. None takes "regions" in the run folder.
+        given: Names of the settings that the user chose, also where they equal the default. With `from_run`, the
+            others follow the earlier run without a word.
+    """
+
+    model: str | Path
+    data: str | Path
+    original: str | Path | None = None
+    text_tower: str | None = None
+    classes: Sequence[tuple[str, ...]] | None = None
+    replay: Sequence[ReplaySource] = ()
+    from_run: str | Path | None = None
+    cache: str | Path | None = None
+    given: frozenset[str] = frozenset()
+
+    def as_json(self) -> dict[str, Any]:
+        """Where the parts of a run come from, for config.json; places that exist are absolute."""
+        return {
+            "model": _whole_path(self.model),
+            "data": _whole_path(self.data),
+            "replay": [[_whole_path(source.place), source.ratio] for source in self.replay],
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a fit is made from, read and checked.
+    """The parts of a fit, read and checked.
 
-    replayed: images without the new objects. earlier: the run it goes on from. frozen: for each class, whether its
-    context stays as it is. teacher: (n_cls, n_prompts, 512) float32, what hand-written prompts give, where the settings
-    want it.
+    Attributes:
+        world: The frozen detector.
+        original: The original vocabulary.
+        dataset: The data set.
+        replayed: Images without the new objects.
+        context: The context vectors at the start.
+        config: The resolved settings.
+        earlier: The run that this one continues from.
+        frozen: For each class, whether its context stays as it is; empty without an earlier run.
+        teacher: (n_cls, n_prompts, 512) float32, the embeddings of hand-written prompts, if the settings ask for them.
     """
 
     world: World
@@ -43,7 +88,7 @@ class Job:
     teacher: Tensor | None
 
     def as_json(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
+        """What must be the same when a run is resumed."""
         tower = self.context.tower
         return {
             "version": 1,
@@ -59,33 +104,28 @@ class Job:
         }
 
 
-def prepare(
-    model: str | Path,
-    data: str | Path,
-    config: FitConfig,
-    original: str | Path | None,
-    text_tower: str | None,
-    classes: Sequence[tuple[str, ...]] | None,
-    replay: Sequence[ReplaySource],
-    from_run: str | Path | None,
-    device: str,
-) -> Job:
-    """Read and check all that `fit` is given; nothing is written."""
-    if config.freeze_old and from_run is None:
+def prepare(inputs: FitInputs, config: FitConfig, device: str) -> Job:
+    """Read and check everything that `fit` is given; nothing is written.
+
+    Raises:
+        PromptTuneError: Something cannot be used.
+    """
+    if config.freeze_old and inputs.from_run is None:
         raise RunError("`freeze_old` keeps the context of an earlier run, and none is given. Name it with --from.")
-    world = World.load(model, device=device)
-    tower = TextTower.load(text_tower or default_tower(model), device=device)
-    earlier = None if from_run is None else Earlier.load(Path(from_run), tower)
-    if earlier is not None:
-        config, original = earlier.settings(config), original or earlier.run.original
+    world = World.load(inputs.model, device=device)
+    tower = TextTower.load(inputs.text_tower or default_tower(inputs.model), device=device)
+    earlier, original = None, inputs.original
+    if inputs.from_run is not None:
+        earlier = Earlier.load(Path(inputs.from_run), tower)
+        config, original = earlier.settings(config, inputs.given), original or earlier.run.original
     if not config.image_size:
-        config = replace(config, image_size=TINY_IMAGE_SIZE if str(model) == TINY else IMAGE_SIZE)
+        config = replace(config, image_size=TINY_IMAGE_SIZE if str(inputs.model) == TINY else IMAGE_SIZE)
     vocabulary = original_vocabulary(world, tower, original)
     if earlier is not None:
         earlier.check(world.digest, vocabulary.digest, config.guide)
-    names = None if classes is None else [prompts[0] for prompts in classes]
-    dataset = read_dataset(data, seed=config.seed, names=names)
-    classes = classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
+    names = None if inputs.classes is None else [prompts[0] for prompts in inputs.classes]
+    dataset = read_dataset(inputs.data, seed=config.seed, names=names)
+    classes = inputs.classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
     context = PromptContext(
         tower,
         classes,
@@ -98,13 +138,18 @@ def prepare(
     )
     frozen = [] if earlier is None else earlier.adopt(context, freeze=config.freeze_old)
     replayed = Replayed()
-    if replay:
+    if inputs.replay:
         labelled = [sample.path for sample in dataset.train.samples + dataset.val.samples]
-        replayed = choose_replay(replay, classes, len(dataset.train.samples), config.seed, labelled)
+        replayed = choose_replay(inputs.replay, classes, len(dataset.train.samples), config.seed, labelled)
     teacher = None
     if config.teacher_weight:
         teacher = torch.from_numpy(template_embeddings(tower, context.texts)).to(world.device)
     return Job(world, vocabulary, dataset, replayed, context, config, earlier, frozen, teacher)
+
+
+def _whole_path(place: str | Path) -> str:
+    """The absolute path of a file or folder, so that a run works from anywhere. A name such as `tiny` is kept."""
+    return str(Path(place).resolve()) if str(place) != TINY and Path(place).exists() else str(place)
 
 
 def _alone(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -113,7 +158,7 @@ def _alone(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _label_digest(*splits: Split) -> str:
-    """SHA-256 (hex) of images and labels by name: a run is not resumed on a data set that was edited meanwhile."""
+    """SHA-256 (hex) of image names and labels, so that no run is resumed on a data set that was edited meanwhile."""
     digest = hashlib.sha256()
     for split in splits:
         for sample in split.samples:
@@ -125,5 +170,5 @@ def _label_digest(*splits: Split) -> str:
 
 
 def _file_digest(*paths: Path) -> str:
-    """SHA-256 (hex) of the bytes of files."""
+    """SHA-256 (hex) of the contents of files, one after another."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()

@@ -17,12 +17,18 @@ TOPK, ALPHA, BETA = 10, 0.5, 6.0  # as ultralytics trains YOLO-World
 def class_loss(
     world: World, embeddings: Tensor, regions: Sequence[Regions], anchors: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
-    """The loss of one batch of cached images; boxes are untouched.
+    """The loss of one batch of cached images. Boxes are not trained.
 
-    Args:    embeddings: (n_cls, n_prompts, 512) float32, of the learned prompts. regions: the images.
-             anchors: points, strides and levels from `World.anchors` for the images' input size.
-    Returns: scalar: binary cross-entropy summed over regions and classes, divided by the sum of the targets.
-    Source:  YOLOv8's classification loss, as ultralytics trains YOLO-World; here ignored boxes have no weight.
+    Args:
+        world: The frozen detector.
+        embeddings: (n_cls, n_prompts, 512) float32, of the learned prompts.
+        regions: The images.
+        anchors: Points, strides and levels from `World.anchors` for the images' input size.
+
+    Returns:
+        A scalar: binary cross-entropy summed over regions and classes, divided by the sum of the targets.
+
+    Source: YOLOv8's classification loss, as ultralytics trains YOLO-World. Here, ignored boxes have no weight.
     """
     points, _, levels = (part.cpu() for part in anchors)
     head = torch.cat([image.head for image in regions]).to(world.device)  # (sum of r, c3)
@@ -34,26 +40,38 @@ def class_loss(
 
 
 def teacher_distance(embeddings: Tensor, teacher: Tensor) -> Tensor:
-    """How far learned embeddings are from those that hand-written prompts give.
+    """How far learned embeddings are from the embeddings of hand-written prompts.
 
-    Args:    embeddings, teacher: (n_cls, n_prompts, 512) float32, unit rows.
-    Returns: scalar in 0..4: the squared Euclidean distance, a mean over classes and prompts.
-    Source:  KgCoOp (arXiv 2303.13283), equation 4.
+    Args:
+        embeddings: (n_cls, n_prompts, 512) float32, unit rows.
+        teacher: The same of hand-written prompts.
+
+    Returns:
+        A scalar in 0..4: the squared Euclidean distance, mean over classes and prompts.
+
+    Source: KgCoOp (arXiv 2303.13283), equation 4.
     """
     return (embeddings - teacher).square().sum(-1).mean()
 
 
 @torch.no_grad()
 def assign(scores: Tensor, regions: Sequence[Regions], points: Tensor, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Soft targets of a batch of cached images.
+    """Soft targets of a batch of cached images, by ultralytics' task-aligned assigner.
 
-    An image at a time: the assigner takes one grid of anchors for all images of a batch, and each kept its own.
+    The assigner takes one grid of anchors for a whole batch, but each image kept its own anchors. So it is called once
+    for each image.
 
-    Args:    scores: (sum of r, n_cls) float32 in 0..1, the current scores of all regions, image after image.
-             regions: the images. points: (A, 2) anchor points in pixels of the network's input, on the CPU.
-             strides: of the levels, in pixels.
-    Returns: targets and weights, both (sum of r, n_cls) float32. A target is in 0..1. A weight is 0 where the region
-             lies in an ignored box of the class and is no object of it, else 1.
+    Args:
+        scores: (sum of r, n_cls) float32 in 0..1, the present scores of all regions, image after image.
+        regions: The images.
+        points: (A, 2) anchor points in pixels of the network's input, on the CPU.
+        strides: Pixels of the network's input per cell of each level.
+
+    Returns:
+        Targets and weights, both (sum of r, n_cls) float32. Targets are in 0..1. A weight is 0 where the region lies in
+        an ignored box of the class and is not one of its objects; else it is 1.
+
+    Source: TOOD (arXiv 2108.07755).
     """
     tal = ultralytics.quiet_import("ultralytics.utils.tal")
     n_cls, device = scores.shape[1], scores.device
@@ -85,6 +103,6 @@ def assign(scores: Tensor, regions: Sequence[Regions], points: Tensor, strides: 
 
 
 def _rows(regions: Sequence[Regions]) -> list[slice]:
-    """Where each image's regions are in the rows of a batch."""
+    """The rows of each image in a batch."""
     ends = torch.tensor([len(image.anchor) for image in regions]).cumsum(0).tolist()
     return [slice(first, end) for first, end in pairwise([0, *ends])]

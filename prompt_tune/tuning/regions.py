@@ -1,7 +1,8 @@
-"""The region cache: head features and boxes of images, computed once, since neither depends on the prompts.
+"""The region cache: head features and boxes of images, computed once, because neither depends on the prompts.
 
-One file an image and view, keyed by everything it depends on, so a cache may be shared between runs, continues where it
-was stopped, and never gives a stale answer. Read an image at a time: memory does not grow with the number of images.
+There is one file for each image and view. Its name is a digest of everything that it depends on, so runs can share a
+cache, a stopped run continues, and nothing stale is ever read. Images are loaded one by one: memory does not grow with
+their number.
 """
 
 import hashlib
@@ -25,9 +26,9 @@ from prompt_tune.runtime.images import letterbox, read_rgb
 from prompt_tune.tuning.views import View, choose_anchors, make_view
 
 FORMAT_VERSION = 2  # of the files, and of views and preprocessing: another number makes every old file a miss
-FORWARD_BATCH = 4  # images in one pass of the detector, always: a result's last bits may depend on the batch's size
-READ_AHEAD = 2  # batches that are decoded while the detector works
-# tensors of a file: the labels, and either regions or what the neck takes, an output a layer
+FORWARD_BATCH = 4  # images in every pass of the detector: the last bits of a result may depend on the batch size
+READ_AHEAD = 2  # batches that are decoded while the detector runs
+# tensors of a file: labels, and either regions or the inputs of the neck, one for each layer
 LABEL_PARTS = {"label_boxes", "label_classes", "label_ignore", "frame_xyxy"}
 REGION_PARTS = {"head", "boxes_xyxy", "anchor"}
 BACKBONE = "backbone."
@@ -75,25 +76,30 @@ class RegionCache:
     def load(self, image: int, view: int = 0) -> Regions:
         """The regions of an image in a view.
 
-        Raises:  RunError: the file is gone or damaged.
+        Raises:
+            RunError: The file is gone or damaged.
         """
         parts = self._read(image, view)
         return _regions(parts, parts["head"].float(), parts["boxes_xyxy"], parts["anchor"].long())
 
     def load_backbone(self, image: int, view: int = 0) -> tuple[dict[int, Tensor], Regions]:
-        """What `World.neck` takes of an image in a view, float32, (1, channels, h, w) a layer, and the image's labels
-        in regions that have no anchor yet: of a cache that was made without a guide.
+        """The inputs of `World.neck` for an image in a view, from a cache that was made without a guide.
 
-        Raises:  RunError: the file is gone or damaged.
+        Returns:
+            (1, channels, h, w) float32 for each layer, and the labels of the image, in regions without anchors.
+
+        Raises:
+            RunError: The file is gone or damaged.
         """
         parts = self._read(image, view)
         layers = {int(name[len(BACKBONE) :]): part.float()[None] for name, part in parts.items() if BACKBONE in name}
         return layers, _regions(parts, torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
 
     def has_object(self, image: int) -> bool:
-        """Whether a box of an image counts: it is not to be ignored.
+        """Whether an image has a box that is not ignored.
 
-        Raises:  RunError: the file is gone or damaged.
+        Raises:
+            RunError: The file is gone or damaged.
         """
         return bool((self._read(image, 0)["label_ignore"] == 0).any())
 
@@ -107,7 +113,7 @@ class RegionCache:
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise RunError(
-                f"The cached regions {file} are damaged or gone ({error}). Run again: they are computed anew."
+                f"The cached regions {file} are damaged or gone ({error}). Run again to compute them again."
             ) from error
 
 
@@ -136,19 +142,28 @@ def cache_regions(
     budget: RegionBudget | None = None,
     seed: int = 0,
 ) -> Generator[RegionCache, None, None]:
-    """Run the detector once over images and keep what the training needs of each.
+    """Run the detector once over images, and keep what training needs of each.
 
-    A generator, so that the caller shows progress and may stop: it yields the growing cache after every batch of
-    images, the last time complete.
+    This is a generator, so that the caller can show progress and stop.
 
-    Args:    world: the frozen detector. guide: (n_guide, 512) float32, what steers the neck; None keeps what the
-             backbone gives, for a guide that is still being learned. samples: the images.
-             folder: of the files; those that are there and whole are not computed again. image_size: side of the
-             square network input in pixels. views: 1 is the image as it is; each further one is an augmented copy.
-             budget: None keeps all anchors. seed: of views and random anchors.
-    Returns: (yields) files by image; damaged images are left out and named.
-    Raises:  DataError: no image could be read. RunError: the folder cannot be written.
-             ModelError: the detector gives numbers that are not finite.
+    Args:
+        world: The frozen detector.
+        guide: (n_guide, 512) float32, what steers the neck. None keeps the outputs of the backbone, for a guide that is
+            still being learned.
+        samples: The images.
+        folder: Where the files go. Files that are there and whole are not computed again.
+        image_size: Side of the square network input in pixels.
+        views: 1 is the image itself; each further view is an augmented copy.
+        budget: How many anchors are kept; None keeps all.
+        seed: Seed of views and random anchors.
+
+    Yields:
+        The growing cache after every batch of images; the last one is complete. Damaged images are left out and named.
+
+    Raises:
+        DataError: No image could be read.
+        RunError: The folder cannot be written.
+        ModelError: The detector gives numbers that are not finite.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +192,7 @@ def cache_regions(
 
 @dataclass(eq=False)
 class _Item:
-    """An image and view on its way into the cache; `view` is None when the file is there already."""
+    """An image and view on its way into the cache; `view` is None if the file exists already."""
 
     file: Path
     view: View | None
@@ -185,7 +200,7 @@ class _Item:
 
 
 def _run_key(world: World, guide: Tensor | None, image_size: int, budget: RegionBudget | None, seed: int) -> bytes:
-    """What all files of a run depend on, as bytes."""
+    """Everything that all files of a run depend on, as bytes."""
     fields = {
         "version": FORMAT_VERSION,
         "detector": world.digest,
@@ -193,7 +208,7 @@ def _run_key(world: World, guide: Tensor | None, image_size: int, budget: Region
         "image_size": image_size,
         "budget": asdict(budget) if budget else None,
         "seed": seed,
-        "computed_by": f"torch {torch.__version__} on {world.device.type}",  # others differ in the last bits
+        "computed_by": f"torch {torch.__version__} on {world.device.type}",  # others may differ in the last bits
     }
     return json.dumps(fields, sort_keys=True).encode()
 
@@ -232,11 +247,11 @@ def _read_batch(
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a cached file is there with all its parts; a truncated one is not, and is computed again."""
+    """Whether a cached file exists with all its parts. A truncated file does not count, and is computed again."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy") as parts:  # reads the header and checks that the rest has its length
+        with safe_open(file, framework="numpy") as parts:  # checks the header and the length of the rest
             found = set(parts.keys()) - LABEL_PARTS
             whole = set(parts.keys()) >= LABEL_PARTS
             return whole and (
@@ -253,12 +268,12 @@ def _compute(
     items: list[_Item],
     budget: RegionBudget | None,
 ) -> None:
-    """One pass of the detector over a few views, and their files."""
+    """Run the detector once over a few views, and write their files."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     views = [item.view for item in items if item.view is not None]
-    batch = np.zeros((FORWARD_BATCH, *views[0].image.shape), np.uint8)  # full also where fewer images are missing
+    batch = np.zeros((FORWARD_BATCH, *views[0].image.shape), np.uint8)  # always full, also if fewer images are missing
     for place, view in zip(batch, views, strict=False):
         place[:] = view.image
     images = torch.from_numpy(batch).to(world.device).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
@@ -301,7 +316,7 @@ def _region_parts(
     items: list[_Item],
     budget: RegionBudget | None,
 ) -> list[dict[str, Tensor]]:
-    """Head features and boxes of the anchors that are kept, an image of the batch at a time."""
+    """Head features and boxes of the anchors that are kept, for each image of a batch."""
     head, boxes = world.features(images, guide)
     points, _, level = world.anchors(*images.shape[2:])
     rows = []

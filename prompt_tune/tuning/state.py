@@ -8,17 +8,22 @@ from torch import Tensor
 
 from prompt_tune.errors import RunError
 from prompt_tune.files import read_tensors, replacing, tensor_bytes
-from prompt_tune.run import RunFolder
+from prompt_tune.run import RunFolder, writing
 
 STATE_TENSORS = {"ctx", "best_ctx", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """All that the next epoch depends on.
+    """Everything that the next epoch depends on.
 
-    tensors: ctx, best_ctx, and AdamW's exp_avg and exp_avg_sq, all of ctx's shape. step: AdamW's. best_ap, best_ap50:
-    in 0..1, of best_epoch. Epochs count from 1.
+    Attributes:
+        epoch: The last epoch that was done, counted from 1.
+        best_epoch: The epoch with the highest AP.
+        best_ap: Its AP, in 0..1.
+        best_ap50: Its AP50.
+        step: AdamW's step.
+        tensors: `ctx`, `best_ctx`, and AdamW's `exp_avg` and `exp_avg_sq`, all in the shape of `ctx`.
     """
 
     epoch: int
@@ -30,18 +35,26 @@ class TrainState:
 
 
 def save_state(run: RunFolder, state: TrainState) -> None:
-    """Write what `--resume` reads; no pickle."""
+    """Write what `--resume` reads, whole or not at all.
+
+    Raises:
+        RunError: It cannot be written; the state before is still there.
+    """
     fields = {name: value for name, value in vars(state).items() if name != "tensors"}
     data = tensor_bytes({name: tensor.detach().cpu().numpy() for name, tensor in state.tensors.items()}, fields)
-    with replacing(run.state) as path:
+    with writing(run.state), replacing(run.state) as path:
         path.write_bytes(data)
 
 
 def load_state(run: RunFolder, shape: torch.Size) -> TrainState | None:
-    """The saved state, or None where no epoch was done yet.
+    """The saved state, or None if no epoch was done yet.
 
-    Args:    shape: of `ctx`.
-    Raises:  RunError: the file is damaged or of another shape.
+    Args:
+        run: The run folder.
+        shape: The shape of `ctx`.
+
+    Raises:
+        RunError: The file is damaged, or its tensors have another shape.
     """
     if not run.state.is_file():
         return None

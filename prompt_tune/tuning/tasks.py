@@ -1,4 +1,4 @@
-"""What the prompts are trained and measured on: cached images, under a guide that is fixed or that is being learned."""
+"""What the prompts are trained and measured on: cached images, under a guide that is fixed or is learned itself."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,25 +35,37 @@ class Task(Protocol):
     val: RegionCache
 
     def loss(self, embeddings: Tensor, chosen: Sequence[int], views: Sequence[int]) -> Tensor:
-        """The loss of some training images, each in a view.
+        """The loss of some training images.
 
-        Args:    embeddings: (n_cls, n_prompts, 512) float32, of the learned prompts; the loss is differentiable in it.
-        Returns: a scalar.
+        Args:
+            embeddings: (n_cls, n_prompts, 512) float32, of the learned prompts. The loss is differentiable in them.
+            chosen: The images.
+            views: The view of each.
+
+        Returns:
+            A scalar.
         """
 
     def detect(
         self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
     ) -> tuple[list[Labels], list[Detections]]:
-        """Labels and detections of the validation images, and behind them of the replayed ones that are held out, where
-        they are wanted; see `evaluate.detect_regions`."""
+        """Labels and detections of the validation images, in pixels of the network's input; see `detect_regions`.
+
+        Args:
+            embeddings: (n_cls, n_prompts, 512) float32.
+            conf: Scores at or below it are dropped.
+            replayed: Add the replayed images that were held out, at the end.
+        """
 
 
 class RegionTask:
-    """Guide `original`: regions do not depend on the prompts, so the detector has run once, and training is matrix
-    products."""
+    """Guide `original`: regions do not depend on the prompts.
+
+    The detector has run once, and training is matrix products.
+    """
 
     def __init__(self, world: World, train: RegionCache, val: RegionCache, image_size: int) -> None:
-        """Caches of `cache_regions` with a guide; `val` holds all anchors."""
+        """Take caches that `cache_regions` made with a guide; `val` holds all anchors."""
         self.world, self.train, self.val = world, train, val
         self._anchors = world.anchors(image_size, image_size)
 
@@ -71,19 +83,19 @@ class RegionTask:
 
 
 class GuidedTask:
-    """Guide `own`: the learned classes steer the neck themselves, so neck and head run in every step, on what the
-    backbone gave once."""
+    """Guide `own`: the learned classes steer the neck themselves.
 
-    def __init__(
-        self, world: World, train: RegionCache, val: RegionCache, image_size: int, *, beside: Tensor | None = None
-    ) -> None:
-        """Caches of `cache_regions` without a guide.
+    Neck and head run in every step, on the backbone's outputs, which were computed once.
+    """
 
-        Args: beside: (n, 512) float32, unit rows: classes that guide the neck too. None: the learned ones alone do.
-        """
+    def __init__(self, world: World, train: RegionCache, val: RegionCache, image_size: int) -> None:
+        """Take caches that `cache_regions` made without a guide."""
         self.world, self.train, self.val = world, train, val
         self._anchors = world.anchors(image_size, image_size)
-        self._beside = torch.zeros(0, world.embed_dim, device=world.device) if beside is None else beside
+
+    def guide(self, embeddings: Tensor) -> Tensor:
+        """What steers the neck, (n_guide, 512) float32, for learned embeddings (n_cls, n_prompts, 512)."""
+        return embeddings.flatten(0, 1)
 
     def loss(self, embeddings: Tensor, chosen: Sequence[int], views: Sequence[int]) -> Tensor:
         """See `Task`."""
@@ -102,22 +114,20 @@ class GuidedTask:
         rows = torch.from_numpy(embeddings).to(self.world.device)
         for first in range(0, count, FORWARD_BATCH):
             chosen = range(first, min(first + FORWARD_BATCH, count))
-            with torch.no_grad():  # not around the yield, or it would hold for the caller as well
+            with torch.no_grad():  # not around the yield: it would hold in the caller too
                 regions = self._regions(self.val, rows, chosen, [0] * len(chosen))
             yield from regions
 
     def _regions(
         self, cache: RegionCache, embeddings: Tensor, chosen: Sequence[int], views: Sequence[int]
     ) -> list[Regions]:
-        """Regions of some images under the guide as it is now; head features are differentiable in it, boxes are
-        not."""
+        """Regions of some images under the present guide. Head features are differentiable in it, boxes are not."""
         device = self.world.device
         loaded = [cache.load_backbone(i, view) for i, view in zip(chosen, views, strict=True)]
         kept = {layer: torch.cat([layers[layer] for layers, _ in loaded]).to(device) for layer in loaded[0][0]}
-        if len(loaded) == 1:  # torch's batch norm on the CPU gives a batch of one wrong gradients
+        if len(loaded) == 1:  # torch's batch norm on the CPU gives wrong gradients for a batch of one
             kept = {layer: output.expand(2, -1, -1, -1) for layer, output in kept.items()}
-        guide = torch.cat([self._beside, embeddings.flatten(0, 1)])  # (n + n_cls * n_prompts, 512)
-        head_maps, boxes = self.world.neck(kept, guide)
+        head_maps, boxes = self.world.neck(kept, self.guide(embeddings))
         head, boxes = join_levels(head_maps), boxes.detach().cpu()  # (b, A, c3), (b, A, 4)
         anchor = torch.arange(head.shape[1])
         return [
@@ -126,13 +136,21 @@ class GuidedTask:
 
 
 def _count(cache: RegionCache, replayed: bool) -> int:
-    """How many images of a cache are measured."""
+    """How many images of a cache to measure."""
     return len(cache.files) - (0 if replayed else cache.n_replay)
 
 
 @dataclass(frozen=True, eq=False)
 class Caching:
-    """How images get into the cache of a run."""
+    """How the images of a run get into its cache.
+
+    Attributes:
+        world: The frozen detector.
+        original: The original vocabulary.
+        folder: The folder of the cache.
+        config: The settings of the run.
+        progress: Called after every few images.
+    """
 
     world: World
     original: Vocabulary
@@ -141,25 +159,26 @@ class Caching:
     progress: Progress
 
     def task(self, dataset: DataSet, replayed: Replayed) -> Task:
-        """Cached training images in their views, and validation images with all anchors; behind both, replayed ones.
+        """Cache training images in their views, and validation images with all anchors. Replayed ones come last.
 
-        Raises:  DataError: no training image that can be read has a box, or no replayed image can be read.
+        Raises:
+            DataError: No readable training or validation image has a box, or no replayed image can be read.
         """
         own = self.config.guide == "own"
         guide = None if own else self._guide()
         budget = None if own else RegionBudget(*self.config.region_budget)
         train = self._run(guide, dataset.train, "cache train", self.config.views, budget)
-        if not any(train.has_object(i) for i in range(len(train.files))):
-            raise DataError(f"No readable training image of `{dataset.source}` has a box. Replace the damaged images.")
+        _require_object(train, "training", dataset)
         if replayed.train.samples:
             train = train.with_replay(self._run(guide, replayed.train, "cache replay", self.config.views, budget))
         val = self._run(guide, dataset.val, "cache val", 1, None)
+        _require_object(val, "validation", dataset)
         if replayed.held_out.samples:
             val = val.with_replay(self._run(guide, replayed.held_out, "cache replay held out", 1, None))
         return (GuidedTask if own else RegionTask)(self.world, train, val, self.config.image_size)
 
     def seen(self, task: Task, val: Split) -> RegionCache:
-        """The validation images under the original guide: what the original classes make of them."""
+        """The validation images under the original guide, which shows what the original classes find in them."""
         return task.val if self.config.guide == "original" else self._run(self._guide(), val, "report", 1, None)
 
     def _guide(self) -> Tensor:
@@ -181,8 +200,18 @@ class Caching:
         ):
             self.progress(stage, len(cache.files) + len(cache.skipped), len(split.samples), "")
         if cache.skipped:
-            logger.warning("%d damaged images skipped:\n  %s", len(cache.skipped), "\n  ".join(cache.skipped))
+            logger.warning("%d damaged images are skipped:\n  %s", len(cache.skipped), "\n  ".join(cache.skipped))
         return cache
+
+
+def _require_object(cache: RegionCache, kind: str, dataset: DataSet) -> None:
+    """Refuse images without any box that counts: nothing could be learned from them, or measured on them."""
+    if not any(cache.has_object(i) for i in range(len(cache.files))):
+        first = f" The first that was skipped: {cache.skipped[0]}" if cache.skipped else ""
+        raise DataError(
+            f"No readable {kind} image of `{dataset.source}` has a box.{first} Replace the damaged images, or label "
+            "others."
+        )
 
 
 @torch.no_grad()
@@ -196,10 +225,14 @@ def detect_regions(
 ) -> tuple[list[Labels], list[Detections]]:
     """Labels and detections of images from all their regions, in pixels of the network's input.
 
-    As the runtime does, boxes are cut at the edges of the photo once suppression is done.
+    As in the runtime, boxes are cut at the edges of the photo after suppression.
 
-    Args:    embeddings: (n_cls, n_prompts, 512) float32. images: each with all its anchors.
-             anchors: from `World.anchors`, for the input size. conf: scores at or below it are dropped.
+    Args:
+        world: The frozen detector.
+        embeddings: (n_cls, n_prompts, 512) float32.
+        images: The regions of each image, with all anchors.
+        anchors: From `World.anchors`, for the input size.
+        conf: Scores at or below it are dropped.
     """
     rows = torch.from_numpy(embeddings).to(world.device)
     level = anchors[2]
@@ -213,7 +246,7 @@ def detect_regions(
 
 
 def _cut(found: Detections, frame_xyxy: np.ndarray) -> Detections:
-    """Detections with their boxes cut at a frame (4,); those wholly outside are left out."""
+    """Detections with their boxes cut at a frame (4,). Boxes entirely outside are left out."""
     boxes_xyxy = found.boxes_xyxy.clip(np.tile(frame_xyxy[:2], 2), np.tile(frame_xyxy[2:], 2))  # (n, 4)
     inside = np.flatnonzero((boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1))
     return replace(found, boxes_xyxy=boxes_xyxy).select(inside)

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on the context vectors, an epoch at a time, over cached images."""
+"""The training loop: AdamW on the context vectors over cached images, one epoch per call."""
 
 import math
 import time
@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from prompt_tune.config import FitConfig
-from prompt_tune.contract import METRIC_CONF as METRIC_CONF
 from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.models.context import PromptContext
 from prompt_tune.tuning.loss import teacher_distance
 from prompt_tune.tuning.state import TrainState
 from prompt_tune.tuning.tasks import Task
 
-SELECTION_CONF = 0.01  # scores below it are left out of the per-epoch metric: a learned class's curve ends above it
+SELECTION_CONF = 0.01  # the metric of an epoch leaves out lower scores: the curve of a learned class ends above it
 
 
 class Trainer:
-    """AdamW on `ctx`, an epoch at a time; everything that a resumed run needs is in `state`."""
+    """AdamW on `ctx`. Everything that a resumed run needs is in `state`."""
 
     def __init__(
         self,
@@ -32,10 +31,15 @@ class Trainer:
         teacher: Tensor | None = None,
         frozen: Sequence[bool] = (),
     ) -> None:
-        """Nothing is trained yet.
+        """Prepare; nothing is trained yet.
 
-        Args: teacher: (n_cls, n_prompts, 512) float32, unit rows, that the embeddings are kept near to, with
-              `config.teacher_weight`. frozen: for each class, whether its context stays as it is; empty: none does.
+        Args:
+            task: The images to train and to measure on.
+            context: The context vectors, which are changed in place.
+            config: The settings.
+            teacher: (n_cls, n_prompts, 512) float32, unit rows. The embeddings are kept near to them, with the weight
+                `config.teacher_weight`.
+            frozen: For each class, whether its context stays as it is. Empty if all are trained.
         """
         self.task, self.context, self.config, self.teacher = task, context, config, teacher
         if any(frozen):
@@ -47,9 +51,10 @@ class Trainer:
         self.best_ctx = context.ctx.detach().clone()
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train on every cached image, once or several times, in one of its views, and measure.
+        """Train on every cached image, once or several times, each time in one of its views, and measure.
 
-        Returns: the line for metrics.jsonl.
+        Returns:
+            The line for metrics.jsonl.
         """
         started = time.perf_counter()
         batches = self._batches(np.random.default_rng([self.config.seed, 21, self.epoch]))
@@ -82,8 +87,11 @@ class Trainer:
         }
 
     def _batches(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The images of each update of an epoch, and the view of each: every labelled image as often as another, every
-        replayed one with each pass over these: it joins their updates, and makes no more of them."""
+        """The images of each update of an epoch, and the view of each.
+
+        All labelled images are seen equally often. In each pass over them, every replayed image is seen once; replayed
+        images are added to these updates and do not make their number larger.
+        """
         n_replay = self.task.train.n_replay
         n_labelled, size = len(self.task.train.files) - n_replay, self.config.batch
         n_steps = math.ceil(n_labelled / size)
@@ -98,12 +106,12 @@ class Trainer:
         return batches
 
     def _measure(self) -> Metrics:
-        """AP of the embeddings as they are now, on the validation images."""
+        """COCO's numbers of the present embeddings on the validation images."""
         embeddings = self.context.embeddings()
         return average_precision(*self.task.detect(embeddings, conf=SELECTION_CONF), len(embeddings))
 
     def _learning_rate(self, step: int, n_steps: int) -> float:
-        """One epoch of linear warm-up, then a cosine to zero."""
+        """The rate at a step: one epoch of linear warm-up, then a cosine to zero."""
         warm_up, end = n_steps, n_steps * self.config.epochs
         if step < warm_up:
             return self.config.learning_rate * (step + 1) / warm_up
@@ -127,7 +135,7 @@ class Trainer:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on where `state` was taken."""
+        """Continue where `state` was taken."""
         self.epoch, self.best_epoch = state.epoch, state.best_epoch
         self.best_ap, self.best_ap50 = state.best_ap, state.best_ap50
         tensors = {name: tensor.to(self.context.ctx.device) for name, tensor in state.tensors.items()}

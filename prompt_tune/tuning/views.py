@@ -14,10 +14,8 @@ from prompt_tune.runtime.images import PAD_GREY, Letterbox
 ZOOM = (0.6, 1.4)  # scale of an augmented copy against the plain view
 SHIFT = 0.15  # of the side, in either direction
 LIGHT = (0.7, 1.3)  # gain of brightness, contrast and saturation, each
-MIN_VISIBLE = 0.3  # share of its area that a box must keep inside the picture to stay an object
-
-
-SMALLEST_BOX = 16.0  # px, the assigner widens smaller boxes to this (its second stride): anchors there are kept as well
+MIN_VISIBLE = 0.3  # share of its area that must stay inside the picture; otherwise the box is ignored
+SMALLEST_BOX = 16.0  # pixels: the assigner widens smaller boxes to this, so anchors there are kept too
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +34,16 @@ class View:
 
 
 def make_view(picture: tuple[np.ndarray, Letterbox], sample: Sample, index: int, rng: np.random.Generator) -> View:
-    """View `index` of a letterboxed image: 0 is the image as it is, others are flipped, zoomed, shifted and relit.
+    """One view of a letterboxed image: the image itself (0), or a copy that is flipped, zoomed, shifted and relit.
 
-    Args:    picture: from `letterbox`, with a square input. sample: whose labels they are, in original pixels.
-             rng: the only source of chance.
-    Returns: the view. A box that mostly leaves the picture becomes `ignore`; one that leaves it wholly is gone.
+    Args:
+        picture: From `letterbox`, with a square input.
+        sample: The sample that the image belongs to.
+        index: The number of the view.
+        rng: The only source of chance.
+
+    Returns:
+        The view. A box that mostly leaves the picture becomes ignored; one that leaves it entirely is dropped.
     """
     image, frame = picture
     boxes = frame.to_input(sample.labels.boxes_xyxy)  # (n, 4)
@@ -79,10 +82,18 @@ def make_view(picture: tuple[np.ndarray, Letterbox], sample: Sample, index: int,
 def choose_anchors(
     points: Tensor, boxes: Tensor, scores: Tensor, objects: Tensor, budget: RegionBudget, generator: torch.Generator
 ) -> Tensor:
-    """(r,) int64, rising: the anchors of a training image that are kept.
+    """Which anchors of a training image are kept. Points and boxes are in pixels of the network's input.
 
-    Args: points (A, 2), boxes (A, 4), scores (A,) the highest original logit of each, objects (n, 4) the labels that
-          are not ignored; all in pixels of the network's input.
+    Args:
+        points: (A, 2) anchor points.
+        boxes: (A, 4) boxes of the anchors.
+        scores: (A,) the highest original logit of each.
+        objects: (n, 4) labels that are not ignored.
+        budget: How many of each kind.
+        generator: The only source of chance.
+
+    Returns:
+        (r,) int64, rising.
     """
     from torchvision.ops import box_iou
 

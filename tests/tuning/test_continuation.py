@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,13 @@ from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import CLASSES, write_sample
 from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import ModelError, PromptTuneError, RunError
+from prompt_tune.progress import Progress, silent
 from prompt_tune.models.prompts_file import load_context
+from prompt_tune.progress import Progress, silent
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.tuning.fit import FitResult, fit
+from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 FORKLIFT, GIZMO, SPROCKET = list(CLASSES)[:3]
@@ -37,8 +41,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_fit(place: Path, data: str, out: Path, config: FitConfig = SHORT, **options: object) -> FitResult:
-    return fit("tiny", place / data / "data.yaml", out, config=config, cache=place / "cache", **options)  # type: ignore[arg-type]
+def run_fit(
+    place: Path,
+    data: str,
+    out: Path,
+    config: FitConfig = SHORT,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+    **inputs: Any,
+) -> FitResult:
+    """A fit of `tiny` on a part of the sample set; `inputs` are further fields of `FitInputs`."""
+    made = FitInputs("tiny", place / data / "data.yaml", cache=place / "cache", **inputs)
+    return fit(made, out, config=config, resume=resume, progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +161,7 @@ def test_class_that_the_new_validation_images_never_show_keeps_its_threshold_and
     was.save(marked / "learned.vocab.safetensors")
     config = replace(SHORT, freeze_old=True)
     with caplog.at_level(logging.WARNING, logger="prompt_tune"):
-        fit("tiny", tmp_path / "both" / "data.yaml", tmp_path / "run", config=config, from_run=marked)
+        fit(FitInputs("tiny", tmp_path / "both" / "data.yaml", from_run=marked), tmp_path / "run", config=config)
     assert f"The threshold stays as in {marked} for 1 classes" in caplog.text and "stays at 0.25" not in caplog.text
     now = learned(tmp_path / "run")
     old, new = was.names.index(FORKLIFT), now.names.index(FORKLIFT)
@@ -162,7 +177,7 @@ def test_frozen_run_that_is_stopped_goes_on_to_the_same_bytes(place: Path, earli
     config = replace(SHORT, epochs=3, freeze_old=True)
     run_fit(place, "both", tmp_path / "whole", config, from_run=earlier)
 
-    def stop(stage: str, done: int, total: int, note: str) -> None:
+    def stop(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train" and done == 1:
             raise KeyboardInterrupt
 
@@ -181,12 +196,9 @@ def test_a_chain_of_runs_carries_all_classes_to_the_bit_and_detects_them(
     write_subset(place / "set/custom/custom.yaml", tmp_path / "last", [doodad])
     run_fit(place, "new", tmp_path / "second", replace(SHORT, epochs=6), from_run=earlier)
     fit(
-        "tiny",
-        tmp_path / "last" / "data.yaml",
+        FitInputs("tiny", tmp_path / "last" / "data.yaml", from_run=tmp_path / "second", cache=place / "cache"),
         tmp_path / "third",
         config=SHORT,
-        from_run=tmp_path / "second",
-        cache=place / "cache",
     )
     first, second, third = (learned(run) for run in (earlier, tmp_path / "second", tmp_path / "third"))
     assert second.names == (SPROCKET, FORKLIFT, GIZMO) and third.names == (doodad, SPROCKET, FORKLIFT, GIZMO)

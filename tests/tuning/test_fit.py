@@ -25,6 +25,7 @@ from prompt_tune.models.world import World
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.job import FitInputs
 from prompt_tune.tuning.loss import class_loss
 from prompt_tune.tuning.regions import Regions
 from prompt_tune.tuning.trainer import Trainer
@@ -38,7 +39,7 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_keeps_the_best_epoch_of_the_validation_images(custom: Path, tmp_path: Path) -> None:
-    result = fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=4, nms_iou=0.7))
+    result = fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=4, nms_iou=0.7))
     lines = RunFolder(tmp_path / "run").read_metrics()
     best = max(lines, key=lambda line: line["ap"])
     assert result.epoch == best["epoch"]
@@ -51,9 +52,8 @@ def test_fit_keeps_the_best_epoch_of_the_validation_images(custom: Path, tmp_pat
 def test_limit_of_overlap_is_chosen_on_the_validation_images_or_given(custom: Path, tmp_path: Path) -> None:
     by_limit = {}
     for iou in (0.7, 0.6, 0.5, 0.0):
-        by_limit[iou] = fit(
-            "tiny", custom, tmp_path / f"{iou}", config=FitConfig(epochs=4, nms_iou=iou), cache=tmp_path / "cache"
-        )
+        config = FitConfig(epochs=4, nms_iou=iou)
+        by_limit[iou] = fit(FitInputs("tiny", custom, cache=tmp_path / "cache"), tmp_path / f"{iou}", config=config)
     learned = {iou: Vocabulary.load(result.run / "learned.vocab.safetensors") for iou, result in by_limit.items()}
     assert learned[0.7].nms_iou is None  # the graph does it
     assert learned[0.6].nms_iou is not None and set(learned[0.6].nms_iou.tolist()) == {float(np.float32(0.6))}
@@ -65,16 +65,16 @@ def test_limit_of_overlap_is_chosen_on_the_validation_images_or_given(custom: Pa
 
 def test_ctrl_c_keeps_what_is_there_and_resume_ends_with_the_same_bytes(custom: Path, tmp_path: Path) -> None:
     config, cache = FitConfig(epochs=3), tmp_path / "cache"
-    fit("tiny", custom, tmp_path / "whole", config=config, cache=cache)
+    fit(FitInputs("tiny", custom, cache=cache), tmp_path / "whole", config=config)
 
-    def interrupt(stage: str, done: int, total: int, note: str) -> None:
+    def interrupt(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train" and done == 2:
             raise KeyboardInterrupt
 
-    stopped = fit("tiny", custom, tmp_path / "cut", config=config, cache=cache, progress=interrupt)
+    stopped = fit(FitInputs("tiny", custom, cache=cache), tmp_path / "cut", config=config, progress=interrupt)
     assert not stopped.finished and stopped.epoch in (1, 2)
     assert Vocabulary.load(tmp_path / "cut" / "learned.vocab.safetensors").names
-    resumed = fit("tiny", custom, tmp_path / "cut", config=config, cache=cache, resume=True)
+    resumed = fit(FitInputs("tiny", custom, cache=cache), tmp_path / "cut", config=config, resume=True)
     assert resumed.finished
     for name in ("prompts.safetensors", "learned.vocab.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -83,16 +83,25 @@ def test_ctrl_c_keeps_what_is_there_and_resume_ends_with_the_same_bytes(custom: 
 def test_second_fit_with_the_same_cache_runs_no_detector(
     custom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit("tiny", custom, tmp_path / "a", config=FitConfig(epochs=1), cache=tmp_path / "cache")
+    inputs = FitInputs("tiny", custom, cache=tmp_path / "cache")
+    fit(inputs, tmp_path / "a", config=FitConfig(epochs=1))
     monkeypatch.setattr(World, "features", None)  # calling it would fail
-    fit("tiny", custom, tmp_path / "b", config=FitConfig(epochs=1, learning_rate=0.01), cache=tmp_path / "cache")
+    fit(
+        FitInputs("tiny", custom, cache=tmp_path / "cache"),
+        tmp_path / "b",
+        config=FitConfig(epochs=1, learning_rate=0.01),
+    )
     with pytest.raises(TypeError):
-        fit("tiny", custom, tmp_path / "c", config=FitConfig(epochs=1, image_size=224), cache=tmp_path / "cache")
+        fit(
+            FitInputs("tiny", custom, cache=tmp_path / "cache"),
+            tmp_path / "c",
+            config=FitConfig(epochs=1, image_size=224),
+        )
 
 
 def test_fit_with_synonyms_writes_several_prompts_a_class(custom: Path, tmp_path: Path) -> None:
     classes = [("forklift", "lift truck"), ("gizmo",), ("sprocket",), ("widget",), ("flange",), ("doodad",)]
-    fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=1), classes=classes)
+    fit(FitInputs("tiny", custom, classes=classes), tmp_path / "run", config=FitConfig(epochs=1))
     learned = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors")
     assert learned.embeddings.shape == (6, 2, 512)
     assert not np.array_equal(learned.embeddings[0, 0], learned.embeddings[0, 1])
@@ -101,14 +110,18 @@ def test_fit_with_synonyms_writes_several_prompts_a_class(custom: Path, tmp_path
 
 @pytest.mark.parametrize("config", [FitConfig(epochs=1, views=3), FitConfig(epochs=1, class_specific=False)])
 def test_fit_with_other_settings_learns_other_embeddings(config: FitConfig, custom: Path, tmp_path: Path) -> None:
-    fit("tiny", custom, tmp_path / "usual", config=FitConfig(epochs=1))
-    fit("tiny", custom, tmp_path / "other", config=config)
+    fit(FitInputs("tiny", custom), tmp_path / "usual", config=FitConfig(epochs=1))
+    fit(FitInputs("tiny", custom), tmp_path / "other", config=config)
     usual, other = (Vocabulary.load(tmp_path / name / "learned.vocab.safetensors") for name in ("usual", "other"))
     assert usual.digest != other.digest
 
 
 def test_original_vocabulary_of_the_user_guides_the_neck(custom: Path, tmp_path: Path) -> None:
-    fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=1), original="red circle, blue ring; azure hoop")
+    fit(
+        FitInputs("tiny", custom, original="red circle, blue ring; azure hoop"),
+        tmp_path / "run",
+        config=FitConfig(epochs=1),
+    )
     original = Vocabulary.load(tmp_path / "run" / "original.vocab.safetensors")
     learned = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors")
     assert original.names == ("red circle", "blue ring") and original.n_prompts == 2
@@ -119,7 +132,7 @@ def test_run_folder_in_the_way_is_refused(custom: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep me")
     with pytest.raises(RunError, match="no run of `fit`"):
-        fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=1))
+        fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=1))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
@@ -140,7 +153,7 @@ def test_fit_measures_what_val_measures_where_objects_reach_the_edge(custom: Pat
             label.parent.mkdir(parents=True, exist_ok=True)
             np.savetxt(label, rows[rows[:, 4] > 0.1], fmt=["%d", "%.6f", "%.6f", "%.6f", "%.6f"])
     (tmp_path / "wide" / "data.yaml").write_text(custom.read_text().replace("test: images/test\n", ""))
-    result = fit("tiny", tmp_path / "wide" / "data.yaml", tmp_path / "run", config=FitConfig(epochs=6))
+    result = fit(FitInputs("tiny", tmp_path / "wide" / "data.yaml"), tmp_path / "run", config=FitConfig(epochs=6))
     measured = validate_run(tmp_path / "run", tmp_path / "wide" / "data.yaml").learned
     assert measured is not None and result.ap > 0.05
     assert result.ap == pytest.approx(measured.ap, abs=0.02)  # an epoch is measured without scores below 0.01
@@ -159,7 +172,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_run(custom: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose classes guide the neck themselves, two prompts each."""
     out = tmp_path_factory.mktemp("own") / "run"
-    fit("tiny", custom, out, config=OWN, cache=shared_cache)
+    fit(FitInputs("tiny", custom, cache=shared_cache), out, config=OWN)
     return out
 
 
@@ -174,7 +187,7 @@ def test_guide_own_leaves_detector_and_tower_bit_equal(
             trainers.append(self)
 
     monkeypatch.setattr("prompt_tune.tuning.fit.Trainer", Kept)
-    fit("tiny", custom, tmp_path / "run", config=replace(OWN, epochs=1), cache=shared_cache)
+    fit(FitInputs("tiny", custom, cache=shared_cache), tmp_path / "run", config=replace(OWN, epochs=1))
     world, tower = trainers[0].task.world, trainers[0].context.tower
     after = world.model.state_dict()
     for name, tensor in World.load("tiny").model.state_dict().items():
@@ -204,12 +217,12 @@ def test_guide_own_is_measured_alike_by_fit_torch_and_onnx_runtime_and_changes_n
 def test_guide_own_that_is_stopped_goes_on_to_the_same_bytes(
     custom: Path, own_run: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
-    def stop(stage: str, done: int, total: int, note: str) -> None:
+    def stop(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train" and done == 2:
             raise KeyboardInterrupt
 
-    fit("tiny", custom, tmp_path / "run", config=OWN, cache=shared_cache, progress=stop)
-    fit("tiny", custom, tmp_path / "run", config=OWN, cache=shared_cache, resume=True)
+    fit(FitInputs("tiny", custom, cache=shared_cache), tmp_path / "run", config=OWN, progress=stop)
+    fit(FitInputs("tiny", custom, cache=shared_cache), tmp_path / "run", config=OWN, resume=True)
     for name in ("prompts.safetensors", "learned.vocab.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (own_run / name).read_bytes(), name
 
@@ -239,7 +252,11 @@ def test_teacher_keeps_embeddings_nearer_to_hand_written_prompts_the_more_it_wei
     cosines = []
     for weight in (0.0, 10.0, 1000.0):
         out = tmp_path / str(weight)
-        fit("tiny", custom, out, config=FitConfig(epochs=5, updates=4, teacher_weight=weight), cache=shared_cache)
+        fit(
+            FitInputs("tiny", custom, cache=shared_cache),
+            out,
+            config=FitConfig(epochs=5, updates=4, teacher_weight=weight),
+        )
         rows = Vocabulary.load(out / "learned.vocab.safetensors").embeddings
         cosines.append(float(np.einsum("cpd,cpd->cp", rows, teacher).mean()))
     assert cosines[0] + 0.02 < cosines[1] < cosines[2] - 0.02
@@ -248,7 +265,11 @@ def test_teacher_keeps_embeddings_nearer_to_hand_written_prompts_the_more_it_wei
 def test_teacher_that_cannot_be_made_stops_the_fit_before_it_writes(custom: Path, tmp_path: Path) -> None:
     long = [(" ".join(["very"] * 69) + f" {name}",) for name in CLASSES]
     with pytest.raises(VocabularyError, match="window"):
-        fit("tiny", custom, tmp_path / "run", config=FitConfig(teacher_weight=1.0, context_length=1), classes=long)
+        fit(
+            FitInputs("tiny", custom, classes=long),
+            tmp_path / "run",
+            config=FitConfig(teacher_weight=1.0, context_length=1),
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -257,7 +278,7 @@ def test_position_and_initial_words_are_on_record_and_embed_the_same(
     custom: Path, shared_cache: Path, tmp_path: Path, position: Any
 ) -> None:
     config = FitConfig(epochs=1, token_position=position, initial_words="a photo of a")
-    fit("tiny", custom, tmp_path / "run", config=config, cache=shared_cache)
+    fit(FitInputs("tiny", custom, cache=shared_cache), tmp_path / "run", config=config)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert (settings["token_position"], settings["initial_words"]) == (position, "a photo of a")
     context = load_context(tmp_path / "run" / "prompts.safetensors", TextTower.load("tiny"))
@@ -297,13 +318,13 @@ def test_replayed_images_are_trained_on_counted_and_resumed(
     damage(sorted(replay_folder.iterdir())[2])
     config = FitConfig(epochs=2, updates=1)
 
-    def stop(stage: str, done: int, total: int, note: str) -> None:
+    def stop(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train" and done == 1:
             raise KeyboardInterrupt
 
-    fit("tiny", custom, tmp_path / "run", config=config, cache=shared_cache, replay=replay, progress=stop)
-    fit("tiny", custom, tmp_path / "run", config=config, cache=shared_cache, replay=replay, resume=True)
-    fit("tiny", custom, tmp_path / "whole", config=config, cache=shared_cache, replay=replay)
+    fit(FitInputs("tiny", custom, cache=shared_cache, replay=replay), tmp_path / "run", config=config, progress=stop)
+    fit(FitInputs("tiny", custom, cache=shared_cache, replay=replay), tmp_path / "run", config=config, resume=True)
+    fit(FitInputs("tiny", custom, cache=shared_cache, replay=replay), tmp_path / "whole", config=config)
     names = ("learned.vocab.safetensors", "prompts.safetensors")
     assert all((tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
@@ -314,11 +335,11 @@ def test_replayed_images_are_trained_on_counted_and_resumed(
         len(batch) == 16 and batch.count(0) == replayed for batch in batches
     )  # the sample's own images have objects
     with pytest.raises(RunError, match="`replay`"):
-        fit("tiny", custom, tmp_path / "run", config=config, cache=shared_cache, resume=True)
+        fit(FitInputs("tiny", custom, cache=shared_cache), tmp_path / "run", config=config, resume=True)
     (replay_folder / "new.jpg").write_bytes((replay_folder / "0000.jpg").read_bytes())
     (replay_folder / "0001.jpg").unlink()
     with pytest.raises(RunError, match="`replay_labels`"):
-        fit("tiny", custom, tmp_path / "run", config=config, cache=shared_cache, replay=replay, resume=True)
+        fit(FitInputs("tiny", custom, cache=shared_cache, replay=replay), tmp_path / "run", config=config, resume=True)
 
 
 def test_replay_of_damaged_images_alone_is_refused(
@@ -327,19 +348,19 @@ def test_replay_of_damaged_images_alone_is_refused(
     for path in replay_folder.iterdir():
         damage(path)
     with pytest.raises(DataError, match="none of its 8 images can be read"):
-        fit("tiny", custom, tmp_path / "run", cache=shared_cache, replay=[ReplaySource(str(replay_folder))])
+        fit(FitInputs("tiny", custom, cache=shared_cache, replay=[ReplaySource(str(replay_folder))]), tmp_path / "run")
 
 
 def test_replay_that_is_not_there_stops_the_fit_before_it_writes(custom: Path, tmp_path: Path) -> None:
     with pytest.raises(PromptTuneError, match="nowhere"):
-        fit("tiny", custom, tmp_path / "run", replay=[ReplaySource(str(tmp_path / "nowhere"))])
+        fit(FitInputs("tiny", custom, replay=[ReplaySource(str(tmp_path / "nowhere"))]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_damaged_training_images_are_not_counted_as_learned_from(tmp_path: Path) -> None:
     data = write_sample(tmp_path / "set", n_images=4)[0]
     damage(data.parent / "images/train/0002.jpg")
-    fit("tiny", data, tmp_path / "run", config=FitConfig(epochs=1))
+    fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1))
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
     assert (provenance["train_images"], provenance["replay_images"], provenance["val_images"]) == (3, 0, 4)
 
@@ -348,7 +369,7 @@ def test_replayed_images_that_are_held_out_raise_thresholds_and_leave_precision(
     """The held-out ones count for thresholds alone: AP is that of the labelled validation images."""
     original = custom.parent.parent / "original" / "images" / "val"
     source = ReplaySource(str(original), 1.0)
-    fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=4), replay=[source])
+    fit(FitInputs("tiny", custom, replay=[source]), tmp_path / "run", config=FitConfig(epochs=4))
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
     assert provenance["val_images"] == 10  # and 2 more behind them
     assert provenance["train_images"] == 10 and 8 <= provenance["replay_images"] <= 10

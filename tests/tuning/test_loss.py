@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prompt_tune.datasets.samples import Labels
 from prompt_tune.models.world import World, region_logits
 from prompt_tune.tuning.loss import assign, class_loss
 from prompt_tune.tuning.regions import Regions
@@ -26,11 +28,10 @@ def regions(world: World) -> list[Regions]:
     images = torch.rand(2, 3, SIZE, SIZE, generator=generator)
     head, boxes = world.features(images, embeddings(5, 1)[:, 0])
     anchor = torch.arange(head.shape[1])
-    labels = [torch.tensor([[4.0, 6, 40, 44], [30, 30, 60, 62]]), torch.zeros(0, 4)]
-    classes = [torch.tensor([0, 2]), torch.zeros(0, dtype=torch.int64)]
-    ignore = [torch.zeros(2, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)]
-    frame = torch.tensor([0.0, 0, SIZE, SIZE])
-    return [Regions(head[i], boxes[i], anchor, labels[i], classes[i], ignore[i], frame) for i in range(2)]
+    boxes_xyxy = np.array([[4, 6, 40, 44], [30, 30, 60, 62]], np.float32)
+    labels = [Labels(boxes_xyxy, np.array([0, 2]), np.zeros(2, bool)), Labels.none()]
+    frame = np.array([0, 0, SIZE, SIZE], np.float32)
+    return [Regions(head[i], boxes[i], anchor, labels[i], frame) for i in range(2)]
 
 
 def test_region_logits_of_several_prompts_are_their_maximum(world: World, regions: list[Regions]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_tune.datasets.samples import Sample
+from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.runtime.images import letterbox
 from prompt_tune.tuning.views import MIN_VISIBLE, View, make_view
 
@@ -22,9 +22,11 @@ def drawn(
         image[y1:y2, x1:x2] = colour
     sample = Sample(
         Path("drawn.png"),
-        np.array([box for box, _ in boxes], np.float32).reshape(-1, 4),
-        np.arange(len(boxes)),
-        np.full(len(boxes), ignore),
+        Labels(
+            np.array([box for box, _ in boxes], np.float32).reshape(-1, 4),
+            np.arange(len(boxes)),
+            np.full(len(boxes), ignore),
+        ),
         (300, 200),
     )
     return image, sample
@@ -52,8 +54,8 @@ def test_view_zero_is_the_letterboxed_image() -> None:
     view = view_of(image, sample, 0, seed=0)
     pixels, frame = letterbox(image, SIZE)
     np.testing.assert_array_equal(view.image, pixels)
-    np.testing.assert_array_equal(view.boxes_xyxy, frame.to_input(sample.labels.boxes_xyxy))
-    np.testing.assert_allclose(view.boxes_xyxy[0], box_of(where(view, RED)), atol=1)
+    np.testing.assert_array_equal(view.labels.boxes_xyxy, frame.to_input(sample.labels.boxes_xyxy))
+    np.testing.assert_allclose(view.labels.boxes_xyxy[0], box_of(where(view, RED)), atol=1)
 
 
 def test_augmented_views_move_boxes_with_their_pixels() -> None:
@@ -61,10 +63,10 @@ def test_augmented_views_move_boxes_with_their_pixels() -> None:
     flipped, zooms = set(), []
     for seed in range(40):
         view = view_of(image, sample, 1, seed)
-        assert view.boxes_xyxy.dtype == np.float32 and view.image.dtype == np.uint8
-        for box, label in zip(view.boxes_xyxy, view.classes, strict=True):
+        assert view.labels.boxes_xyxy.dtype == np.float32 and view.image.dtype == np.uint8
+        for box, label in zip(view.labels.boxes_xyxy, view.labels.classes, strict=True):
             np.testing.assert_allclose(box, box_of(where(view, (RED, BLUE)[label])), atol=1.2)
-        red, blue = view.boxes_xyxy
+        red, blue = view.labels.boxes_xyxy
         flipped.add(bool(blue[0] < red[0]))
         zooms.append((red[2] - red[0]) / (80 * SIZE / 300))
     assert flipped == {False, True}
@@ -77,7 +79,7 @@ def test_augmented_views_ignore_what_mostly_leaves_and_forget_what_leaves() -> N
     for seed in range(120):
         view = view_of(image, sample, 1, seed)
         share = where(view, BLUE).sum() / where(view, RED).sum()
-        labels = dict(zip(view.classes.tolist(), view.ignore.tolist(), strict=True))
+        labels = dict(zip(view.labels.classes.tolist(), view.labels.ignore.tolist(), strict=True))
         assert labels[0] is False
         if share > MIN_VISIBLE + 0.05:
             assert labels[1] is False
@@ -88,21 +90,21 @@ def test_augmented_views_ignore_what_mostly_leaves_and_forget_what_leaves() -> N
         elif share == 0:
             assert 1 not in labels or labels[1]
             seen.add("gone" if 1 not in labels else "sliver")
-        assert (view.boxes_xyxy >= 0).all() and (view.boxes_xyxy <= SIZE).all()
+        assert (view.labels.boxes_xyxy >= 0).all() and (view.labels.boxes_xyxy <= SIZE).all()
     assert {"there", "ignored", "gone"} <= seen
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_view_keeps_ignored_boxes_ignored(index: int) -> None:
     image, sample = drawn(((130, 80, 170, 120), RED), ignore=True)
-    assert view_of(image, sample, index, seed=3).ignore.tolist() == [True]
+    assert view_of(image, sample, index, seed=3).labels.ignore.tolist() == [True]
 
 
 def test_view_of_an_image_without_boxes_has_none() -> None:
     image, sample = drawn()
     for index in (0, 1):
         view = view_of(image, sample, index, seed=0)
-        assert view.boxes_xyxy.shape == (0, 4) and view.classes.shape == view.ignore.shape == (0,)
+        assert view.labels.boxes_xyxy.shape == (0, 4) and view.labels.classes.shape == view.labels.ignore.shape == (0,)
 
 
 def test_view_of_the_same_seed_is_the_same() -> None:
