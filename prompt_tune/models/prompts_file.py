@@ -1,4 +1,4 @@
-"""`prompts.safetensors` of a run: the context vectors, and all that is needed to embed further names with them."""
+"""`prompts.safetensors` of a run: the context vectors, and what is needed to embed further names with them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +22,12 @@ FIELDS = {"version", "classes", "text_tower", "guide_mode", *SETTINGS}
 
 
 def save_context(context: PromptContext, path: Path, guide_mode: GuideMode = "original") -> None:
-    """Write `prompts.safetensors`; the same context has the same bytes.
+    """Write `prompts.safetensors`, whole or not at all. The same context gives the same bytes.
 
-    Args: guide_mode: what steered the neck while the context was learned.
+    Args:
+        context: What was learned.
+        path: The file to write.
+        guide_mode: What steered the neck while the context was learned.
     """
     fields = {
         "version": FORMAT_VERSION,
@@ -40,12 +43,18 @@ def save_context(context: PromptContext, path: Path, guide_mode: GuideMode = "or
 def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]] | None = None) -> PromptContext:
     """The context of a run, for its own classes or for others.
 
-    Args:    path: prompts.safetensors of a run. tower: the tower it was learned with.
-             classes: None for the run's own. Others may be any where the context is shared; class-specific context
-             belongs to the names that it was learned for.
-    Returns: the context vectors in front of these classes.
-    Raises:  VocabularyError: the file is missing, damaged or of another version, or a class has no context in it.
-             ModelError: the tower is not the one it was learned with.
+    Args:
+        path: prompts.safetensors of a run.
+        tower: The text tower that the context was learned with.
+        classes: By default, those of the run. Shared context fits any classes; class-specific context fits only the
+            names that it was learned for.
+
+    Returns:
+        The context vectors in front of these classes.
+
+    Raises:
+        VocabularyError: The file is missing, damaged or of another version, or has no context for a class.
+        ModelError: The context was learned with another text tower.
     """
     fields, ctx = _read(path, tower)
     settings = {name: fields[name] for name in SETTINGS}
@@ -67,10 +76,19 @@ def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]
 
 
 def embed_with_prompts(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """Embeddings of classes behind the learned context of a run.
+    """Embeddings of classes with the learned context of a run.
 
-    Args, Raises: as `load_context`.
-    Returns: (n_cls, n_prompts, 512) float32, unit L2 norm.
+    Args:
+        path: See `load_context`.
+        tower: See `load_context`.
+        classes: See `load_context`.
+
+    Returns:
+        (n_cls, n_prompts, 512) float32, unit L2 norm.
+
+    Raises:
+        VocabularyError: See `load_context`.
+        ModelError: See `load_context`.
     """
     return load_context(path, tower, classes).embeddings()
 
@@ -78,29 +96,32 @@ def embed_with_prompts(path: Path, tower: TextTower, classes: Sequence[tuple[str
 def read_guide_mode(path: Path, tower: TextTower) -> GuideMode:
     """What steered the neck while the context of a run was learned.
 
-    Raises:  as `load_context`.
+    Args:
+        path: See `load_context`.
+        tower: See `load_context`.
+
+    Raises:
+        VocabularyError: See `load_context`.
+        ModelError: See `load_context`.
     """
     mode: GuideMode = _read(path, tower)[0]["guide_mode"]
     return mode
 
 
 def _place(trained: PromptContext, name: str, text: str, copy: int, path: Path) -> tuple[int, int]:
-    """As `PromptContext.find`.
-
-    Raises:  VocabularyError: no class has the text.
-    """
+    """The place of a prompt in the trained context, see `PromptContext.find`; `path` is for the error."""
     place = trained.find(name, text, copy)
     if place is None:
         learned = ", ".join(repr(known) for names in trained.classes for known in names)
         raise VocabularyError(
-            f"{path} has class-specific context for {learned}, and none for {text!r}. Name only these, or learn shared "
+            f"{path} has class-specific context for {learned}, but not for {text!r}. Name only these, or learn shared "
             "context with `fit --shared-context`."
         )
     return place
 
 
 def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
-    """Metadata and context vectors of a prompts file, checked, also against the tower."""
+    """Metadata and context vectors of a prompts file, after all checks."""
 
     def check(fields: dict[str, Any], tensors: set[str]) -> None:
         if tensors != {"ctx"} or not _is_valid(fields):
@@ -130,13 +151,13 @@ def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
     if not right or not bool(ctx.isfinite().all()):
         raise VocabularyError(
             f"{path}: `ctx` must be finite float32 {(*lead, 'n_ctx', tower.ctx_dim)}. Received: {ctx.dtype} "
-            f"{tuple(ctx.shape)}. Give the file as `fit` wrote it."
+            f"{tuple(ctx.shape)}. Give prompts.safetensors of a run."
         )
     return fields, ctx
 
 
 def _is_valid(fields: dict[str, Any]) -> bool:
-    """Whether a prompts file's metadata is of this version and of the right types."""
+    """Whether the metadata has this version and the right types."""
     if set(fields) != FIELDS or fields["version"] != FORMAT_VERSION:
         return False
     classes, copies = fields["classes"], fields["prompts_per_class"]
