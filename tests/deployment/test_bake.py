@@ -1,6 +1,5 @@
 """The baked checkpoint in ultralytics itself, and the measure of what its joint guide moves."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from bundles import learned_for_tiny, original_vocabulary
-from commands import run_command
 from PIL import Image
+from runs import write_run
 from small_bundle import photo
 from vocabularies import TOWER, refusal_of, unit_rows
 
@@ -25,22 +24,13 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 SIZE = 256
 
 
-def write_run(folder: Path, model: str, original: Vocabulary, learned: Vocabulary, image_size: int) -> Path:
-    """A run folder, as far as `bake` reads it."""
-    original.save(folder / "original.vocab.safetensors")
-    learned.save(folder / "learned.vocab.safetensors")
-    digests = {"detector": original.detector, "text_tower": original.text_tower, "guide": original.digest}
-    (folder / "config.json").write_text(json.dumps({"model": model, "image_size": image_size, "digests": digests}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on `tiny` with a twin of its first class, which has that class's name, and a random class."""
     original = original_vocabulary()
     rows = np.concatenate([original.embeddings[:1], unit_rows(1, 1, seed=3)])  # (2, 1, 512)
     learned = learned_for_tiny((original.names[0], "gizmo"), rows)
-    return write_run(tmp_path_factory.mktemp("run"), "tiny", original, learned, SIZE)
+    return write_run(tmp_path_factory.mktemp("run"), "tiny", original, learned, image_size=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +49,7 @@ def checkpoint_run(folder: Path, checkpoint: Path, world: World) -> Path:
     origin: dict[str, Any] = {"detector": world.digest, "text_tower": TOWER, "guide": guide_digest(rows)}
     original = Vocabulary(world.names, rows, kind="original", **origin)
     learned = Vocabulary(("gizmo",), unit_rows(1, 1), kind="learned", **origin)
-    return write_run(folder, str(checkpoint), original, learned, 96)
+    return write_run(folder, str(checkpoint), original, learned, image_size=96)
 
 
 def load(path: Path) -> Any:
@@ -141,30 +131,14 @@ def test_matched_changes_by_hand() -> None:
     assert _matched_changes(before, nothing).shape == _matched_changes(nothing, after).shape == (0,)
 
 
-def test_bake_on_the_command_line_says_what_moves(
-    tiny_run: Path, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "images").mkdir()
-    for path in scenes.iterdir():
-        (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
-    done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt", "--images", tmp_path / "images")
-    assert done.status == 0, done.err
-    first, second, third = done.out.splitlines()
-    assert first == f"Wrote {tmp_path / 'custom.pt'}: 80 original and 2 learned classes."
-    assert "original boxes and scores change" in second
-    assert third.startswith("3 images, ") and "on average" in third
-    assert "Skipped: " in done.err and "broken.png" in done.err
-    done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt")
-    assert done.out.splitlines()[-1] == "To measure how much, give --images FOLDER."
-
-
 def test_bake_says_what_ultralytics_cannot_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = unit_rows(1, 1)
     fields: dict[str, Any] = {"guide_mode": "own", "guide": guide_digest(rows), "calibration": np.array([[2, 0]])}
     learned = learned_for_tiny(("gizmo",), rows, **fields)
     with caplog.at_level(logging.INFO):
-        bake(write_run(tmp_path / "run", "tiny", original_vocabulary(), learned, SIZE), tmp_path / "custom.pt")
+        bake(
+            write_run(tmp_path / "run", "tiny", original_vocabulary(), learned, image_size=SIZE), tmp_path / "custom.pt"
+        )
     assert "cannot hold the calibration" in caplog.text and "their scores change too" in caplog.text
 
 
@@ -172,7 +146,7 @@ def test_bake_refuses_what_ultralytics_cannot_hold(tiny_run: Path, tmp_path: Pat
     with pytest.raises(RunError, match=r"is a \.pt file"):
         bake(tiny_run, tmp_path / "custom.onnx")
     several = write_run(
-        tmp_path / "run", "tiny", original_vocabulary(), learned_for_tiny(("gizmo",), unit_rows(1, 2)), SIZE
+        tmp_path / "run", "tiny", original_vocabulary(), learned_for_tiny(("gizmo",), unit_rows(1, 2)), image_size=SIZE
     )
     text = refusal_of(lambda: bake(several, tmp_path / "custom.pt"))
     assert text.startswith("custom.pt has room for one embedding per class, but 'gizmo' has several prompts.")

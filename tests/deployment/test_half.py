@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from bundles import learned_for_tiny, original_vocabulary
-from commands import run_command
-from vocabularies import TOWER, unit_rows
+from vocabularies import unit_rows
 
 from prompt_tune.datasets.sample import custom_scene
 from prompt_tune.deployment.graph import DetectorGraph, export_graph
@@ -20,8 +18,7 @@ from prompt_tune.evaluation.verify import changed_bits
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox
-from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
-from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
+from prompt_tune.vocabulary.format import GRAPH_FILE, ORIGINAL_FILE
 
 SIZE = 256
 
@@ -140,47 +137,3 @@ def test_differences_of_a_float32_graph_are_rounding_errors(tiny: World, tmp_pat
         tiny, tmp_path / "full.onnx", image_size=SIZE, original=embeddings, learned=embeddings[:0]
     )
     assert 0 <= box_px < 1e-3 and 0 <= score < 1e-5
-
-
-def write_run(folder: Path, model: str | Path, original: Vocabulary, learned: Vocabulary) -> Path:
-    """A run folder as `fit` leaves it, as far as an export reads it."""
-    original.save(folder / ORIGINAL_FILE)
-    learned.save(folder / LEARNED_FILE)
-    digests = {"detector": original.detector, "text_tower": original.text_tower, "guide": original.digest}
-    (folder / "config.json").write_text(json.dumps({"model": str(model), "image_size": SIZE, "digests": digests}))
-    return folder
-
-
-def test_export_with_half_writes_a_float16_bundle_that_detects(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    original = original_vocabulary()
-    learned = learned_for_tiny(("disc", "other"), original.embeddings[[0, 5]], thresholds=original.thresholds[[0, 5]])
-    run = write_run(tmp_path / "run", "tiny", original, learned)
-    done = run_command(capfd, "export", run, "--out", tmp_path / "bundle", "--half")
-    assert (done.status, done.out.count("Bundle: ")) == (0, 1)
-    assert "float16: boxes within 0.0" in done.err and "of float32 on the sample set." in done.err
-    detector = Detector(tmp_path / "bundle", threads=1)
-    assert detector.precision == "float16"
-    (found,) = detector.detect(np.asarray(custom_scene(0, "test", 1).image))
-    assert "original" in found.vocabularies
-    for name, copy in zip((original.names[0], original.names[5]), ("disc", "other"), strict=True):
-        copies = found.of("learned").scores[np.array(found.of("learned").class_names, dtype=object) == copy]
-        originals = found.of("original").scores[np.array(found.of("original").class_names, dtype=object) == name]
-        np.testing.assert_allclose(copies, originals, atol=1e-5)
-
-
-def test_export_with_half_that_is_refused_writes_nothing(
-    checkpoint: Path, world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert world.names is not None and world.class_embeddings is not None
-    embeddings = world.class_embeddings.numpy()[:, None]  # (80, 1, 512)
-    guide = guide_digest(embeddings)
-    origin: dict[str, Any] = {"detector": world.digest, "text_tower": TOWER, "guide": guide}
-    original = Vocabulary(world.names, embeddings, kind="original", **origin)
-    learned = Vocabulary(("gizmo",), embeddings[:1], kind="learned", **origin)
-    run = write_run(tmp_path / "run", checkpoint, original, learned)
-    done = run_command(capfd, "export", run, "--out", tmp_path / "bundle", "--half")
-    assert done.status == 1 and done.err.startswith("Error: In float16, boxes of this detector move by")
-    assert len(done.err.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]

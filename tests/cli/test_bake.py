@@ -1,0 +1,54 @@
+"""`prompt-tune bake`: what it says of the checkpoint, and of the detections that its joint guide changes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import learned_for_tiny, original_vocabulary
+from commands import run_command
+from PIL import Image
+from runs import write_run
+from vocabularies import unit_rows
+
+from prompt_tune.datasets.sample import original_scene
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `tiny` with a twin of its first class, which has that class's name, and a random class."""
+    original = original_vocabulary()
+    rows = np.concatenate([original.embeddings[:1], unit_rows(1, 1, seed=3)])  # (2, 1, 512)
+    learned = learned_for_tiny((original.names[0], "gizmo"), rows)
+    return write_run(tmp_path_factory.mktemp("run"), "tiny", original, learned, image_size=256)
+
+
+def test_bake_says_how_original_detections_change(
+    tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(3):
+        Image.fromarray(original_scene(0, index).image).save(images / f"{index}.png")
+    (images / "broken.png").write_bytes(b"no image")
+    done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt", "--images", images)
+    assert done.status == 0, done.err
+    first, second, third = done.out.splitlines()
+    assert first == f"Wrote {tmp_path / 'custom.pt'}: 80 original and 2 learned classes."
+    assert "original boxes and scores change" in second
+    assert third.startswith("3 images, ") and "on average" in third
+    assert "Skipped: " in done.err and "broken.png" in done.err
+
+
+def test_bake_without_images_says_how_to_measure(
+    tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt")
+    assert done.status == 0 and done.out.splitlines()[-1] == "To measure how much, give --images FOLDER."
+
+
+def test_bake_onto_another_kind_of_file_is_one_line(
+    tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.onnx")
+    assert done.status == 1 and len(done.err.splitlines()) == 1
+    assert done.err == "Error: An ultralytics checkpoint is a .pt file. Received: custom.onnx.\n"

@@ -1,0 +1,71 @@
+"""`prompt-tune export`: bundles in both precisions, and what it refuses in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import learned_for_tiny, original_vocabulary
+from commands import run_command
+from runs import write_run
+from vocabularies import TOWER
+
+from prompt_tune.datasets.sample import custom_scene
+from prompt_tune.deployment.bundle import BUNDLE_FILES
+from prompt_tune.models.world import World
+from prompt_tune.runtime.detector import Detector
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
+
+SIZE = 256
+
+
+def test_export_writes_a_bundle_and_says_where(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    original = original_vocabulary()
+    learned = learned_for_tiny(("disc",), original.embeddings[:1])
+    run = write_run(tmp_path / "run", "tiny", original, learned, image_size=SIZE)
+    done = run_command(capfd, "export", run, "--out", tmp_path / "bundle")
+    assert (done.status, done.out) == (0, f"Bundle: {tmp_path / 'bundle'}\n")
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} >= set(BUNDLE_FILES)
+    assert Detector(tmp_path / "bundle", threads=1).precision == "float32"
+
+
+def test_export_of_what_is_no_run_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    done = run_command(capfd, "export", tmp_path / "gone", "--out", tmp_path / "bundle")
+    assert done.status == 1 and done.err.startswith(f"Error: '{tmp_path / 'gone'}' is not a run folder")
+    assert len(done.err.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_export_with_half_writes_a_float16_bundle_that_detects(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = original_vocabulary()
+    learned = learned_for_tiny(("disc", "other"), original.embeddings[[0, 5]], thresholds=original.thresholds[[0, 5]])
+    run = write_run(tmp_path / "run", "tiny", original, learned, image_size=SIZE)
+    done = run_command(capfd, "export", run, "--out", tmp_path / "bundle", "--half")
+    assert (done.status, done.out.count("Bundle: ")) == (0, 1)
+    assert "float16: boxes within 0.0" in done.err and "of float32 on the sample set." in done.err
+    detector = Detector(tmp_path / "bundle", threads=1)
+    assert detector.precision == "float16"
+    (found,) = detector.detect(np.asarray(custom_scene(0, "test", 1).image))
+    assert "original" in found.vocabularies
+    for name, copy in zip((original.names[0], original.names[5]), ("disc", "other"), strict=True):
+        copies = found.of("learned").scores[np.array(found.of("learned").class_names, dtype=object) == copy]
+        originals = found.of("original").scores[np.array(found.of("original").class_names, dtype=object) == name]
+        np.testing.assert_allclose(copies, originals, atol=1e-5)
+
+
+def test_export_with_half_that_is_refused_writes_nothing(
+    checkpoint: Path, world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert world.names is not None and world.class_embeddings is not None
+    embeddings = world.class_embeddings.numpy()[:, None]  # (80, 1, 512)
+    guide = guide_digest(embeddings)
+    origin: dict[str, Any] = {"detector": world.digest, "text_tower": TOWER, "guide": guide}
+    original = Vocabulary(world.names, embeddings, kind="original", **origin)
+    learned = Vocabulary(("gizmo",), embeddings[:1], kind="learned", **origin)
+    run = write_run(tmp_path / "run", checkpoint, original, learned, image_size=SIZE)
+    done = run_command(capfd, "export", run, "--out", tmp_path / "bundle", "--half")
+    assert done.status == 1 and done.err.startswith("Error: In float16, boxes of this detector move by")
+    assert len(done.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
