@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 FONT_PIXELS = (11, 64)  # the smallest size at which Pillow's own font is legible, and the largest that is of use
 FONT_SUFFIXES = (".otf", ".ttc", ".ttf")
-STRIKES = (109, 160)  # pixels: the one size of Noto Color Emoji, and the largest of Apple Color Emoji
+STRIKES = (109, 160)  # pixels: the only size of Noto Color Emoji, and the largest of Apple Color Emoji
 UNUSUAL = ("black", "bold", "condensed", "italic", "light", "mono", "oblique", "serif", "thin")  # styles, tried last
 NAMED = 20  # characters that a warning names
 _JOINER = "\u200d"  # makes one emoji of two
 _ABSENT = "\uffff"  # not a character: every font draws it as a missing one
 _PROBE_PIXELS = 32
-_PROBE_COUNT = 64  # characters that fonts are compared by: a full comparison of hundreds of fonts would take seconds
+_PROBE_COUNT = 64  # characters to compare fonts by: with all of them, hundreds of fonts would take seconds
 _FONTCONFIG_SECONDS = 20  # the first call may index all fonts
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Fonts:
         return Line(tuple((_laid_out(part, _opened(face, size)), face) for part, face in parts), size)
 
 
-FONTS = Fonts()  # what `draw` uses: a search, and its warning, once a process
+FONTS = Fonts()  # shared, so that a process searches and warns only once for each character
 
 
 def font_folders() -> list[Path]:

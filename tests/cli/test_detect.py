@@ -189,14 +189,36 @@ def test_image_without_a_known_suffix_gets_a_png(bundle: Path, tmp_path: Path, c
     assert names(tmp_path / "out") == ["detections.json", "upload.png"]
 
 
-def test_out_that_cannot_be_written_is_one_line(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:
+@pytest.mark.parametrize(
+    ("save", "place"),
+    [
+        ([], "detections.json"),
+        (["pictures"], "a.png"),
+        (["coco"], "detections.json"),
+        (["yolo"], "yolo/images/a.png"),
+        (["csv"], "detections.csv"),
+        (["pictures", "yolo"], "a.png"),
+    ],
+)
+def test_out_that_cannot_be_written_is_one_line(
+    save: list[str], place: str, bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
     (tmp_path / "file").write_text("mine")
-    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "file" / "out", "--threads", 1)
-    assert done.status == 1
-    assert done.err.splitlines()[-1].startswith(
-        f"Error: Cannot write `{tmp_path / 'file' / 'out' / 'detections.json'}`"
-    )
+    out = tmp_path / "file" / "out"
+    options = [word for name in save for word in ("--save", name)]
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1, *options)
+    assert (done.status, "Traceback" in done.err) == (1, False)
+    assert done.err.splitlines()[-1].startswith(f"Error: Cannot write `{out / place}`: Not a directory.")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_stream_onto_a_full_disk_is_one_line(bundle: Path, photos: Path) -> None:
+    command = [sys.executable, "-m", "prompt_tune", "detect", bundle, "--source", photos, "--stream", "--threads", "1"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "Error: Cannot write the lines of JSON: No space left on device. Make room." in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--show", "--hide"])

@@ -125,10 +125,6 @@ def test_picture_smaller_than_its_labels_works(width: int, height: int) -> None:
     assert picture.size == (width, height)
 
 
-def test_names_that_are_no_ascii_work() -> None:
-    draw(grey(200, 100), found((200, 100), (50, 40, 150, 90, 0.9, "Käfer 貨車 [b]", "learned")))
-
-
 def test_thousands_of_detections_are_drawn_in_time() -> None:
     generator = np.random.default_rng(0)
     corner = generator.random((3000, 2)) * 500
