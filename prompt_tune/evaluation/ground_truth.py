@@ -4,14 +4,17 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prompt_tune.datasets.reading import SplitName, read_split
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.detections import ClassKey
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from prompt_tune.datasets.reading import SplitName
 
 NAMED = 10  # class names listed in an error
 
@@ -34,7 +37,7 @@ class GroundTruth:
         unlabelled: Classes that a vocabulary has, but that have no label in this split.
     """
 
-    split: SplitName
+    split: "SplitName"
     samples: tuple[Sample, ...]
     keys: tuple[ClassKey, ...]
     rows: Mapping[int, Sequence[int]]
@@ -46,7 +49,7 @@ class GroundTruth:
 
     @classmethod
     def read(
-        cls, data: str | Path, split: SplitName, names: Sequence[str] | None, vocabularies: Mapping[str, Vocabulary]
+        cls, data: str | Path, split: "SplitName", names: Sequence[str] | None, vocabularies: Mapping[str, Vocabulary]
     ) -> "GroundTruth":
         """Read the labels of a data set and match its classes by name.
 
@@ -59,6 +62,8 @@ class GroundTruth:
         Raises:
             DataError: The data set cannot be read, or has no label of a class that a vocabulary has.
         """
+        from prompt_tune.datasets.reading import read_split  # needs PyYAML
+
         names, images = read_split(data, split, seed=_seed(vocabularies), names=names)
         own = {name for vocabulary in vocabularies.values() for name in vocabulary.names}
         unknown = tuple(name for name in names if name not in own)

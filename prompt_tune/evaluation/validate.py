@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prompt_tune.contract import METRIC_CONF
-from prompt_tune.datasets.reading import SplitName
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.evaluation.matching import match_classes
@@ -25,6 +24,7 @@ from prompt_tune.runtime.packing import calibrated
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from prompt_tune.datasets.reading import SplitName
     from prompt_tune.models.world import World
 
 Engine = Literal["torch", "onnx"]
@@ -73,7 +73,7 @@ class Validation:
     """
 
     engine: Engine
-    split: SplitName
+    split: "SplitName"
     images: int
     skipped: tuple[str, ...]
     learned: Metrics | None
@@ -100,7 +100,7 @@ def validate_run(
     run: str | Path,
     data: str | Path,
     *,
-    split: SplitName = "val",
+    split: "SplitName" = "val",
     names: Sequence[str] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -137,7 +137,7 @@ def validate_bundle(
     bundle: str | Path,
     data: str | Path,
     *,
-    split: SplitName = "val",
+    split: "SplitName" = "val",
     names: Sequence[str] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,

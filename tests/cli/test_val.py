@@ -13,6 +13,7 @@ from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import write_sample
 from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.job import FitInputs
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sample set, a run and its bundle."""
     folder = tmp_path_factory.mktemp("val")
     custom, _ = write_sample(folder / "set", n_images=6)
-    fit("tiny", custom, folder / "run", config=FitConfig(epochs=2))
+    fit(FitInputs("tiny", custom), folder / "run", config=FitConfig(epochs=2))
     export_bundle(folder / "run", folder / "bundle")
     return folder
 
@@ -149,4 +150,4 @@ def test_val_of_bundle_needs_no_torch_but_says_what_it_needs(folder: Path) -> No
     assert json.loads(done.stdout)["images"] == 6
     done = run("torch", "yaml")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Error: yaml is not installed, and this needs it: pip install 'prompt-tune[fit]'\n"
+    assert done.stderr.strip() == "Error: yaml is not installed, and this needs it: pip install 'prompt-tune[fit]'"

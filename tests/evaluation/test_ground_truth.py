@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sets import TRAIN, VAL, write_voc, write_yolo
+from data_sets import TRAIN, VAL, Boxes, write_voc, write_yolo
 from vocabularies import learned
 
 from prompt_tune.errors import DataError
@@ -51,7 +51,7 @@ def test_classes_that_cannot_be_measured_are_named(vocabularies: dict[str, Vocab
 def test_class_whose_labels_are_all_ignored_is_not_measured(
     vocabularies: dict[str, Vocabulary], tmp_path: Path
 ) -> None:
-    images = {"a": [(0, 0, 0, 9, 9, True), (1, 0, 0, 9, 9, False)]}
+    images: Boxes = {"a": [(0, 0, 0, 9, 9, True), (1, 0, 0, 9, 9, False)]}
     truth = GroundTruth.read(write_voc(tmp_path, {"train": images, "val": images}), "val", None, vocabularies)
     assert [name for _, name in truth.keys] == [SHARED_NAME] * 2 and truth.unlabelled == ("lorry",)
 

@@ -104,7 +104,10 @@ def test_one_pass_counts_what_a_scan_of_all_images_counts_for_each_class(seed: i
     thresholds = np.array([0.3, 0.5, 0.0, 0.9], np.float32)
     images = [Judged.of(Path(f"{k}.jpg"), *pair) for k, pair in enumerate(zip(*random_images(seed), strict=True))]
     for k, result in enumerate(outcomes(images, "abcd", thresholds, n_best=5)):
-        hits, alarms, misses, scores, right = [], [], [], [], []
+        hits: list[tuple[float, tuple[float, ...]]] = []  # rank and box
+        alarms: list[tuple[float, tuple[float, ...]]] = []
+        misses: list[tuple[float, tuple[float, ...]]] = []
+        scores, right = [], []
         for image in images:
             for row in np.flatnonzero((image.found.class_ids == k) & image.counts):
                 scores.append(image.found.scores[row])

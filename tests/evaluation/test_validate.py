@@ -18,6 +18,7 @@ from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import DataError, ProviderError, VocabularyError
 from prompt_tune.evaluation.validate import Validation, validate_bundle, validate_run
 from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 LEARNED_FILE = "learned.vocab.safetensors"
@@ -47,7 +48,7 @@ def original(sample: Path) -> Path:
 def run(custom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned something."""
     out = tmp_path_factory.mktemp("run") / "run"
-    fit("tiny", custom, out, config=FitConfig(epochs=12))
+    fit(FitInputs("tiny", custom), out, config=FitConfig(epochs=12))
     shutil.rmtree(out / "regions")
     return out
 
@@ -182,7 +183,7 @@ def test_calibration_leaves_average_precision(
 
 
 def test_fit_with_calibration_keeps_its_promises_in_both_engines(custom: Path, tmp_path: Path) -> None:
-    fit("tiny", custom, tmp_path / "run", config=FitConfig(epochs=12, calibrate=True, precision=0.9))
+    fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=12, calibrate=True, precision=0.9))
     learned = Vocabulary.load(tmp_path / "run" / LEARNED_FILE)
     assert learned.calibration is not None and (learned.calibration != [1, 0]).any()
     assert (tmp_path / "run" / "reliability.png").stat().st_size > 10_000
@@ -230,7 +231,7 @@ def test_name_that_both_vocabularies_have_is_measured_in_both(
 def test_data_set_without_validation_images_is_split_as_fit_splits_it(sample: Path, tmp_path: Path) -> None:
     folder = sample / "custom"
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": str(folder / "images" / "train"), "names": SIX}))
-    fit("tiny", tmp_path / "data.yaml", tmp_path / "run", config=FitConfig(epochs=1, seed=5))
+    fit(FitInputs("tiny", tmp_path / "data.yaml"), tmp_path / "run", config=FitConfig(epochs=1, seed=5))
     dataset = read_dataset(tmp_path / "data.yaml", seed=5)
     held_out = sum((~sample.labels.ignore).sum() for sample in dataset.val.samples)
     result = validate_run(tmp_path / "run", tmp_path / "data.yaml")
