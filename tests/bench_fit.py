@@ -233,6 +233,7 @@ def measure_fit(model: str | Path, tower: str | None, data: Path, run: Path, con
     """Seconds of `fit` in all and by stage, what it reached, and the peak of its memory."""
     from prompt_tune.models import ultralytics
     from prompt_tune.tuning.fit import fit
+    from prompt_tune.tuning.job import FitInputs
 
     for name in ("ultralytics.nn.tasks", "ultralytics.utils.tal"):
         ultralytics.quiet_import(name)
@@ -240,7 +241,7 @@ def measure_fit(model: str | Path, tower: str | None, data: Path, run: Path, con
         __import__(name)
     shutil.rmtree(run, ignore_errors=True)
     started = time.perf_counter()
-    result = fit(model, data, run, text_tower=tower, config=config)
+    result = fit(FitInputs(model, data, text_tower=tower), run, config=config)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,

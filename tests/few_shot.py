@@ -12,7 +12,7 @@ from torch import Tensor
 from prompt_tune.config import RegionBudget
 from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.datasets.sample import BENCH, CLASSES, original_scene, write_description, write_image
-from prompt_tune.datasets.samples import Sample
+from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.datasets.scenes import HELD_OUT, TRAINED, Look, Scene, draw_scene, random_look
 from prompt_tune.models.embeddings import original_vocabulary
 from prompt_tune.models.text_tower import TextTower
@@ -107,8 +107,7 @@ class Job:
             write_description(folder / "data.yaml", names, ("train",))
         if part == "background" or "replay" in part:
             paths = sorted((folder / "images" / "train").iterdir())
-            nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
-            return tuple(Sample(path, *nothing, (IMAGE_SIZE, IMAGE_SIZE)) for path in paths)
+            return tuple(Sample(path, Labels.none(), (IMAGE_SIZE, IMAGE_SIZE)) for path in paths)
         dataset = read_dataset(folder / "data.yaml")
         return tuple(sorted(dataset.train.samples + dataset.val.samples, key=lambda sample: sample.path))
 

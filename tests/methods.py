@@ -17,17 +17,20 @@ from torch import Tensor, nn
 
 from prompt_tune.config import FitConfig
 from prompt_tune.contract import DEFAULT_THRESHOLD
+from prompt_tune.datasets.samples import Labels
 from prompt_tune.deployment.graph import export_graph
 from prompt_tune.evaluation.matching import match_classes
-from prompt_tune.evaluation.metrics import Found, Precision, Truth, average_precision
-from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds, suppress_more
+from prompt_tune.evaluation.metrics import Metrics, average_precision, coco_evaluation
+from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds
 from prompt_tune.evaluation.verify import changed_bits
 from prompt_tune.files import replacing
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import template_embeddings
 from prompt_tune.models.world import World
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.packing import from_rows
 from prompt_tune.tuning.regions import RegionCache, Regions
 from prompt_tune.tuning.tasks import GuidedTask, RegionTask, Task, detect_regions
 from prompt_tune.tuning.trainer import Trainer
@@ -54,6 +57,19 @@ class Method:
     guide: str = "original"
     replay: str = ""
     ratio: int = 1
+
+
+class JointTask(GuidedTask):
+    """A baseline: original and learned classes guide the neck together."""
+
+    def __init__(self, original: Tensor, *args: Any) -> None:
+        """Args: original: (n, 512) float32, unit rows. args: as `GuidedTask` takes them."""
+        super().__init__(*args)
+        self._original = original
+
+    def guide(self, embeddings: Tensor) -> Tensor:
+        """The original classes and the learned ones."""
+        return torch.cat([self._original, super().guide(embeddings)])  # (n + n_cls * n_prompts, 512)
 
 
 class FreeEmbeddings(nn.Module):
@@ -119,8 +135,8 @@ def measure_new_names(job: Job, method: Method, shots: int, seed: int) -> Json:
         embeddings = _written(job, method, job.classes, _on(job, method, "val"))
     limit = np.full(len(job.classes), choose_nms_iou(*_on(job, method, "val").detect(embeddings), len(job.classes)))
     truths, founds = _on(job, method, "test").detect(embeddings)
-    founds = [suppress_more(found, limit) for found in founds]
-    ap50 = average_precision(truths, founds, len(job.classes)).per_class_ap50
+    founds = [found.distinct(limit) for found in founds]
+    ap50 = coco_evaluation(truths, founds, len(job.classes)).curves.mean(1)
     base, new = float(np.nanmean(ap50[:n_base])), float(np.nanmean(ap50[n_base:]))
     return {"base": base, "new": new, "harmonic": 2 * base * new / max(base + new, 1e-9)}
 
@@ -141,8 +157,9 @@ def _on(job: Job, method: Method, part: str) -> Task:
     """A task that measures on a part of the job."""
     if method.guide == "original":
         return RegionTask(job.world, RegionCache(), job.regions(part), IMAGE_SIZE)
-    beside = job.guide if method.guide == "joint" else None
-    return GuidedTask(job.world, RegionCache(), job.backbone(part), IMAGE_SIZE, beside=beside)
+    if method.guide == "joint":
+        return JointTask(job.guide, job.world, RegionCache(), job.backbone(part), IMAGE_SIZE)
+    return GuidedTask(job.world, RegionCache(), job.backbone(part), IMAGE_SIZE)
 
 
 def _written(job: Job, method: Method, classes: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
@@ -180,24 +197,24 @@ def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
 
 
 def _measured(
-    detect: Callable[[str], tuple[list[Truth], list[Found]]], n_cls: int, parts: Sequence[str] = ("val",)
+    detect: Callable[[str], tuple[list[Labels], list[Detections]]], n_cls: int, parts: Sequence[str] = ("val",)
 ) -> Json:
     """AP on the test images, and false alarms on the backgrounds, with the limit of overlap and the thresholds that are
     chosen on some parts."""
     truths, founds = (list(chain(*lists)) for lists in zip(*(detect(part) for part in parts), strict=True))
     iou = choose_nms_iou(truths, founds, n_cls)
 
-    def suppressed(founds: Sequence[Found]) -> list[Found]:
-        return [suppress_more(found, np.full(n_cls, iou, np.float32)) for found in founds]
+    def suppressed(founds: Sequence[Detections]) -> list[Detections]:
+        return [found.distinct(np.full(n_cls, iou, np.float32)) for found in founds]
 
     names = [str(k) for k in range(n_cls)]
     thresholds = choose_thresholds(names, match_classes(truths, suppressed(founds), n_cls)).values
     truths, founds = detect("test")
-    loose: Precision = average_precision(truths, founds, n_cls)
+    loose: Metrics = average_precision(truths, founds, n_cls)
     precision = average_precision(truths, suppressed(founds), n_cls)
     founds = suppressed(detect("background")[1])
     alarms = [
-        1000 / len(founds) * sum(int((found.scores > limit[found.classes]).sum()) for found in founds)
+        1000 / len(founds) * sum(int((found.scores > limit[found.class_ids]).sum()) for found in founds)
         for limit in (thresholds, np.full(n_cls, DEFAULT_THRESHOLD))
     ]
     return {
@@ -221,7 +238,9 @@ def _original_after(job: Job, method: Method, embeddings: np.ndarray) -> Json:
         (truths, before), (_, after) = (
             forward(job, job.world, "original", rows, job.original.embeddings) for rows in (job.guide, joint)
         )
-        tables = [[np.column_stack([f.boxes_xyxy, f.scores, f.classes]) for f in founds] for founds in (before, after)]
+        tables = [
+            [np.column_stack([f.boxes_xyxy, f.scores, f.class_ids]) for f in founds] for founds in (before, after)
+        ]
         bits = sum(changed_bits(*pair) for pair in zip(*tables, strict=True))
     else:
         detector = Detector(_bundle(job), use_bundled=False, threads=1)
@@ -243,14 +262,14 @@ def _original_after(job: Job, method: Method, embeddings: np.ndarray) -> Json:
         tables.append([detector.raw(image, original_conf=0.001)[0] for image in inputs])
         bits = sum(changed_bits(*pair) for pair in zip(*tables, strict=True))
         truths = [s.labels for s in job.samples("original")]
-        before, after = ([Found(t[:, 1:5], t[:, 5], t[:, 6].astype(int)) for t in part] for part in tables)
+        before, after = ([from_rows(t) for t in part] for part in tables)
     aps = [average_precision(truths, founds, n_cls).ap for founds in (before, after)]
     return {"original_before": aps[0], "original_after": aps[1], "bits": bits}
 
 
 def forward(
     job: Job, world: World, part: str, guide: Tensor, embeddings: np.ndarray
-) -> tuple[list[Truth], list[Found]]:
+) -> tuple[list[Labels], list[Detections]]:
     """Labels and detections of a part by a whole pass of a detector.
 
     Args: guide: (n, 512) float32. embeddings: (n_cls, n_prompts, 512) float32, of the part's classes.

@@ -93,6 +93,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     model: str,
     data: str,
     out: Path,

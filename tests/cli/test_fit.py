@@ -195,6 +195,19 @@ def test_fit_writes_the_run_folder_that_the_design_names(
     assert names == {path.name for path in out.iterdir()}
 
 
+def test_fit_from_a_run_names_an_option_that_was_given_and_is_not_used(
+    custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also if its value is the default: only the command line can tell that it was given."""
+    common = ("--model", "tiny", "--data", custom, "--epochs", 1, "--cache", tmp_path / "cache")
+    assert run_command(capfd, "fit", *common, "--out", tmp_path / "a", "--token-position", "front").status == 0
+    for options, named in (((), False), (("--token-position", "end"), True)):
+        out = tmp_path / f"b{named}"
+        outcome = run_command(capfd, "fit", *common, "--out", out, "--from", tmp_path / "a", *options)
+        assert outcome.status == 0, outcome.err
+        assert ("`token_position` is 'front'" in outcome.err and "'end' is not used" in outcome.err) == named
+
+
 def _check_error(status: int, err: str, hint: str) -> None:
     """Status 1; the error is the last line, and it names what came."""
     lines = [line for line in err.splitlines() if line.startswith("Error: ")]

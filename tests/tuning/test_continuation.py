@@ -1,4 +1,4 @@
-"""Going on from an earlier run: where it starts, what stays as it was, what is carried over, and what is refused."""
+"""Continuing from an earlier run: where it starts, what stays as it was, what is carried over, and what is refused."""
 
 import json
 import logging
@@ -17,11 +17,12 @@ from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import CLASSES, write_sample
 from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import ModelError, PromptTuneError, RunError
-from prompt_tune.progress import Progress, silent
+from prompt_tune.models.embeddings import default_tower
 from prompt_tune.models.prompts_file import load_context
-from prompt_tune.progress import Progress, silent
 from prompt_tune.models.text_tower import TextTower
+from prompt_tune.progress import Progress, silent
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.tuning.continuation import Earlier
 from prompt_tune.tuning.fit import FitResult, fit
 from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -94,7 +95,21 @@ def test_from_builds_the_prompts_as_they_were(
     settings = stored["settings"]
     assert (settings["context_length"], settings["token_position"]) == (2, "front")
     assert "`context_length` is 2" in caplog.text and "3 is not used" in caplog.text
+    assert "`seed`" not in caplog.text
     assert stored["classes"] == [[SPROCKET], [FORKLIFT, "lift truck"]]
+
+
+@pytest.mark.parametrize("given", [frozenset(), frozenset({"token_position", "image_size"})])
+def test_from_names_a_setting_that_was_given_and_is_not_used_even_if_it_is_the_default(
+    earlier: Path, given: frozenset[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run has its names in front, at 256 pixels; the default is the end, and 0 pixels for the model's own size."""
+    run = Earlier.load(earlier, TextTower.load(default_tower("tiny")))
+    with caplog.at_level(logging.WARNING, logger="prompt_tune"):
+        settings = run.settings(FitConfig(), given)
+    assert settings.token_position == "front"
+    assert ("'end' is not used" in caplog.text) == bool(given)
+    assert settings.image_size == (0 if given else 256)
 
 
 def test_from_takes_the_image_size_of_the_earlier_run_unless_another_is_given(place: Path, tmp_path: Path) -> None:
@@ -162,7 +177,7 @@ def test_class_that_the_new_validation_images_never_show_keeps_its_threshold_and
     config = replace(SHORT, freeze_old=True)
     with caplog.at_level(logging.WARNING, logger="prompt_tune"):
         fit(FitInputs("tiny", tmp_path / "both" / "data.yaml", from_run=marked), tmp_path / "run", config=config)
-    assert f"The threshold stays as in {marked} for 1 classes" in caplog.text and "stays at 0.25" not in caplog.text
+    assert f"Thresholds are kept from {marked} for 1 classes" in caplog.text and "stays at 0.25" not in caplog.text
     now = learned(tmp_path / "run")
     old, new = was.names.index(FORKLIFT), now.names.index(FORKLIFT)
     assert now.thresholds[new] == was.thresholds[old] != np.float32(0.25)
@@ -221,7 +236,7 @@ def test_shared_context_goes_on_with_other_names_and_carries_none(
     with caplog.at_level(logging.WARNING, logger="prompt_tune"):
         run_fit(place, "both", tmp_path / "run", FitConfig(epochs=1, learning_rate=1e-9), from_run=tmp_path / "shared")
     assert learned(tmp_path / "run").names == (SPROCKET, FORKLIFT)
-    assert "1 earlier classes stay in" in caplog.text
+    assert "1 earlier classes are not in the new vocabulary. Load" in caplog.text
     before, after = (load_file(tmp_path / run / "prompts.safetensors")["ctx"] for run in ("shared", "run"))
     np.testing.assert_allclose(after, before, atol=1e-6)
 
@@ -259,10 +274,15 @@ def _renamed(earlier: Path, folder: Path) -> Path:
     [
         ("first", {"freeze_old": True}, {}, "nothing is left to learn"),
         ("new", {"guide": "own"}, {}, "with the guide `original`; here it is `own`"),
-        ("new", {}, {"original": "red circle, blue ring"}, "was learned with the guide"),
-        ("new", {}, {"from_run": lambda *_: "nowhere"}, "nowhere is no whole run of `fit`: prompts.safetensors"),
-        ("new", {}, {"from_run": _unfinished}, "is no whole run"),
-        ("new", {}, {"from_run": _of_another_detector}, "was learned with the detector abababababab"),
+        ("new", {}, {"original": "red circle, blue ring"}, " was made for guide "),
+        (
+            "new",
+            {},
+            {"from_run": lambda *_: "nowhere"},
+            "nowhere is not a complete run of `fit`: it has no prompts.safetensors",
+        ),
+        ("new", {}, {"from_run": _unfinished}, "is not a complete run"),
+        ("new", {}, {"from_run": _of_another_detector}, "was made for detector abababababab"),
         ("new", {}, {"from_run": _renamed}, "have different classes"),
         (
             "both",

@@ -131,7 +131,7 @@ def test_original_vocabulary_of_the_user_guides_the_neck(custom: Path, tmp_path:
 def test_run_folder_in_the_way_is_refused(custom: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep me")
-    with pytest.raises(RunError, match="no run of `fit`"):
+    with pytest.raises(RunError, match="is not a run of `fit`"):
         fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=1))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
@@ -375,3 +375,18 @@ def test_replayed_images_that_are_held_out_raise_thresholds_and_leave_precision(
     assert provenance["train_images"] == 10 and 8 <= provenance["replay_images"] <= 10
     measured = validate_run(tmp_path / "run", custom).learned
     assert measured is not None and provenance["val_ap"] == pytest.approx(measured.ap, abs=0.02)
+
+
+@pytest.mark.parametrize("damaged", ["all", "labelled"])
+def test_fit_without_a_readable_labelled_validation_image_ends_before_training(tmp_path: Path, damaged: str) -> None:
+    data = write_sample(tmp_path / "set", n_images=4)[0]
+    images = sorted((data.parent / "images/val").iterdir())
+    if damaged == "labelled":  # one image without objects can still be read
+        (data.parent / "labels/val" / f"{images[-1].stem}.txt").write_text("")
+        images.pop()
+    for path in images:  # headers are whole, so that the damage shows only when the pixels are decoded
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    reason = "None of the 4 images" if damaged == "all" else "No readable validation image of .* has a box. The first"
+    with pytest.raises(DataError, match=reason) as refusal:
+        fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1))
+    assert images[0].name in str(refusal.value) and not RunFolder(tmp_path / "run").metrics.exists()

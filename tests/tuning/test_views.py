@@ -110,5 +110,8 @@ def test_view_of_an_image_without_boxes_has_none() -> None:
 def test_view_of_the_same_seed_is_the_same() -> None:
     image, sample = drawn(((40, 50, 140, 110), RED))
     one, same, other = (view_of(image, sample, 2, seed) for seed in (5, 5, 6))
-    assert one.image.tobytes() == same.image.tobytes() and one.boxes_xyxy.tobytes() == same.boxes_xyxy.tobytes()
+    assert (
+        one.image.tobytes() == same.image.tobytes()
+        and one.labels.boxes_xyxy.tobytes() == same.labels.boxes_xyxy.tobytes()
+    )
     assert one.image.tobytes() != other.image.tobytes()
