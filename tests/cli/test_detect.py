@@ -214,7 +214,8 @@ def test_out_that_cannot_be_written_is_one_line(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 def test_stream_onto_a_full_disk_is_one_line(bundle: Path, photos: Path) -> None:
-    command = [sys.executable, "-m", "prompt_tune", "detect", bundle, "--source", photos, "--stream", "--threads", "1"]
+    options = ["--source", str(photos), "--stream", "--threads", "1"]
+    command = [sys.executable, "-m", "prompt_tune", "detect", str(bundle), *options]
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
