@@ -89,7 +89,7 @@ class Job:
         order = np.random.default_rng([seed, shots]).permutation(COUNTS["pool"])
         samples, chosen, seen = self.samples("pool"), [], np.zeros(len(self.looks), int)
         for i in order:
-            there = np.unique(samples[i].classes)
+            there = np.unique(samples[i].labels.classes)
             if (seen[there] < shots).any():
                 chosen.append(int(i))
                 seen[there] += 1
