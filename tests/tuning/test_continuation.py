@@ -273,13 +273,13 @@ def _renamed(earlier: Path, folder: Path) -> Path:
     ("data", "config", "options", "reason"),
     [
         ("first", {"freeze_old": True}, {}, "nothing is left to learn"),
-        ("new", {"guide": "own"}, {}, "with the guide `original`; here it is `own`"),
+        ("new", {"guide": "own"}, {}, "was learned with guide `original`. Received: `own`."),
         ("new", {}, {"original": "red circle, blue ring"}, " was made for guide "),
         (
             "new",
             {},
             {"from_run": lambda *_: "nowhere"},
-            "nowhere is not a complete run of `fit`: it has no prompts.safetensors",
+            "nowhere is not a complete run of `fit`: it has no prompts",
         ),
         ("new", {}, {"from_run": _unfinished}, "is not a complete run"),
         ("new", {}, {"from_run": _of_another_detector}, "was made for detector abababababab"),
