@@ -612,7 +612,8 @@ FORK = """if True:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_forked_child_detects_the_same_and_ends(bundle: Path, tmp_path: Path, threads: int) -> None:
     learned_for(bundle, "lorry", n_prompts=2).save(tmp_path / "extra.vocab.safetensors")
-    command = [sys.executable, "-c", FORK, bundle, tmp_path / "extra.vocab.safetensors", str(threads)]
+    extra = str(tmp_path / "extra.vocab.safetensors")
+    command = [sys.executable, "-c", FORK, str(bundle), extra, str(threads)]
     # with its telemetry on, ONNX Runtime hangs at the exit of every forked child, as soon as it is imported
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,5 +1,7 @@
 """What `vocab diff` lists, on vocabularies whose differences are known."""
 
+from typing import Any
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +94,7 @@ def test_other_order_of_classes_is_said() -> None:
 
 def test_changed_origin_and_provenance_are_listed() -> None:
     before = learned("a", provenance={"settings": {"seed": 0, "epochs": 20}, "ap": 0.5})
-    provenance = {"settings": {"seed": 1, "epochs": 20}, "by": "me"}
+    provenance: Any = {"settings": {"seed": 1, "epochs": 20}, "by": "me"}
     after = replace(before, kind="plain", detector="a" * 64, guide="b" * 64, provenance=provenance)
     assert diff(before, after).metadata == (
         Change("kind", "learned", "plain"),

@@ -141,9 +141,8 @@ def test_unknown_class_of_large_vocabulary_lists_some() -> None:
 def seconds_of(edit: Callable[[Vocabulary], object], n_cls: int) -> float:
     """The best of three runs of an edit on a vocabulary of so many classes."""
     embeddings = np.broadcast_to(unit_rows(), (n_cls, 1, 512))
-    vocabulary = replace(
-        learned("x"), names=tuple(f"c{i}" for i in range(n_cls)), embeddings=embeddings, thresholds=0.5
-    )
+    names = tuple(f"class {i}" for i in range(n_cls))
+    vocabulary = Vocabulary(names, embeddings, kind="learned", detector=DETECTOR, text_tower=TOWER, guide=GUIDE)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
