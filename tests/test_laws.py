@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundles import LeakyGraph
 from places import WEIGHTS
 
 from prompt_tune import Detector, Vocabulary
 from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import write_sample
 from prompt_tune.deployment.bundle import export_bundle
+from prompt_tune.deployment.graph import DetectorGraph
 from prompt_tune.errors import ModelError, PromptTuneError, VocabularyError
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.models.world import World, region_logits
 from prompt_tune.runtime.images import read_rgb
 from prompt_tune.tuning.fit import fit
+from prompt_tune.tuning.job import FitInputs
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
@@ -42,7 +45,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs on it."""
     out = tmp_path_factory.mktemp("run") / "run"
-    fit("tiny", sample / "custom" / "custom.yaml", out, config=SHORT)
+    fit(FitInputs("tiny", sample / "custom" / "custom.yaml"), out, config=SHORT)
     return out
 
 
@@ -81,7 +84,7 @@ def test_fit_leaves_detector_and_tower_bit_equal(sample: Path, tmp_path: Path, m
             trainers.append(self)
 
     monkeypatch.setattr("prompt_tune.tuning.fit.Trainer", Kept)
-    fit("tiny", sample / "custom" / "custom.yaml", tmp_path / "run", config=FitConfig(epochs=1))
+    fit(FitInputs("tiny", sample / "custom" / "custom.yaml"), tmp_path / "run", config=FitConfig(epochs=1))
     world, tower = trainers[0].task.world, trainers[0].context.tower
     fresh_world, fresh_tower = World.load("tiny"), TextTower.load("tiny")
     after = world.model.state_dict()
@@ -127,23 +130,28 @@ def test_original_detections_in_onnx_runtime_are_bit_identical_with_any_vocabula
         assert [table.tobytes() for table in after] == [table.tobytes() for table in before]
 
 
-def test_original_detections_in_torch_are_bit_identical_with_learned_rows() -> None:
-    world = World.load("tiny")
+def _in_torch(graph: type[DetectorGraph]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Boxes and original scores without learned rows, with some, with many, and with those in another order."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 128, 160, generator=generator)
-    vocabulary = Vocabulary.load(_shipped() / "original.vocab.safetensors")
-    guide = torch.tensor(vocabulary.embeddings).flatten(0, 1)
-    results = []
-    for n_learned in (0, 1, 300):
-        learned = torch.nn.functional.normalize(torch.randn(n_learned, 512, generator=generator), dim=1)
-        head, boxes = world.features(images, guide)
-        _, _, level = world.anchors(128, 160)
-        scores = world.logits(head, level, *world.fold(guide)).sigmoid()
-        if n_learned:
-            world.logits(head, level, *world.fold(learned))
-        results.append((boxes, scores))
-    for boxes, scores in results[1:]:
-        assert torch.equal(boxes, results[0][0]) and torch.equal(scores, results[0][1])
+    many = torch.nn.functional.normalize(torch.randn(300, 1, 512, generator=generator), dim=2)
+    original = torch.tensor(Vocabulary.load(WEIGHTS / "original.vocab.safetensors").embeddings)
+    module = graph(World.load("tiny"))
+    with torch.no_grad():
+        return [module.raw(images, original, learned)[:2] for learned in (many[:0], many[:1], many, many.flip(0))]
+
+
+def test_original_detections_in_torch_are_bit_identical_with_any_learned_rows_in_any_order() -> None:
+    alone, *others = _in_torch(DetectorGraph)
+    assert alone[1].shape[:2] == (2, 80)
+    for boxes, scores in others:
+        assert torch.equal(boxes, alone[0]) and torch.equal(scores, alone[1])
+
+
+def test_graph_whose_guide_takes_learned_rows_would_be_caught() -> None:
+    alone, *others = _in_torch(LeakyGraph)
+    for _, scores in others:
+        assert not torch.equal(scores, alone[1])
 
 
 def test_another_guide_changes_original_scores(bundle: Path, sample: Path) -> None:
@@ -180,14 +188,7 @@ def test_learned_vocabulary_file_holds_all_that_inference_needs(bundle: Path, sa
         assert not head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")), f"{path} is a pickle or a zip of one"
 
 
-def test_interrupted_write_leaves_the_old_file(bundle: Path, tmp_path: Path) -> None:
-    path = tmp_path / "a.vocab.safetensors"
-    vocabulary = Vocabulary.load(bundle / "learned.vocab.safetensors")
-    vocabulary.save(path)
-    before = path.read_bytes()
-    with pytest.raises(VocabularyError):
-        vocabulary.rename({vocabulary.names[0]: ""}).save(path)
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+# Interrupted writes: tests/test_files.py and tests/vocabulary/test_format.py
 
 
 # Law 4 has a module of its own: tests/test_light_imports.py
@@ -209,10 +210,7 @@ def test_vocabulary_of_another_detector_or_guide_is_refused(bundle: Path, tmp_pa
 def test_text_tower_of_another_detector_is_refused(sample: Path, tmp_path: Path, text_tower: Path) -> None:
     with pytest.raises(ModelError, match="not that of the detector"):
         fit(
-            "tiny",
-            sample / "custom" / "custom.yaml",
-            tmp_path / "run",
-            text_tower=f"local-dir:{text_tower}",
+            FitInputs("tiny", sample / "custom" / "custom.yaml", text_tower=f"local-dir:{text_tower}"), tmp_path / "run"
         )
     assert not (tmp_path / "run").exists()
 
@@ -226,7 +224,7 @@ def test_damaged_image_among_many_is_skipped_counted_and_named(
     content[len(content) // 3 : -2] = bytes(len(content) - 2 - len(content) // 3)  # header and end mark stay
     damaged.write_bytes(content[: len(content) // 2])
     with caplog.at_level("WARNING", logger="prompt_tune"):
-        fit("tiny", tmp_path / "set/custom/custom.yaml", tmp_path / "run", config=FitConfig(epochs=1))
+        fit(FitInputs("tiny", tmp_path / "set/custom/custom.yaml"), tmp_path / "run", config=FitConfig(epochs=1))
     assert "0002.jpg" in caplog.text and "1 " in caplog.text
 
 
@@ -234,7 +232,7 @@ def test_damaged_image_among_many_is_skipped_counted_and_named(
 
 
 def test_same_seed_gives_the_same_bytes(run: Path, sample: Path, tmp_path: Path) -> None:
-    fit("tiny", sample / "custom" / "custom.yaml", tmp_path / "again", config=SHORT)
+    fit(FitInputs("tiny", sample / "custom" / "custom.yaml"), tmp_path / "again", config=SHORT)
     for name in ("prompts.safetensors", "learned.vocab.safetensors", "original.vocab.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
 
@@ -252,7 +250,7 @@ def test_killed_fit_continues_to_the_same_bytes(run: Path, sample: Path, tmp_pat
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (out / "state.safetensors").exists()
-    fit("tiny", sample / "custom" / "custom.yaml", out, config=SHORT, resume=True)
+    fit(FitInputs("tiny", sample / "custom" / "custom.yaml"), out, config=SHORT, resume=True)
     for name in ("prompts.safetensors", "learned.vocab.safetensors"):
         assert (out / name).read_bytes() == (run / name).read_bytes(), name
 
@@ -260,26 +258,20 @@ def test_killed_fit_continues_to_the_same_bytes(run: Path, sample: Path, tmp_pat
 def test_resume_with_other_settings_is_refused(run: Path, sample: Path) -> None:
     data = sample / "custom" / "custom.yaml"
     with pytest.raises(PromptTuneError, match="`epochs`"):
-        fit("tiny", data, run, config=FitConfig(epochs=5), resume=True)
+        fit(FitInputs("tiny", data), run, config=FitConfig(epochs=5), resume=True)
     with pytest.raises(PromptTuneError, match="--resume"):
-        fit("tiny", data, run, config=SHORT)
+        fit(FitInputs("tiny", data), run, config=SHORT)
 
 
 def test_resume_on_labels_that_were_edited_is_refused(tmp_path: Path) -> None:
     data = write_sample(tmp_path / "set", n_images=6)[0]
-    fit("tiny", data, tmp_path / "run", config=FitConfig(epochs=1))
+    fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1))
     labels = next(path for path in sorted((data.parent / "labels/train").iterdir()) if path.read_text())
     labels.write_text(labels.read_text() + "0 0.5 0.5 0.25 0.25\n")
     with pytest.raises(PromptTuneError, match="`labels`"):
-        fit("tiny", data, tmp_path / "run", config=FitConfig(epochs=1), resume=True)
-
-
-def _shipped() -> Path:
-    """The folder of `tiny`."""
-
-    return WEIGHTS
+        fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1), resume=True)
 
 
 def test_shipped_original_vocabulary_is_its_own_guide() -> None:
-    vocabulary = Vocabulary.load(_shipped() / "original.vocab.safetensors")
+    vocabulary = Vocabulary.load(WEIGHTS / "original.vocab.safetensors")
     assert vocabulary.guide == guide_digest(vocabulary.embeddings) and len(vocabulary.names) == 80

@@ -1,10 +1,9 @@
 """What `vocab diff` lists, on vocabularies whose differences are known."""
 
-from typing import Any
-
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
