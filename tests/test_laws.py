@@ -208,7 +208,7 @@ def test_vocabulary_of_another_detector_or_guide_is_refused(bundle: Path, tmp_pa
 
 
 def test_text_tower_of_another_detector_is_refused(sample: Path, tmp_path: Path, text_tower: Path) -> None:
-    with pytest.raises(ModelError, match="not that of the detector"):
+    with pytest.raises(ModelError, match="was made for text tower"):
         fit(
             FitInputs("tiny", sample / "custom" / "custom.yaml", text_tower=f"local-dir:{text_tower}"), tmp_path / "run"
         )

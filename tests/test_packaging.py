@@ -1,4 +1,4 @@
-"""What `pip install` gets: every package and every data file, under one name."""
+"""What `pip install` installs: every package and every data file, under one name."""
 
 import shutil
 import subprocess
@@ -6,7 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from places import ROOT
+
 PLACES = {"prompt_tune": "prompt_tune", "prompts": "prompt_tune/prompts", "export": "prompt_tune/export"}
 MADE = ("__pycache__", ".*", "node_modules", "onnxruntime")  # by running the package, or the kit's page
 
@@ -24,18 +25,8 @@ def test_wheel_has_every_file_of_the_package_and_nothing_else(tmp_path: Path) ->
         for path in (source / folder).rglob("*")
         if path.is_file()
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-    ]
-    done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*command, "-w", tmp_path, source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
     with zipfile.ZipFile(next(tmp_path.glob("prompt_tune-*.whl"))) as wheel:
