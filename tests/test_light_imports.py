@@ -26,12 +26,9 @@ HEAVY = (
     "faster_coco_eval",
 )
 LIGHT_MODULES = sorted(
-    {"prompt_tune.deployment.bundle"}
-    | {
-        module.removesuffix(".__init__")
-        for module in read_package(ROOT)
-        if module.split(".")[1] in (*LIGHT, *GROUND, "__init__", "cli")
-    }
+    module.removesuffix(".__init__")
+    for module in read_package(ROOT)
+    if module.split(".")[1] in (*LIGHT, *GROUND, "__init__", "cli")
 )
 BLOCKED = f"""
 import importlib.abc
