@@ -93,8 +93,7 @@ def choose_thresholds(
     unset = [name for name, row in zip(names, chosen, strict=True) if row is None and name not in known]
     if unset:
         logger.warning(
-            "%d classes were never found in the validation images and keep the threshold %g: %s",
-            len(unset),
+            "Never found in the validation images, so the threshold stays at %g: %s",
             DEFAULT_THRESHOLD,
             ", ".join(unset),
         )

@@ -39,7 +39,9 @@ def test_images_without_learned_detections_count_nothing(vocabulary: Vocabulary)
     assert (counts.examples().alarms, counts.examples().collisions) == ({}, {})
 
 
-def test_alarm_on_the_box_of_original_classes_collides_with_each_and_shows_the_surest(vocabulary: Vocabulary) -> None:
+def test_alarm_on_the_box_of_original_classes_collides_with_each_and_shows_the_highest_score(
+    vocabulary: Vocabulary,
+) -> None:
     counts = AlarmCounts({"new": vocabulary})
     cup, bowl = (ORIGINAL, "cup", 0.75, (10, 10, 20, 18)), (ORIGINAL, "bowl", 0.875, (10, 10, 20, 17.5))
     beside = (ORIGINAL, "fork", 0.99, (10, 10, 20, 16))  # IoU 0.6
@@ -61,7 +63,7 @@ def test_alarm_on_the_box_of_original_classes_collides_with_each_and_shows_the_s
     assert (widget.found_xyxy, widget.reference_xyxy) == (BOX, (10, 10, 20, 17.5))
     assert widget.note == "score 0.750, threshold 0.500, on the box of bowl (0.875)"
     assert set(examples.collisions) == set(counts.collisions)
-    assert examples.collisions[GIZMO, "cup"].path.name == "b.jpg"  # the surer of two
+    assert examples.collisions[GIZMO, "cup"].path.name == "b.jpg"  # the higher score of two
     assert examples.collisions[GIZMO, "bowl"].path.name == "a.jpg"
 
 
@@ -73,7 +75,7 @@ def test_alarm_beside_everything_has_nothing_to_be_held_against(vocabulary: Voca
     assert not counts.collisions
 
 
-def test_only_the_surest_are_kept_of_many(vocabulary: Vocabulary) -> None:
+def test_only_the_highest_scores_are_kept_of_many(vocabulary: Vocabulary) -> None:
     counts = AlarmCounts({"new": vocabulary})
     scores = np.random.default_rng(3).permutation(np.repeat(np.arange(20), 2) / 64 + 0.5)  # each twice
     for k, score in enumerate(scores):

@@ -114,7 +114,7 @@ def test_class_that_was_never_found_keeps_the_default_and_is_named_in_one_line(
     assert chosen.values.tolist() == pytest.approx([0.25, 0.65, 0.25])
     assert np.isnan(chosen.precision).tolist() == [True, False, True]
     assert len(caplog.records) == 1 and caplog.records[0].getMessage() == (
-        "2 classes were never found in the validation images and keep the threshold 0.25: gone, missed"
+        "Never found in the validation images, so the threshold stays at 0.25: gone, missed"
     )
     assert chosen.as_json(["gone", "there", "missed"]) == {
         "rule": "best F1 at IoU 0.5",

@@ -101,7 +101,7 @@ def test_twins_of_original_classes_collide_with_them_on_every_box(bundle: Path, 
         assert counts == sorted(counts, reverse=True)
 
 
-def test_surest_alarms_are_kept_for_pictures_and_stay_out_of_the_json(bundle: Path, sample: Path) -> None:
+def test_examples_are_kept_for_pictures_and_stay_out_of_the_json(bundle: Path, sample: Path) -> None:
     result = verify(bundle, sample / "**" / "*.jpg")
     assert result.examples is not None
     thresholds = dict(zip(original_vocabulary().names, original_vocabulary().thresholds, strict=True))
