@@ -1,7 +1,7 @@
-"""Speed and memory of `fit` beside a plain pass of the detector and ultralytics' own fine-tuning, in one run.
+"""Speed and memory of `fit`, compared with a plain pass of the detector and with ultralytics' fine-tuning in one run.
 
-`python tests/bench_fit.py [--scale tiny|full] [--images N] [--out FOLDER]`; a stopped run goes on in its FOLDER.
-Each part runs in a process of its own, so that none pays for another's memory or settings.
+Run `python tests/bench_fit.py [--scale tiny|full] [--images N] [--out FOLDER]`. With the same FOLDER, a stopped run
+continues. Each part has its own process, so that memory and settings of one do not affect another.
 """
 
 import json
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from prompt_tune.models.world import World
 
 SEED = 0
-ROUNDS = 3  # of the plain pass and of the caching, in turn; medians are compared
-GROWTH = 4  # times the images, for the memory
-CACHING_AIM = 1.15  # times the plain pass
-TRAINING_AIM = 3.0  # times the plain pass, at full size
-SPEEDUP_AIM = 20.0  # fine-tuning to all of fit, on tiny
-CACHE_MB_AIM = 1.0  # an image and view at 640 px
-MEMORY_AIM = 1.05  # at 4N images to that at N: what two runs of the same size may differ by
+ROUNDS = 3  # plain pass and caching take turns; medians are compared
+GROWTH = 4  # factor of the number of images when memory is compared
+CACHING_AIM = 1.15  # at most this multiple of the plain pass
+TRAINING_AIM = 3.0  # at most this multiple of the plain pass, at full size
+SPEEDUP_AIM = 20.0  # fine-tuning takes at least this multiple of the complete fit, on tiny
+CACHE_MB_AIM = 1.0  # per image and view at 640 pixels
+MEMORY_AIM = 1.05  # memory at 4N images over memory at N; two runs of the same size may differ as much
 FULL_EPOCHS = 20
 
 Json = dict[str, Any]
 
 
 @click.command()
-@click.option("--scale", type=click.Choice(["tiny", "full"]), default="tiny", show_default=True, help="Model's size.")
-@click.option("--images", default=100, show_default=True, help="Training images.")
-@click.option("--photos", type=click.Path(path_type=Path), help="Pascal VOC folder with more of them, for full.")
-@click.option("--epochs", default=DEFAULT_EPOCHS, show_default=True, help="Of the fine-tuning; 0 leaves it out.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of everything that is made; default: a new one.")
+@click.option("--scale", type=click.Choice(["tiny", "full"]), default="tiny", show_default=True, help="Model size.")
+@click.option("--images", default=100, show_default=True, help="Number of training images.")
+@click.option("--photos", type=click.Path(path_type=Path), help="Pascal VOC folder with enough photos, for full.")
+@click.option("--epochs", default=DEFAULT_EPOCHS, show_default=True, help="Epochs of the fine-tuning. 0: none.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for all files. Default: a new one.")
 def main(scale: str, images: int, photos: Path | None, epochs: int, out: Path | None) -> None:
-    """Measure, and print every figure beside its aim."""
+    """Measure, and print every figure with its aim."""
     import torch
 
     if photos and scale != "full":
@@ -86,7 +86,7 @@ def main(scale: str, images: int, photos: Path | None, epochs: int, out: Path | 
 
 
 class Parts:
-    """What was measured so far: a part that is in the folder already is not measured again."""
+    """The measurements so far. A part that the folder already has is not measured again."""
 
     def __init__(self, out: Path, protocol: Json) -> None:
         self.out, self.file = out, out / "results.json"
@@ -97,7 +97,7 @@ class Parts:
                 raise click.ClickException(f"{out} holds results of another protocol. Give another --out.")
 
     def measure(self, name: str, function: Callable[..., Json], *arguments: object) -> Json:
-        """The result of `function(*arguments)`, run in a new process, or what an earlier run has of it."""
+        """The result of `function(*arguments)`, from a new process or from an earlier run."""
         if name in self.done:
             click.echo(f"({name}: from an earlier run in this folder)")
         else:
@@ -108,7 +108,7 @@ class Parts:
         return self.done[name]
 
     def sample_set(self, n_images: int) -> Path:
-        """The custom job with that many images in each split."""
+        """The custom job of the sample set, with this many images in each split."""
         folder = self.out / f"sample-{n_images}"
         data = folder / "custom" / "custom.yaml"
         if not (folder / "complete").is_file():
@@ -119,7 +119,7 @@ class Parts:
 
 
 def _tiny(parts: Parts, images: int, epochs: int) -> None:
-    """`tiny` on the sample set, beside the fine-tuning, and its memory."""
+    """Measure `tiny` on the sample set, its memory, and the fine-tuning."""
     config = FitConfig(seed=SEED)
     data = parts.sample_set(images)
     caching = parts.measure("caching", measure_caching, "tiny", "tiny", data, parts.out / "caching", 256)
@@ -136,7 +136,7 @@ def _tiny(parts: Parts, images: int, epochs: int) -> None:
 
 
 def _full(parts: Parts, images: int, photos: Path | None) -> None:
-    """YOLO-World s with a ViT-B/32 tower at 640 px, random weights."""
+    """Measure YOLO-World s with a ViT-B/32 tower at 640 pixels, with random weights."""
     config = FitConfig(seed=SEED, epochs=FULL_EPOCHS)
     tower = full_size.write_tower(parts.out / "tower")
     model = full_size.write_checkpoint(parts.out / "yolov8s-worldv2.pt", tower)
@@ -149,7 +149,7 @@ def _full(parts: Parts, images: int, photos: Path | None) -> None:
 
 
 def _some_photos(source: Path, n_images: int, folder: Path) -> Path:
-    """A Pascal VOC folder with the first images of another's train.txt and all of its val.txt."""
+    """A Pascal VOC folder with the first images of the train.txt of another one, and its complete val.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("images", "annotations"):
         if not (folder / name).is_symlink():
@@ -163,7 +163,7 @@ def _some_photos(source: Path, n_images: int, folder: Path) -> Path:
 
 
 def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, image_size: int) -> Json:
-    """Seconds of the plain pass and of the caching of the training images, in turn, and MB of a cached image."""
+    """Seconds of plain passes and cachings of the training images, which take turns, and MB per cached image."""
     import torch
 
     from prompt_tune.config import RegionBudget
@@ -173,7 +173,7 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
     from prompt_tune.models.world import World
     from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, cache_regions
 
-    shutil.rmtree(folder, ignore_errors=True)  # not between the rounds: it keeps the file system busy for a while
+    shutil.rmtree(folder, ignore_errors=True)  # not between the rounds, because it keeps the file system busy
     world = World.load(model)
     vocabulary = original_vocabulary(world, TextTower.load(tower), None)
     guide = torch.tensor(vocabulary.embeddings).flatten(0, 1)  # (n_cls * n_prompts, 512)
@@ -191,7 +191,7 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
             cache = growing
         caching.append(time.perf_counter() - started)
     regions = cache.load(len(samples) - 1)
-    # as far as float16 goes, and the order of sums in a batch of another size: the caching fills up its last one
+    # up to float16 and the order of sums: the caching fills its last batch, so that batch has another size
     if not torch.allclose(regions.head, head[regions.anchor], rtol=2e-3, atol=2e-3):
         raise RuntimeError("The cache does not hold the features of the plain pass.")
     size = sum(file.stat().st_size for views in cache.files for file in views)
@@ -207,7 +207,7 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
 
 
 def _plain_pass(world: "World", guide: "Tensor", samples: "Sequence[Sample]", image_size: int) -> "Tensor":
-    """Features of all images, read ahead and in batches as the caching does; all but the last image's are dropped."""
+    """Run the detector over all images, read and batched as the caching does, and return the last one's features."""
     import torch
 
     from prompt_tune.runtime.images import letterbox, read_rgb
@@ -230,7 +230,7 @@ def _plain_pass(world: "World", guide: "Tensor", samples: "Sequence[Sample]", im
 
 
 def measure_fit(model: str | Path, tower: str | None, data: Path, run: Path, config: FitConfig) -> Json:
-    """Seconds of `fit` in all and by stage, what it reached, and the peak of its memory."""
+    """Seconds of `fit` in total and by stage, its accuracy, and its peak memory."""
     from prompt_tune.models import ultralytics
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
@@ -256,13 +256,13 @@ def measure_fit(model: str | Path, tower: str | None, data: Path, run: Path, con
 
 
 def _peak_mb() -> float:
-    """This process's largest resident memory. Not `getrusage`, which counts what the parent had before the exec."""
+    """Peak resident memory of this process. `getrusage` would count that of the parent before the exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
 
 def _print(what: str, value: str, ratio: float | None = None, of: str = "", aim: float | None = None) -> None:
-    """One line: a figure, how it stands to another, and the most that is aimed at."""
+    """Print a figure, its ratio to another, and the largest ratio that is aimed at."""
     line = f"{what:<36}{value:>12}"
     if ratio is not None:
         line += f"   {ratio:.2f} x {of}"
@@ -272,30 +272,30 @@ def _print(what: str, value: str, ratio: float | None = None, of: str = "", aim:
 
 
 def _print_caching(caching: Json, image_size: int) -> None:
-    """The plain pass, the caching, and the size of the cache."""
+    """Print the plain pass, the caching, and the size of the cache."""
     plain, ours = (", ".join(f"{seconds:.2f}" for seconds in caching[f"all_{name}"]) for name in ("plain", "caching"))
     click.echo(
-        f"{caching['images']} training images at {image_size} px, guide of {caching['classes']} classes; rounds of the "
-        f"plain pass: {plain} s, of the caching: {ours} s"
+        f"{caching['images']} training images at {image_size} px, guide of {caching['classes']} classes. Rounds of the "
+        f"plain pass: {plain} s; of the caching: {ours} s"
     )
     ratio, megabytes = caching["caching"] / caching["plain"], caching["mb_an_image"]
     aimed = (megabytes, "1 MB", CACHE_MB_AIM) if image_size == 640 else ()
     _print("plain pass, median", f"{caching['plain']:.2f} s")
     _print("caching of one view, median", f"{caching['caching']:.2f} s", ratio, "the plain pass", CACHING_AIM)
-    _print("training cache, an image and view", f"{megabytes:.3f} MB", *aimed)
+    _print("training cache per image and view", f"{megabytes:.3f} MB", *aimed)
 
 
 def _print_fit(fitted: Json, caching: Json, aim: float | None) -> None:
-    """All of `fit`, and its stages."""
+    """Print the stages of `fit` and its total."""
     ratio = fitted["train"] / caching["plain"]
     _print("fit: caching, training + validation", f"{fitted['cache']:.2f} s")
     _print(f"fit: training, {fitted['epochs']} epochs", f"{fitted['train']:.2f} s", ratio, "the plain pass", aim)
-    _print("fit: all, loading included", f"{fitted['seconds']:.2f} s")
-    click.echo(f"  validation AP {fitted['ap']:.3f}, AP50 {fitted['ap50']:.3f}, of epoch {fitted['epoch']}")
+    _print("fit: total, with loading", f"{fitted['seconds']:.2f} s")
+    click.echo(f"  validation AP {fitted['ap']:.3f}, AP50 {fitted['ap50']:.3f}, in epoch {fitted['epoch']}")
 
 
 def _print_fine_tuning(tuned: Json, fitted: Json) -> None:
-    """Seconds of the fine-tuning to its best validation AP, and to that of `fit`."""
+    """Print the seconds of fine-tuning until its best validation AP and until that of `fit`."""
     lines = tuned["epochs"]
     seconds = list(accumulate(line["seconds"] for line in lines))
     best = max(range(len(lines)), key=lambda i: lines[i]["ap"])
@@ -303,7 +303,7 @@ def _print_fine_tuning(tuned: Json, fitted: Json) -> None:
     verdict = f"(aim >= {SPEEDUP_AIM:g}: {'met' if ratio >= SPEEDUP_AIM else 'MISSED'})"
     _print("fine-tuning to its best AP", f"{seconds[best]:.1f} s", ratio, f"all of fit {verdict}")
     click.echo(
-        f"  validation AP {lines[best]['ap']:.3f}, AP50 {lines[best]['ap50']:.3f}, of epoch {best + 1} of {len(lines)} "
+        f"  validation AP {lines[best]['ap']:.3f}, AP50 {lines[best]['ap50']:.3f}, in epoch {best + 1} of {len(lines)} "
         f"at {statistics.median(line['seconds'] for line in lines):.2f} s"
     )
     for key, name in (("ap", "AP"), ("ap50", "AP50")):

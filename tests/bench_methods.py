@@ -1,7 +1,8 @@
-"""Which way of learning is best: ours and the baselines on the same images, and what the original classes keep.
+"""Which way of learning is best: our methods and the baselines on the same images, and what the original classes keep.
 
-`python tests/bench_methods.py [--out FOLDER] [--seeds 3] [--workers 2]`; a stopped run goes on in its FOLDER, a cell
-at a time. Prints two tables: every method at 1 to 100 images a class, and shared context on names it never saw.
+Run `python tests/bench_methods.py [--out FOLDER] [--seeds 3] [--workers 2]`. With the same FOLDER, a stopped run
+continues: only the missing cells are measured. It prints every method at 1 to 100 images per class, and shared context
+on names that it was not trained on.
 """
 
 import json
@@ -27,7 +28,7 @@ from prompt_tune.files import replacing
 
 SHOTS = (1, 5, 10, 30, 100)
 VIEWS = 4
-TUNING = {10: 100, 100: 60}  # epochs of ultralytics' fine-tuning by images a class; one seed, it takes long
+TUNING = {10: 100, 100: 60}  # images per class: epochs of ultralytics' fine-tuning; one seed, because it takes long
 METHODS = (
     Method("plain names", "plain"),
     Method("best of 7 templates", "template"),
@@ -60,21 +61,21 @@ NEW_NAMES = (
     Method("shared context, teacher 4", settings={"class_specific": False, "teacher_weight": 4.0}),
     Method("shared context, teacher 32", settings={"class_specific": False, "teacher_weight": 32.0}),
 )
-NEW_SHOTS = 30  # images a class, of the half that is trained
+NEW_SHOTS = 30  # images per class of the half that is trained
 
 Json = dict[str, Any]
-Cell = tuple[str, Method, int, int]  # table, method, images a class, seed
+Cell = tuple[str, Method, int, int]  # table, method, images per class, seed
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of all that is made; default: a new one.")
-@click.option("--seeds", default=3, show_default=True, help="Draws of images and initial values.")
-@click.option("--shots", default=list(SHOTS), multiple=True, show_default=True, help="Images a class.")
-@click.option("--only", help="Only methods whose name has this in it.")
-@click.option("--workers", default=2, show_default=True, help="Cells measured at a time, each on one thread.")
-@click.option("--fine-tuning/--no-fine-tuning", default=True, show_default=True, help="An hour by itself.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for all files. Default: a new one.")
+@click.option("--seeds", default=3, show_default=True, help="Number of draws of images and initial values.")
+@click.option("--shots", default=list(SHOTS), multiple=True, show_default=True, help="Numbers of images per class.")
+@click.option("--only", help="Only methods whose name contains this.")
+@click.option("--workers", default=2, show_default=True, help="Cells measured at the same time, each on one thread.")
+@click.option("--fine-tuning/--no-fine-tuning", default=True, show_default=True, help="Fine-tuning takes an hour.")
 def main(out: Path | None, seeds: int, shots: Sequence[int], only: str | None, workers: int, fine_tuning: bool) -> None:
-    """Measure every cell that is not in the folder yet, and print the tables."""
+    """Measure the cells that are missing in the folder, and print the tables."""
     out = (out or Path(tempfile.mkdtemp(prefix="bench-methods-"))).resolve()
     packages = {name: version(name) for name in ("torch", "ultralytics", "open_clip_torch", "numpy")}
     protocol = {"scenes": COUNTS, "seeds": seeds, "python": platform.python_version(), **packages}
@@ -100,7 +101,7 @@ def main(out: Path | None, seeds: int, shots: Sequence[int], only: str | None, w
 
 @cache
 def job_of(out: Path, table: str) -> Job:
-    """The job of a table: all six unknown names, or a half of the names that is trained. One a process: it caches."""
+    """The job of a table: all six unknown names, or names of which one half is trained. A process caches it."""
     if table == "methods":
         return Job(out / "six", UNKNOWN)
     looks = KNOWN if table == "known" else UNKNOWN
@@ -108,14 +109,14 @@ def job_of(out: Path, table: str) -> Job:
 
 
 def _cells(seeds: int, shots: Sequence[int], fine_tuning: bool) -> Iterable[Cell]:
-    """Fine-tuning first: it takes longest."""
+    """All cells, with fine-tuning first because it takes longest."""
     if fine_tuning:
         for images, epochs in sorted(TUNING.items(), reverse=True):
             method = next(m for m in METHODS if m.kind == "weights" and m.settings["epochs"] == epochs)
             if images in shots:
                 yield ("methods", method, images, 0)
     slow = [method for method in METHODS if method.guide != "original"]
-    for seed in range(seeds):  # a benchmark that is stopped has whole draws
+    for seed in range(seeds):  # the outer loop, so that a benchmark that is stopped has complete draws
         for table in ("known", "unknown"):
             yield from ((table, m, NEW_SHOTS, seed) for m in NEW_NAMES if seed == 0 or m.kind not in UNTRAINED)
         for method in METHODS:
@@ -128,7 +129,7 @@ def _cells(seeds: int, shots: Sequence[int], fine_tuning: bool) -> Iterable[Cell
 
 
 def _file(out: Path, cell: Cell) -> Path:
-    """Where the result of a cell is kept."""
+    """The file with the result of a cell."""
     table, method, images, seed = cell
     name = "".join(c if c.isalnum() or c == "." else "-" for c in method.name)
     return out / "cells" / f"{table}_{name}_{images}_{seed}.json"
@@ -141,7 +142,7 @@ def _one_thread() -> None:
 
 
 def _run(out: Path, cell: Cell) -> None:
-    """Measure a cell and keep the result."""
+    """Measure a cell and write its result."""
     table, method, images, seed = cell
     job, file = job_of(out, table), _file(out, cell)
     if table == "methods":
@@ -153,7 +154,7 @@ def _run(out: Path, cell: Cell) -> None:
 
 
 def _results(out: Path, cells: Sequence[Cell], method: Method, images: int) -> list[Json]:
-    """What is there of a method at a number of images: one a seed."""
+    """The results of a method at a number of images that exist so far, one per seed."""
     files = [_file(out, cell) for cell in cells if (cell[1].name, cell[2]) == (method.name, images)]
     return [json.loads(file.read_text()) for file in files if file.is_file()]
 
@@ -171,12 +172,12 @@ def _mean(results: Sequence[Json], key: str, show: Callable[[float], str] = "{:.
 
 
 def _print_methods(console: Console, out: Path, cells: Sequence[Cell], shots: Sequence[int]) -> None:
-    """AP50 and AP by images a class; then, at each number of them, what else was measured."""
+    """Tables of AP50 and AP by images per class; then one table of the other measurements for each number of images."""
     methods = list(dict.fromkeys(cell[1].name for cell in cells))
     by_name = {method.name: method for method in METHODS}
     order = [method.name for method in METHODS]
     for key, title in (("ap50", "AP50"), ("ap", "AP")):
-        table = Table("", *(f"{images}" for images in shots), title=f"{title} on the test images, by images a class")
+        table = Table("", *(f"{images}" for images in shots), title=f"{title} on the test images, by images per class")
         for name in sorted(methods, key=order.index):
             untrained = by_name[name].kind in UNTRAINED
             rows = [_results(out, cells, by_name[name], shots[0] if untrained else images) for images in shots]
@@ -186,7 +187,7 @@ def _print_methods(console: Console, out: Path, cells: Sequence[Cell], shots: Se
         alarms = ("false alarms / 1,000", "at threshold 0.25")
         kept = ("AP50, NMS at 0.7", "original AP before", "after", "bits changed")
         head = (*kept, *alarms, "seconds", "parameters")
-        table = Table("", *head, title=f"At {images} images a class")
+        table = Table("", *head, title=f"At {images} images per class")
         for name in sorted(methods, key=order.index):
             untrained = by_name[name].kind in UNTRAINED
             row = _results(out, cells, by_name[name], shots[0] if untrained else images)
@@ -206,7 +207,7 @@ def _print_methods(console: Console, out: Path, cells: Sequence[Cell], shots: Se
 
 
 def _print_new_names(console: Console, out: Path, cells: Sequence[Cell], kind: str) -> None:
-    """AP50 on the half of the names that was trained, on the other half, and their harmonic mean."""
+    """A table of AP50 on the half of the names that was trained, on the other half, and their harmonic mean."""
     if not cells:
         return
     table = Table("", "trained half", "new half", "harmonic mean", title=f"AP50 on names {kind} to the tower")

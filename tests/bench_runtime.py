@@ -1,9 +1,9 @@
-"""Latency of the runtime beside ultralytics' own ONNX export of the same checkpoint with the same classes baked in.
+"""Latency of the runtime, compared with ultralytics' ONNX export of the same checkpoint and classes.
 
-`python tests/bench_runtime.py [--classes N ...] [--batch N ...] [--quick] [--out FOLDER]`; a stopped run goes on in its
-FOLDER. Ours has the first 80 classes as original vocabulary and the others as a learned one. A row's engines take turns
-in a process of its own, or with `--apart` have a process each, one after another, for rows that need much memory. Each
-threshold is set so that about 100 detections a picture pass.
+Run `python tests/bench_runtime.py [--classes N ...] [--batch N ...] [--quick] [--out FOLDER]`. With the same FOLDER, a
+stopped run continues. Ours has the first 80 classes as original vocabulary and the others as a learned one. The engines
+of a row take turns in one process. With `--apart`, each has its own process, one after another, for rows that need much
+memory. Thresholds are set so that about 100 detections per picture pass.
 """
 
 import json
@@ -34,32 +34,34 @@ CLASSES, BATCHES = (80, 100, 1203, 10_000), (1, 8)
 N_ORIGINAL = 80
 PHOTO_HW = (720, 1280)
 WARM_UP = 2  # calls of each engine before the first timed one
-DETECTIONS = 100  # a picture
+DETECTIONS = 100  # per picture
 IOU, MAX_DET = 0.7, 300  # ultralytics' defaults for prediction
-BAKED_AIM = 1.0  # ours to the baked graph through the predictor, end to end, at 100 classes
-GROWTH_AIM = 1.5  # 80 original and 1,123 learned classes to 80
+BAKED_AIM = 1.0  # ours over the baked graph in the predictor, end to end, at 100 classes
+GROWTH_AIM = 1.5  # 80 original and 1,123 learned classes over 80 original ones
 ENGINES = ("ours", "predictor", "bare")
-AGREEING = 0.95  # share of the baked graph's detections that ours must have too, where both have the same guide
+AGREEING = 0.95  # share of the baked graph's detections that ours must also find if both have the same guide
 STAGES = ("pre", "network", "post", "total")
 
 Json = dict[str, Any]
-Timed = tuple[dict[str, float], list[np.ndarray]]  # seconds of each stage; (n, 6) an image: box, score, class
-Engine = Callable[[list[np.ndarray], float], Timed]  # of RGB pictures at a threshold
+Timed = tuple[dict[str, float], list[np.ndarray]]  # seconds of each stage; for each image (n, 6): box, score, class
+Engine = Callable[[list[np.ndarray], float], Timed]  # takes RGB pictures and a threshold
 
 
 @click.command()
 @click.option(
-    "--classes", type=int, multiple=True, default=CLASSES, show_default=True, help="Rows: numbers of classes."
+    "--classes", type=int, multiple=True, default=CLASSES, show_default=True, help="Numbers of classes, one row each."
 )
-@click.option("--batch", type=int, multiple=True, default=BATCHES, show_default=True, help="Rows: pictures at once.")
-@click.option("--size", default=640, show_default=True, help="Side of the network's input in pixels.")
-@click.option("--rounds", default=15, show_default=True, help="Timed calls of each engine; medians are compared.")
-@click.option("--scale", default="s", show_default=True, help="Of ultralytics' yolov8-worldv2.yaml.")
 @click.option(
-    "--quick", is_flag=True, help="A smoke run: scale n, 160 px, 80 and 100 classes, batch 1 and 2, 3 rounds."
+    "--batch", type=int, multiple=True, default=BATCHES, show_default=True, help="Numbers of pictures, one row each."
 )
-@click.option("--apart", is_flag=True, help="One engine in memory at a time, instead of turns.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of everything that is made; default: a new one.")
+@click.option("--size", default=640, show_default=True, help="Side of the network's input in pixels.")
+@click.option("--rounds", default=15, show_default=True, help="Timed calls of each engine. Medians are compared.")
+@click.option("--scale", default="s", show_default=True, help="Scale of ultralytics' yolov8-worldv2.yaml.")
+@click.option(
+    "--quick", is_flag=True, help="A quick run: scale n, 160 pixels, 80 and 100 classes, batch 1 and 2, 3 rounds."
+)
+@click.option("--apart", is_flag=True, help="Keep only one engine in memory; they do not take turns.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for all files. Default: a new one.")
 def main(
     classes: tuple[int, ...],
     batch: tuple[int, ...],
@@ -70,7 +72,7 @@ def main(
     apart: bool,
     out: Path | None,
 ) -> None:
-    """Measure, and print a line a row and engine, and the ratios beside their aims."""
+    """Measure, and print one line per row and engine, then the ratios with their aims."""
     if quick:
         classes, batch, size, rounds, scale = (80, 100), (1, 2), 160, 3, "n"
     if min(classes) < N_ORIGINAL:
@@ -91,8 +93,9 @@ def main(
     click.echo(f"Protocol: {json.dumps(protocol)}")
     click.echo(
         f"Random weights and classes; {PHOTO_HW[1]} x {PHOTO_HW[0]} pictures in memory; {WARM_UP} calls of each engine "
-        "before the timed ones, which take turns. pre: pictures to the network's input; network: ONNX Runtime, ours "
-        "with suppression; post: the rest, theirs with suppression. Milliseconds a call, medians; ratio: ours to it."
+        "before the timed ones, which take turns. pre: from pictures to the network's input; network: ONNX Runtime, "
+        "in ours with suppression; post: the rest, in theirs with suppression. Median milliseconds per call. ratio: "
+        "the total of ours over that of the engine."
     )
     results = _read(out / "results.json", protocol)
     click.echo(f"{'classes':>8}{'batch':>6}  {'engine':<10}" + "".join(f"{s:>9}" for s in (*STAGES, "ratio", "found")))
@@ -129,10 +132,20 @@ def measure_row(
     names: tuple[str, ...],
     confs: dict[str, float],
 ) -> Json:
-    """Milliseconds of the stages (medians) of some engines, which take turns, their thresholds, and detections a
-    picture.
+    """Measure some engines, which take turns.
 
-    Args: confs: their thresholds for fewer pictures, where they are known: the search starts near them.
+    Args:
+        out: Folder of checkpoints, graphs and bundles.
+        scale: Of ultralytics' yolov8-worldv2.yaml.
+        n_cls: Number of classes.
+        n_images: Pictures per call.
+        size: Side of the network's input in pixels.
+        rounds: Timed calls of each engine.
+        names: The engines.
+        confs: Their thresholds for fewer pictures, if known. The search starts near them.
+
+    Returns:
+        For each engine, median milliseconds of each stage, `conf`, its threshold, and `found`, detections per picture.
     """
     images = [photo(*PHOTO_HW, seed=SEED + k) for k in range(n_images)]
     embeddings = unit_rows(n_cls, seed=SEED)
@@ -160,22 +173,22 @@ def measure_row(
     for name, calls in timed.items():
         row[name] |= {stage: 1000 * statistics.median(call[stage] for call in calls) for stage in STAGES}
         row[name]["found"] = sum(map(len, found[name])) / n_images
-    if n_cls == N_ORIGINAL and names == ENGINES:  # more classes guide the baked graph differently: nothing to compare
-        small = [photo(3 * size // 4, size, seed=SEED + k) for k in range(n_images)]  # not resized: no two resize alike
+    if n_cls == N_ORIGINAL and names == ENGINES:  # more classes guide the baked graph differently
+        small = [photo(3 * size // 4, size, seed=SEED + k) for k in range(n_images)]  # so that none resizes them
         _check_agreement(engines, small, max(row[name]["conf"] for name in ENGINES))
     return row
 
 
 def _checkpoint(out: Path, scale: str) -> Path:
-    """A random YOLO-World v2 as ultralytics saves it; an old one is kept."""
+    """A random YOLO-World v2 as ultralytics saves it. An existing file is kept."""
     tower = full_size.write_tower(out / "tower")
     return full_size.write_checkpoint(out / f"yolov8{scale}-worldv2.pt", tower, scale=scale)
 
 
 def _bake(checkpoint: Path, embeddings: np.ndarray, batch: int, size: int, path: Path) -> Path:
-    """ultralytics' ONNX export with classes baked in, as `set_classes` and `export` make it, and with nothing fetched.
+    """Ultralytics' ONNX export with classes baked in, as `set_classes` and `export` make it, without a download.
 
-    Without simplification, which needs a package that ultralytics would install. Static shapes are its default.
+    It is not simplified, because that needs a package that ultralytics would install. Static shapes are its default.
     """
     import torch
 
@@ -191,13 +204,13 @@ def _bake(checkpoint: Path, embeddings: np.ndarray, batch: int, size: int, path:
     model.pt_path = str(path.with_name(f"in-work-{path.stem}.pt"))
     settings = {"format": "onnx", "imgsz": size, "batch": batch, "simplify": False, "opset": 17, "device": "cpu"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sizes that are traced: the graph has one size
+        warnings.simplefilter("ignore")  # about traced sizes: this graph has one size
         Path(exporter.Exporter(overrides=settings)(model=model)).replace(path)
     return path
 
 
 def _bundle(checkpoint: Path, embeddings: np.ndarray, size: int, folder: Path) -> Path:
-    """Ours: the first classes original, the others learned."""
+    """Our bundle: the first classes are original, the others learned."""
     from prompt_tune.deployment.graph import export_graph
     from prompt_tune.models.world import World
     from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
@@ -218,7 +231,7 @@ def _bundle(checkpoint: Path, embeddings: np.ndarray, size: int, folder: Path) -
 
 
 def _ours(bundle: Path) -> Engine:
-    """`Detector.detect`; the network's part is what passes within the graph session."""
+    """`Detector.detect`. The time in the graph session counts as the network's."""
     from prompt_tune.runtime.detector import Detector
 
     detector = Detector(bundle, use_bundled=(bundle / "learned.vocab.safetensors").is_file())
@@ -241,7 +254,7 @@ def _ours(bundle: Path) -> Engine:
         for one in found:
             numbers = one.class_ids + N_ORIGINAL * (np.array(one.vocabularies, dtype=object) != "original")
             tables.append(np.column_stack((one.boxes_xyxy, one.scores, numbers)))  # (n, 6)
-        network = sum(last - first for first, last in calls)  # several where all scores at once would be too many
+        network = sum(last - first for first, last in calls)  # several if memory is short
         after = ended - calls[-1][1]
         return {
             "pre": ended - started - network - after,
@@ -254,13 +267,13 @@ def _ours(bundle: Path) -> Engine:
 
 
 def _predictor(path: Path, size: int) -> Engine:
-    """ultralytics' own way: `YOLO(file)(pictures)`."""
+    """Ultralytics' own way: `YOLO(file)(pictures)`."""
     from prompt_tune.models import ultralytics
 
     model: Any = ultralytics.quiet_import("ultralytics").YOLO(str(path), task="detect")
 
     def engine(images: list[np.ndarray], conf: float) -> Timed:
-        bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images]  # what it takes; not counted
+        bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images]  # the order that it takes; not timed
         options = {"imgsz": size, "iou": IOU, "max_det": MAX_DET, "device": "cpu", "batch": len(bgr), "verbose": False}
         started = time.perf_counter()
         results = model.predict(bgr, conf=conf, **options)
@@ -302,12 +315,12 @@ def _bare(path: Path, size: int) -> Engine:
 
 
 def _stages(started: float, first: float, last: float, ended: float) -> dict[str, float]:
-    """Seconds of each stage, from the clock at their ends."""
+    """Seconds of each stage, from the times at which they end."""
     return {"pre": first - started, "network": last - first, "post": ended - last, "total": ended - started}
 
 
 def _threshold(engine: Engine, images: list[np.ndarray], near: float | None) -> float:
-    """The score above which about `DETECTIONS` a picture pass. Comes from above: below it, suppression takes ages."""
+    """The score that about `DETECTIONS` per picture exceed. The search descends: suppression is slow below it."""
 
     def count(logit: float) -> float:
         return sum(map(len, engine(images, _sigmoid(logit))[1])) / len(images)
@@ -326,7 +339,7 @@ def _sigmoid(logit: float) -> float:
 
 
 def _check_agreement(engines: dict[str, Engine], images: list[np.ndarray], conf: float) -> None:
-    """With the same guide, ours must find what the baked graph finds: within 1 px, 0.001, and the same class."""
+    """With the same guide, ours must find what the baked graph finds: within 1 pixel and 0.001, with the same class."""
     ours, *others = (engines[name](images, conf)[1] for name in ENGINES)
     for name, theirs in zip(ENGINES[1:], others, strict=True):
         near = total = 0
@@ -340,7 +353,7 @@ def _check_agreement(engines: dict[str, Engine], images: list[np.ndarray], conf:
 
 
 def _read(path: Path, protocol: Json) -> Json:
-    """What an earlier run in this folder has measured."""
+    """The measurements of an earlier run in this folder."""
     if not path.is_file():
         return {"protocol": protocol, "rows": {}}
     results: Json = json.loads(path.read_text())
@@ -350,7 +363,7 @@ def _read(path: Path, protocol: Json) -> Json:
 
 
 def _print_row(n_cls: int, n_images: int, row: Json) -> None:
-    """A line an engine; the ratio is that of totals, of ours to it."""
+    """Print one line per engine, with the ratio of our total to its total."""
     for name in ENGINES:
         mine = row[name]
         if mine is None:
@@ -362,7 +375,7 @@ def _print_row(n_cls: int, n_images: int, row: Json) -> None:
 
 
 def _print_aims(rows: Json, batches: tuple[int, ...]) -> None:
-    """Two ratios beside their aims, where their rows were measured."""
+    """Print two ratios with their aims, if their rows were measured."""
     for n_images in batches:
         one, few, many = (rows.get(f"{n_cls} x {n_images}") for n_cls in (80, 100, 1203))
         if few:

@@ -1,4 +1,4 @@
-"""The jobs that methods are compared on: scenes written once, cached once, and drawn from by number and seed."""
+"""The jobs that methods are compared on. Scenes are written and cached once, then drawn by number and seed."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,30 +21,32 @@ from prompt_tune.tuning.regions import RegionCache, cache_regions
 from prompt_tune.vocabulary.names import read_classes
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-IMAGE_SIZE = 256  # px, what `tiny` was trained at
+IMAGE_SIZE = 256  # pixels, the size that `tiny` was trained at
 COUNTS = {
-    "pool": 600,  # what is drawn from
+    "pool": 600,  # training images are drawn from these
     "val": 100,
     "test": 200,
     "original": 100,  # labelled scenes of the original vocabulary
     "background": 300,  # scenes of the job without its objects
-    "job replay": 600,  # as well
+    "job replay": 600,  # such scenes for training
     "job replay held out": 100,
-    "replay": 600,  # scenes as the pretraining draws them: what a general data set is to a real detector
+    "replay": 600,  # scenes of the pretraining, which stand for a general data set
     "replay held out": 100,
 }
-STREAMS = {name: 30 + k for k, name in enumerate(COUNTS)}  # apart from those of the sample set and the pretraining
-UNKNOWN = dict(CLASSES)  # names that the tower has never read
+STREAMS = {name: 30 + k for k, name in enumerate(COUNTS)}  # not those of sample set and pretraining
+UNKNOWN = dict(CLASSES)  # names that the tower was never trained on
 KNOWN = {f"{colour} {shape}": Look.of(colour, shape) for colour, shape in HELD_OUT}  # words that it knows
-OBJECTS, DISTRACTORS = (1, 3), (2, 5)  # in an image: of the job's classes, and of the original vocabulary
+OBJECTS, DISTRACTORS = (1, 3), (2, 5)  # per image: objects of the job's classes and of the original vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """A detection job in the world of `tiny`.
 
-    folder: of scenes and caches, made where they are not there yet. looks: the classes that are labelled, by name.
-    n_taught: the scenes of training and validation show the first so many of them; None: all.
+    Attributes:
+        folder: Folder of scenes and caches. Those that are missing are written.
+        looks: The classes that are labelled, by name.
+        n_taught: How many of these classes, from the first, the training and validation scenes show. None: all.
     """
 
     folder: Path
@@ -76,7 +78,7 @@ class Job:
         return self.classes[: self.n_taught]
 
     def prepare(self, parts: Iterable[str] = tuple(COUNTS), *, views: int = 1, guided: bool = False) -> None:
-        """Write and cache all that the methods need: workers then only read."""
+        """Write and cache everything that the methods need, so that workers only read."""
         for part in parts:
             self.regions(part)
         self.regions("pool", views)
@@ -84,8 +86,10 @@ class Job:
             self.backbone(part)
 
     def draw(self, shots: int, seed: int) -> list[int]:
-        """Images of the pool, drawn until every class is in `shots` of them: indices. An image shows several classes,
-        and all of them are labelled."""
+        """Indices of pool images, drawn until `shots` of them show each class.
+
+        An image may show several classes, and all of them are labelled.
+        """
         order = np.random.default_rng([seed, shots]).permutation(COUNTS["pool"])
         samples, chosen, seen = self.samples("pool"), [], np.zeros(len(self.looks), int)
         for i in order:
@@ -97,7 +101,7 @@ class Job:
 
     @cache  # noqa: B019  # a job lives as long as the benchmark
     def samples(self, part: str) -> tuple[Sample, ...]:
-        """The images of a part, with labels."""
+        """The labelled images of a part."""
         folder = self.folder / part
         names = list(self.looks) if part != "original" else [names[0] for names in read_classes("tiny")]
         if not (folder / "data.yaml").is_file():
@@ -113,13 +117,13 @@ class Job:
 
     @cache  # noqa: B019
     def regions(self, part: str, views: int = 1) -> RegionCache:
-        """A part under the original guide; of what is trained on, the budgeted anchors."""
+        """The cache of a part under the original guide. Parts for training keep only the budgeted anchors."""
         trained = part in ("pool", "job replay", "replay")
         return self._cached(self.guide, part, views, RegionBudget() if trained else None)
 
     @cache  # noqa: B019
     def backbone(self, part: str) -> RegionCache:
-        """A part for a guide that is being learned."""
+        """The cache of a part for a guide that is still being learned."""
         return self._cached(None, part, 1, None)
 
     def _cached(self, guide: Tensor | None, part: str, views: int, budget: RegionBudget | None) -> RegionCache:
@@ -129,7 +133,7 @@ class Job:
         return whole
 
     def _scene(self, part: str, index: int) -> tuple[Scene, list[int | None]]:
-        """A scene and the classes of its objects."""
+        """A scene and the class of each of its objects."""
         if part in ("original", "replay", "replay held out"):
             scene = original_scene(STREAMS[part], index)
             return scene, [TRAINED.index((look.layers[0].colour, look.layers[0].shape)) for look in scene.looks]

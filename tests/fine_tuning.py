@@ -1,4 +1,4 @@
-"""Ultralytics' fine-tuning of all weights of `tiny`: what the benchmark of `fit` stands beside."""
+"""Ultralytics' fine-tuning of all weights of `tiny`, which the benchmarks compare with `fit`."""
 
 import json
 import os
@@ -12,16 +12,21 @@ from prompt_tune.files import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULT_EPOCHS, BATCH = 100, 16  # ultralytics' defaults; `fit` has the same batch
+DEFAULT_EPOCHS, BATCH = 100, 16  # ultralytics' defaults; the batch is also that of `fit`
 IMAGE_SIZE, SEED = 256, 0
 
 
 def fine_tune(data: Path, folder: Path, epochs: int) -> dict[str, Any]:
-    """Fine-tune with ultralytics' defaults and our text features. A stopped run goes on after its last whole epoch.
+    """Fine-tune with ultralytics' defaults and our text features. A stopped run continues after its last full epoch.
 
-    Args:    data: an ultralytics YAML. folder: of its checkpoints, log and settings. epochs: to run.
-    Returns: `epochs`: a dict an epoch with `seconds`, from its start to the end of its validation (loading and saving
-             are not counted), and `ap` and `ap50` on the validation images, in 0..1.
+    Args:
+        data: An ultralytics YAML.
+        folder: For checkpoints, log and settings.
+        epochs: The number of epochs.
+
+    Returns:
+        `epochs`: one dict per epoch with `seconds`, from its start to the end of its validation, without loading and
+        saving, and `ap` and `ap50` on the validation images, in 0..1.
     """
     import torch
 
@@ -29,16 +34,15 @@ def fine_tune(data: Path, folder: Path, epochs: int) -> dict[str, Any]:
     (folder / "settings").mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     trainer, log = _trainer(data, folder, epochs)
-    torch.set_num_threads(threads)  # ultralytics' device selection leaves all but one core to other processes
+    torch.set_num_threads(threads)  # ultralytics has set fewer when it chose a device
     trainer.train()
-    lines = {
-        line["epoch"]: line for line in map(json.loads, log.read_text().splitlines())
-    }  # an epoch's last one counts
+    # an epoch may have several lines if the run was stopped; the last one counts
+    lines = {line["epoch"]: line for line in map(json.loads, log.read_text().splitlines())}
     return {"epochs": [lines[epoch] for epoch in sorted(lines)]}
 
 
 def _trainer(data: Path, folder: Path, epochs: int) -> tuple[Any, Path]:
-    """A `WorldTrainer` that starts from `tiny`, or from where it was stopped, and the file that it logs to."""
+    """A `WorldTrainer` that starts from `tiny` or continues a stopped run, and its log file."""
     import torch
     from matplotlib import font_manager
 
@@ -49,13 +53,13 @@ def _trainer(data: Path, folder: Path, epochs: int) -> tuple[Any, Path]:
     tasks = ultralytics.quiet_import("ultralytics.nn.tasks")
     utils = ultralytics.quiet_import("ultralytics.utils")
     base: Any = ultralytics.quiet_import("ultralytics.models.yolo.world.train").WorldTrainer
-    # a data set's names are checked for a font, which would be downloaded
+    # ultralytics would download this font when it checks the data set's names
     shutil.copyfile(font_manager.findfont("DejaVu Sans"), Path(utils.USER_CONFIG_DIR) / "Arial.ttf")
     tower = TextTower.load("tiny")
     log = folder / "epochs.jsonl"
 
     class Trainer(base):
-        """Text features come from our tower instead of a download, and every epoch is timed."""
+        """Takes text features from our tower, not from a download, and times every epoch."""
 
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
             model = tasks.WorldModel(dict(weights.yaml), ch=3, verbose=False)  # the base class wants a YAML file
@@ -84,7 +88,7 @@ def _trainer(data: Path, folder: Path, epochs: int) -> tuple[Any, Path]:
             return metrics, fitness
 
         def final_eval(self) -> None:
-            """Nothing: the epochs were measured already."""
+            """Do nothing: the epochs have been measured."""
 
     last = folder / "run" / "weights" / "last.pt"
     start = folder / "tiny.pt"

@@ -1,6 +1,6 @@
-"""YOLO-World and its text tower at full size with random weights: accuracy means nothing, speed, memory and bits do.
+"""YOLO-World and its text tower at full size with random weights, to measure speed and memory and to compare bits.
 
-`python tests/full_size.py FOLDER` writes FOLDER/yolov8s-worldv2.pt and FOLDER/tower, for
+`python tests/full_size.py FOLDER` writes FOLDER/yolov8s-worldv2.pt and FOLDER/tower. Use them with
 `prompt-tune fit --model FOLDER/yolov8s-worldv2.pt --text-tower local-dir:FOLDER/tower`.
 """
 
@@ -19,20 +19,24 @@ TOWER_CONFIG: dict[str, Any] = {  # open_clip's ViT-B-32-quickgelu, text side
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32},  # a dummy: loading is strict
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
 }
-TOKEN_STD = 0.2  # ten times open_clip's initial value: else random blocks drown the words, and all names look alike
+TOKEN_STD = 0.2  # ten times open_clip's initial value; with less, random blocks make all names look alike
 
 
 def write_tower(folder: Path, *, seed: int = 0) -> str:
-    """A random ViT-B/32 text tower in open_clip's format, float16; a complete one that is there already is kept.
+    """Write a random ViT-B/32 text tower in open_clip's format, float16. A complete one is kept.
 
-    Args:    folder: gets open_clip_model.safetensors (127 MB) and open_clip_config.json. seed: of the weights.
-    Returns: what `TextTower.load` and `--text-tower` take.
+    Args:
+        folder: For open_clip_model.safetensors (127 MB) and open_clip_config.json.
+        seed: Of the weights.
+
+    Returns:
+        What `TextTower.load` and `--text-tower` take.
     """
     import torch
     from open_clip.model import CLIP
     from safetensors.torch import save_file
 
-    config = folder / "open_clip_config.json"  # written last
+    config = folder / "open_clip_config.json"  # is written last
     if not config.is_file():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -46,13 +50,19 @@ def write_tower(folder: Path, *, seed: int = 0) -> str:
 
 
 def write_checkpoint(path: Path, tower: str, *, scale: str = SCALE, seed: int = 0) -> Path:
-    """A random YOLO-World v2 as ultralytics saves it, with COCO's names and their embeddings; an old one is kept.
+    """Write a random YOLO-World v2 as ultralytics saves it, with COCO's names and embeddings. An existing file is kept.
 
-    Batch norms hold the statistics of random pictures and boxes are a few cells wide, so that scores and boxes vary in
+    Batch norms hold the statistics of random pictures, and boxes are a few cells wide. So scores and boxes vary within
     a picture and the guide matters, as in a trained detector.
 
-    Args:    path: the .pt to write. tower: the text tower that belongs to it, what `TextTower.load` takes.
-             scale: of ultralytics' yolov8-worldv2.yaml. seed: of the weights.
+    Args:
+        path: The .pt to write.
+        tower: The text tower that belongs to it, as `TextTower.load` takes it.
+        scale: Of ultralytics' yolov8-worldv2.yaml.
+        seed: Of the weights.
+
+    Returns:
+        The path.
     """
     import torch
     from torch import nn
@@ -71,15 +81,15 @@ def write_checkpoint(path: Path, tower: str, *, scale: str = SCALE, seed: int = 
         model = tasks.WorldModel(f"yolov8{scale}-worldv2.yaml", ch=3, nc=len(names), verbose=False)
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
-            norm.momentum = None  # a plain average of what the model is shown below
+            norm.momentum = None  # a plain average over the pictures below
             norm.weight.uniform_(0.7, 1.3)
             norm.bias.normal_(0, 0.2)
         for module in model.modules():
             if type(module).__name__ == "MaxSigmoidAttnBlock":
-                module.gl.weight.mul_(10)  # else unit embeddings would hardly steer it
+                module.gl.weight.mul_(10)  # otherwise unit embeddings would hardly steer it
         head = model.model[-1]
         for branch in head.cv2:
-            branch[-1].bias.copy_(-0.4 * torch.arange(16.0).repeat(4))  # (4 * reg_max,): near distances likely
+            branch[-1].bias.copy_(-0.4 * torch.arange(16.0).repeat(4))  # (4 * reg_max,): short distances are likely
         for contrast in head.cv4:
             contrast.bias.fill_(-4.0)
             contrast.logit_scale.fill_(0.7)

@@ -45,10 +45,14 @@ Json = dict[str, Any]
 class Method:
     """One line of the table.
 
-    kind: what is trained: "context", "free" (the embeddings themselves), "weights" (ultralytics' fine-tuning); or
-    "plain", "template", "templates", where nothing is. settings: of `FitConfig`, where they are not its defaults.
-    guide: what steers the neck: "original", "own", "joint" (original and learned classes together). replay: a part of
-    the job that is mixed in, or nothing; ratio: its images for each drawn one.
+    Attributes:
+        name: How the table calls it.
+        kind: What is trained: "context", "free" (the embeddings themselves) or "weights" (ultralytics' fine-tuning).
+            "plain", "template" and "templates" train nothing.
+        settings: Settings of `FitConfig` that differ from its defaults.
+        guide: What steers the neck: "original", "own" or "joint" (original and learned classes together).
+        replay: The part of the job that is mixed in; empty if there is no replay.
+        ratio: Number of replayed images per drawn image.
     """
 
     name: str
@@ -60,20 +64,25 @@ class Method:
 
 
 class JointTask(GuidedTask):
-    """A baseline: original and learned classes guide the neck together."""
+    """A baseline in which original and learned classes guide the neck together."""
 
     def __init__(self, original: Tensor, *args: Any) -> None:
-        """Args: original: (n, 512) float32, unit rows. args: as `GuidedTask` takes them."""
+        """Take the caches of `GuidedTask`.
+
+        Args:
+            original: (n, 512) float32, unit rows.
+            args: What `GuidedTask` takes.
+        """
         super().__init__(*args)
         self._original = original
 
     def guide(self, embeddings: Tensor) -> Tensor:
-        """The original classes and the learned ones."""
+        """The original classes, followed by the learned ones."""
         return torch.cat([self._original, super().guide(embeddings)])  # (n + n_cls * n_prompts, 512)
 
 
 class FreeEmbeddings(nn.Module):
-    """Embeddings without a text tower: the vectors themselves are learned, from those of the plain names."""
+    """Embeddings that are learned directly, without a text tower. They start from those of the plain names."""
 
     def __init__(self, start: np.ndarray) -> None:
         super().__init__()
@@ -90,12 +99,19 @@ class FreeEmbeddings(nn.Module):
 def measure(job: Job, method: Method, shots: int, seed: int, keep: Path) -> Json:
     """Train a method on a draw of the pool, choose its epoch on the validation images, and report the test images.
 
-    Args:    keep: a file (.npz) for what was learned: where it is there, only the measuring is done again.
-    Returns: `ap`, `ap50` of the learned classes on the test images, with the limit of overlap `nms_iou` that is best on
-             the validation images, as `fit` chooses it, for all methods alike; `ap50_loose` at 0.7; `original_before`,
-             `original_after` (AP) and `bits` (of original detections that changed) on the original scenes;
-             `false_alarms` per 1,000 backgrounds above the thresholds that were chosen, `alarms_at_default` above 0.25;
-             `seconds` of a CPU for training and its validations; `parameters`; `images`.
+    Args:
+        job: The job.
+        method: The method.
+        shots: Images per class.
+        seed: Of the draw and of the initial values.
+        keep: A file (.npz) for what was learned. If it exists, only the measuring is done again.
+
+    Returns:
+        `ap` and `ap50` of the learned classes on the test images, with the `nms_iou` that is best on the validation
+        images, chosen for every method as `fit` chooses it; `ap50_loose` at NMS IoU 0.7. On the original scenes, AP
+        `original_before` and `original_after`, and `bits`, how many bits of original detections changed. On 1,000
+        backgrounds, `false_alarms` above the chosen thresholds and `alarms_at_default` above 0.25. `seconds` of CPU
+        time for training and its validations, and the numbers of `parameters` and `images`.
     """
     chosen = job.draw(shots, seed)
     if method.kind == "weights":
@@ -119,10 +135,11 @@ def measure(job: Job, method: Method, shots: int, seed: int, keep: Path) -> Json
 
 
 def measure_new_names(job: Job, method: Method, shots: int, seed: int) -> Json:
-    """Train shared context on the names that training scenes show, and put it in front of the other names too.
+    """Train shared context on the names that the training scenes show, and put it in front of the other names too.
 
-    Returns: AP50 on the test images, a mean over the names: `base` of those that were trained, `new` of the others,
-             and their `harmonic` mean, as CoCoOp (arXiv 2203.05557) reports it.
+    Returns:
+        Mean AP50 on the test images: `base` over the names that were trained, `new` over the others, and their
+        `harmonic` mean, as CoCoOp (arXiv 2203.05557) reports it.
     """
     n_base = len(job.taught)
     if method.kind == "context":
@@ -142,7 +159,7 @@ def measure_new_names(job: Job, method: Method, shots: int, seed: int) -> Json:
 
 
 def _task(job: Job, method: Method, chosen: Sequence[int], seed: int) -> Task:
-    """The drawn images, with as many replayed ones, and the validation images."""
+    """A task with the drawn images, the replayed ones of the method, and the validation images."""
     pool = job.backbone("pool") if method.guide != "original" else job.regions("pool", method.settings.get("views", 1))
     files = [pool.files[i] for i in chosen]
     if method.replay:
@@ -154,7 +171,7 @@ def _task(job: Job, method: Method, chosen: Sequence[int], seed: int) -> Task:
 
 
 def _on(job: Job, method: Method, part: str) -> Task:
-    """A task that measures on a part of the job."""
+    """A task that measures on one part of the job."""
     if method.guide == "original":
         return RegionTask(job.world, RegionCache(), job.regions(part), IMAGE_SIZE)
     if method.guide == "joint":
@@ -163,7 +180,7 @@ def _on(job: Job, method: Method, part: str) -> Task:
 
 
 def _written(job: Job, method: Method, classes: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
-    """Embeddings (n_cls, 1, 512) of prompts that people wrote; the best template is that of the validation images."""
+    """Embeddings (n_cls, 1, 512) of hand-written prompts. The best template is chosen on the validation images."""
     if method.kind == "plain":
         return job.tower.embed_classes(classes)
     if method.kind == "templates":
@@ -173,7 +190,7 @@ def _written(job: Job, method: Method, classes: Sequence[tuple[str, ...]], task:
 
 
 def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
-    """The context, or the free embeddings, of the epoch that was best on the validation images."""
+    """The context or the free embeddings of the epoch that was best on the validation images."""
     config = FitConfig(seed=seed, image_size=IMAGE_SIZE, **method.settings)
     context: Any = PromptContext(
         job.tower,
@@ -199,8 +216,7 @@ def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
 def _measured(
     detect: Callable[[str], tuple[list[Labels], list[Detections]]], n_cls: int, parts: Sequence[str] = ("val",)
 ) -> Json:
-    """AP on the test images, and false alarms on the backgrounds, with the limit of overlap and the thresholds that are
-    chosen on some parts."""
+    """AP on the test images and false alarms on the backgrounds; NMS IoU and thresholds are chosen on `parts`."""
     truths, founds = (list(chain(*lists)) for lists in zip(*(detect(part) for part in parts), strict=True))
     iou = choose_nms_iou(truths, founds, n_cls)
 
@@ -230,7 +246,8 @@ def _measured(
 def _original_after(job: Job, method: Method, embeddings: np.ndarray) -> Json:
     """AP of the original classes before and after, and how many bits of their detections changed.
 
-    Through ONNX Runtime with the learned vocabulary loaded; a joint guide, which the product refuses, through torch.
+    This is measured in ONNX Runtime with the learned vocabulary loaded. A joint guide, which the product refuses, is
+    measured in torch.
     """
     n_cls = len(job.original.names)
     if method.guide == "joint":
@@ -270,9 +287,14 @@ def _original_after(job: Job, method: Method, embeddings: np.ndarray) -> Json:
 def forward(
     job: Job, world: World, part: str, guide: Tensor, embeddings: np.ndarray
 ) -> tuple[list[Labels], list[Detections]]:
-    """Labels and detections of a part by a whole pass of a detector.
+    """Labels and detections of one part of the job, from complete passes of a detector.
 
-    Args: guide: (n, 512) float32. embeddings: (n_cls, n_prompts, 512) float32, of the part's classes.
+    Args:
+        job: The job.
+        world: The detector.
+        part: The part.
+        guide: (n, 512) float32.
+        embeddings: (n_cls, n_prompts, 512) float32, of the classes of the part.
     """
     labels = job.regions(part)
 
@@ -286,7 +308,7 @@ def forward(
 
 
 def _bundle(job: Job) -> Path:
-    """The graph of the detector and the original vocabulary."""
+    """A folder with the graph of the detector and the original vocabulary."""
     folder = job.folder / "bundle"
     if not (folder / GRAPH_FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -296,8 +318,10 @@ def _bundle(job: Job) -> Path:
 
 
 def _fine_tuning(job: Job, chosen: Sequence[int], shots: int, epochs: int) -> Json:
-    """Ultralytics' fine-tuning of all weights on the drawn images; its best epoch by its own choice on the validation
-    images, the learned names as guide and classes as it uses them."""
+    """Ultralytics' fine-tuning of all weights on the drawn images.
+
+    Ultralytics chooses the best epoch on the validation images, and uses the learned names as guide and as classes.
+    """
     folder = job.folder / f"fine-tuning-{shots}"
     folder.mkdir(parents=True, exist_ok=True)
     names = [prompts[0] for prompts in job.classes]

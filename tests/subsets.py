@@ -1,4 +1,4 @@
-"""Parts of an ultralytics data set: the same images, with the labels of some of its classes."""
+"""Parts of an ultralytics data set: the same images, with labels of only some classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,15 @@ import yaml
 
 
 def write_subset(data: Path, folder: Path, names: Sequence[str]) -> Path:
-    """A data set of these classes alone, in this order; objects of the others are not labelled.
+    """Write a data set with only these classes, in this order. Objects of the others are not labelled.
 
-    Args: data: the YAML of the whole set. folder: a new one.
-    Returns: the YAML of the part.
+    Args:
+        data: The YAML of the complete set.
+        folder: A new folder.
+        names: Classes of the complete set.
+
+    Returns:
+        The YAML of the part.
     """
     content = yaml.safe_load(data.read_text())
     own = list(content["names"].values())
