@@ -1,4 +1,4 @@
-"""Fit as a function: what it keeps, how it stops and goes on, and what its cache saves. See also tests/test_laws.py."""
+"""Fit as a function: what it keeps, how it stops and continues, and what its cache saves. See also test_laws.py."""
 
 import json
 import shutil
@@ -305,8 +305,7 @@ def damage(path: Path) -> None:
 def test_replayed_images_are_trained_on_counted_and_resumed(
     custom: Path, replay_folder: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten labelled images and eight replayed ones, of which one is damaged and one is held out; stopped and gone on
-    with."""
+    """Ten labelled images and eight replayed ones: one of these is damaged, one held out. The run is stopped once."""
     batches: list[list[int]] = []
 
     def counting(world: World, rows: torch.Tensor, regions: list[Regions], anchors: Any) -> torch.Tensor:
@@ -384,8 +383,11 @@ def test_fit_without_a_readable_labelled_validation_image_ends_before_training(t
     if damaged == "labelled":  # one image without objects can still be read
         (data.parent / "labels/val" / f"{images[-1].stem}.txt").write_text("")
         images.pop()
-    for path in images:  # headers are whole, so that the damage shows only when the pixels are decoded
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for path in images:  # a PNG from its signature to its end mark, so that only decoding the pixels shows the damage
+        Image.open(path).save(path, "PNG")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
     reason = "None of the 4 images" if damaged == "all" else "No readable validation image of .* has a box. The first"
     with pytest.raises(DataError, match=reason) as refusal:
         fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1))
