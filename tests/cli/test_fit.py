@@ -1,4 +1,4 @@
-"""`prompt-tune fit` at the edges: every bad input is one line on standard error, status 1, and nothing half-written."""
+"""`prompt-tune fit`: every bad input gives one line on standard error and status 1, and leaves nothing half-written."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def _yolo(folder: Path, labels: str = "0 0.5 0.5 0.4 0.4\n", names: str = "[box]
 
 
 def _plain_detector(folder: Path) -> Path:
-    """A checkpoint of a YOLO that is no YOLO-World."""
+    """A checkpoint of a YOLO that is not a YOLO-World."""
     import torch
 
     from prompt_tune.models import ultralytics
@@ -44,15 +44,15 @@ def _plain_detector(folder: Path) -> Path:
 
 
 def _garbage(folder: Path) -> Path:
-    """A file that is no checkpoint."""
+    """A file that is not a checkpoint."""
     (folder / "garbage.pt").write_bytes(b"not a checkpoint at all" * 50)
     return folder / "garbage.pt"
 
 
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: folder / "nothing.pt", "nothing.pt"),
-    "no checkpoint": (_garbage, "garbage.pt"),
-    "no YOLO-World": (_plain_detector, "is no YOLO-World"),
+    "not a checkpoint": (_garbage, "garbage.pt"),
+    "another YOLO": (_plain_detector, "is not a YOLO-World"),
 }
 DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: folder / "nowhere", "nowhere"),
@@ -73,7 +73,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         ["--prompts-per-class", "2", "--shared-context"],
         "Leave --prompts-per-class",
     ),
-    "no prompt a class": (["--prompts-per-class", "0"], "prompts_per_class"),
+    "no prompt for a class": (["--prompts-per-class", "0"], "prompts_per_class"),
     "teacher that pushes away": (["--teacher-weight", "-1"], "teacher_weight"),
     "earlier run that is not there": (["--from", "nowhere"], "Give another --from"),
     "nothing that is old": (["--freeze-old"], "Name it with --from"),
@@ -143,7 +143,7 @@ def test_fit_shared_context_embeds_names_that_it_never_saw(
 
 
 @pytest.mark.parametrize("option", [("--guide", "joint"), ("--token-position", "left"), ("--teacher-weight", "much")])
-def test_fit_with_a_choice_that_is_none_is_a_usage_error(
+def test_fit_with_a_value_that_an_option_does_not_take_is_a_usage_error(
     option: tuple[str, str], custom: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     outcome = run_command(capfd, "fit", "--model", "tiny", "--data", custom, "--out", tmp_path / "run", *option)

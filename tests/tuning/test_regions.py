@@ -88,6 +88,7 @@ def test_replayed_images_stand_behind_the_others_and_are_counted(
     parts = [fill(world, guide, part, tmp_path / "cache", budget=SMALL) for part in (samples[:3], samples[3:])]
     both = parts[0].with_replay(parts[1])
     assert (len(both.files), both.n_replay) == (5, 2) and len(both.skipped) == 1
+    assert (parts[1].kept, both.kept) == ([0, 2], [0, 1, 2])  # of the samples before the replayed ones
     assert both.files[:3] == parts[0].files and both.files[3:] == parts[1].files
     assert (parts[0].n_replay, len(parts[0].files)) == (0, 3)
 

@@ -71,8 +71,10 @@ def test_detections_under_a_learned_guide_are_those_under_the_same_fixed_guide(
 def test_gradient_goes_through_guide_and_head_and_is_that_of_finite_differences(
     region_task: RegionTask, guided_task: GuidedTask, rows: Tensor
 ) -> None:
-    """On an image without objects, whose targets do not move; along what the head alone does not see. A batch of one,
-    of which torch's batch norm alone would give wrong gradients."""
+    """On an image without objects, whose targets do not move, along a direction that the head alone does not see.
+
+    The batch has one image, for which torch's batch norm alone would give wrong gradients.
+    """
     leaf = rows.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(guided_task.loss(leaf, [5], [0]), leaf)
     (of_head,) = torch.autograd.grad(region_task.loss(leaf, [5], [0]), leaf)
