@@ -90,8 +90,8 @@ class FitConfig:
         "What steers the neck: the original vocabulary, or the learned classes themselves, which takes a second pass.",
         choices=get_args(GuideMode),
     )
-    epochs: int = setting(20, "Number of epochs. Few images are passed over several times in one epoch.", least=1)
-    updates: int = setting(30, "Number of updates that an epoch should have; few images are repeated for it.", least=1)
+    epochs: int = setting(20, "Number of epochs. With few images, an epoch passes over them several times.", least=1)
+    updates: int = setting(30, "Number of updates to aim for in an epoch: few images are used several times.", least=1)
     learning_rate: float = setting(
         0.02, "Peak learning rate of AdamW: one epoch of warm-up, then a cosine.", above=0, below=10
     )

@@ -2,15 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from commands import run_command
 from PIL import Image
 
+from prompt_tune.cli.fit import command
+from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import write_sample
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+SETTING_NAMES = [field.name for field in fields(FitConfig)]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +128,18 @@ def test_fit_with_bad_settings_is_one_line_and_status_1(
     assert not out.exists()
 
 
+def test_every_setting_is_an_option_with_its_default_help_and_choices() -> None:
+    options = {option.name: option for option in command.params if isinstance(option, click.Option)}
+    assert [name for name in options if name in SETTING_NAMES and name != "freeze_old"] == [
+        name for name in SETTING_NAMES if name != "freeze_old"
+    ]  # in the order of the fields; `freeze_old` stands beside --from
+    for field in fields(FitConfig):
+        option = options[field.name]
+        assert (option.default, option.help) == (field.default, field.metadata["help"]), field.name
+        choices = tuple(option.type.choices) if isinstance(option.type, click.Choice) else ()
+        assert choices == tuple(field.metadata["choices"]), field.name
+
+
 def test_fit_with_an_unknown_option_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(capfd, "fit", "--modle", "tiny").status == 2
 
@@ -165,8 +183,8 @@ def test_fit_from_a_run_with_replay_and_several_prompts_goes_through_every_comma
         ("export", second, "--out", tmp_path / "bundle"),
         ("detect", tmp_path / "bundle", "--source", replay / "val", "--learned", built, "--out", tmp_path / "found"),
     ]
-    for command in commands:
-        outcome = run_command(capfd, *command)
+    for arguments in commands:
+        outcome = run_command(capfd, *arguments)
         assert outcome.status == 0, outcome.err
     config = json.loads((second / "config.json").read_text())
     settings = config["settings"]
