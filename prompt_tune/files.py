@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_tune.contract import METADATA_KEY
+from prompt_tune.errors import PromptTuneError
 
 if TYPE_CHECKING:
     import numpy as np
 
 MAX_METADATA_BYTES = 2**24  # 16 MiB of JSON; safetensors reads headers up to 100 MB
+MAKE_ROOM = "Choose another place or make room."
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +42,31 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told(path: Path | str, error: type[PromptTuneError], *, cure: str = MAKE_ROOM) -> Iterator[None]:
+    """Turn a failure of the disk into one line for users.
+
+    Args:
+        path: What is written, as the line names it.
+        error: The class of error to raise.
+        cure: What to do about it, in a sentence of its own.
+
+    Raises:
+        PromptTuneError: The block raised an OSError; of the class `error`.
+    """
+    try:
+        yield
+    except OSError as reason:
+        raise error(f"Cannot write {path}: {reason.strerror or reason}. {cure}") from reason
+
+
+@contextmanager
+def saving(path: Path | str, error: type[PromptTuneError], *, cure: str = MAKE_ROOM) -> Iterator[Path]:
+    """Like `replacing`, with the errors of `told`."""
+    with told(path, error, cure=cure), replacing(path) as temporary:
+        yield temporary
 
 
 @contextmanager

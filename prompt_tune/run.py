@@ -1,32 +1,15 @@
 """The run folder of a fit: its settings, what was learned, how it went, and where to continue."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prompt_tune.errors import RunError
-from prompt_tune.files import replacing
+from prompt_tune.files import saving
 
 CONFIG_FILE = "config.json"
 CACHE_FOLDER = "regions"  # may exist before the run does
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write a file of a run into one line with its cure.
-
-    Raises:
-        RunError: The block raised an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {error.strerror or error}. Make room or allow writing, then continue with "
-            "--resume."
-        ) from error
+RESUME = "Make room or allow writing, then continue with --resume."  # the cure if a file cannot be written
 
 
 class RunFolder:
@@ -61,11 +44,8 @@ class RunFolder:
         # a hidden file may be left from a process that was killed while writing
         if self.folder.exists() and any(p.name != CACHE_FOLDER and p.name[0] != "." for p in self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty, and it is not a run of `fit`. Give another --out.")
-        try:
-            with replacing(self.config) as path:
-                path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        except OSError as error:
-            raise RunError(f"{self.folder} cannot be written: {error.strerror}. Give another --out.") from error
+        with saving(self.config, RunError, cure="Give another --out or make room.") as path:
+            path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
     def _check_same(self, config: dict[str, Any]) -> None:
         """Refuse to resume with other settings."""
@@ -86,7 +66,7 @@ class RunFolder:
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one JSON line. If an epoch is done again after a kill, its line is replaced."""
         lines = [old for old in self.read_metrics() if old["epoch"] < line["epoch"]]
-        with writing(self.metrics), replacing(self.metrics) as path:
+        with saving(self.metrics, RunError, cure=RESUME) as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in [*lines, line]))
 
     def read_metrics(self) -> list[dict[str, Any]]:

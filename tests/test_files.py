@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from disks import full_disk
 from places import TESTS
 from safetensors.numpy import save_file
 
 from prompt_tune.contract import METADATA_KEY
+from prompt_tune.errors import RunError
 from prompt_tune.files import (
     MAX_METADATA_BYTES,
     backup_of,
     read_tensors,
     replacing,
     replacing_folder,
+    saving,
     tensor_bytes,
 )
 
@@ -263,3 +266,41 @@ def test_file_that_is_cut_short_is_refused(tmp_path: Path, end: int) -> None:
 def test_fields_over_the_limit_are_refused() -> None:
     with pytest.raises(ValueError, match="must fit in"):
         tensor_bytes({}, {"notes": "x" * MAX_METADATA_BYTES})
+
+
+def test_saving_replaces_the_file_when_the_block_ends(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "page.html"
+    for text in ("first", "second"):
+        with saving(file, RunError) as temporary:
+            temporary.write_text(text)
+        assert file.read_text() == text
+    assert [path.name for path in file.parent.iterdir()] == ["page.html"]
+
+
+def test_saving_on_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text("old")
+    with pytest.raises(RunError) as refusal, full_disk(), saving(file, RunError) as temporary:
+        temporary.write_text("new" * 1000)
+    assert str(refusal.value) == f"Cannot write {file}: File too large. Choose another place or make room."
+    assert file.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("file/page.html", "File exists"), ("folder", "Is a directory")],
+    ids=["in a file", "a folder"],
+)
+def test_saving_where_no_file_can_be_says_why(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError) as refusal, saving(tmp_path / place, RunError) as temporary:
+        temporary.write_text("text")
+    assert str(refusal.value) == f"Cannot write {tmp_path / place}: {reason}. Choose another place or make room."
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_saving_passes_other_errors_on(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), saving(tmp_path / "page.html", RunError):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())

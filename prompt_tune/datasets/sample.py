@@ -1,6 +1,5 @@
 """The sample set: a custom job on the synthetic scenes of `tiny`, with six classes whose names are new to its tower."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from prompt_tune.datasets.scenes import PRETRAINING, TRAINED, Layer, Look, Scene
 from prompt_tune.errors import DataError
 from prompt_tune.files import replacing
 from prompt_tune.progress import Progress, silent
+from prompt_tune.runtime.images import save_image
 
 # Composites of shapes, and combinations of colour and shape that were held out from the pretraining of `tiny`.
 CLASSES = {
@@ -87,9 +87,7 @@ def write_image(folder: Path, split: str, index: int, scene: Scene, classes: Seq
         classes: The class index of each object; None for an object that gets no label.
     """
     with replacing(folder / "images" / split / f"{index:04d}.jpg") as path:
-        content = io.BytesIO()  # written to a file, Pillow drops what a full disk does not take, without an error
-        Image.fromarray(scene.image).save(content, "JPEG", quality=JPEG_QUALITY)
-        path.write_bytes(content.getvalue())
+        save_image(path, Image.fromarray(scene.image), quality=JPEG_QUALITY)
     with replacing(folder / "labels" / split / f"{index:04d}.txt") as path:
         path.write_text("".join(_label_lines(scene, classes)))
 

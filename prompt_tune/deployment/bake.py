@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prompt_tune.contract import DEFAULT_THRESHOLD
 from prompt_tune.errors import DataError, RunError
-from prompt_tune.files import replacing
+from prompt_tune.files import saving
 from prompt_tune.models import ultralytics
 from prompt_tune.models.embeddings import load_run
 from prompt_tune.models.suppression import find
@@ -133,11 +133,8 @@ def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Pat
         "train_args": {"task": "detect", "imgsz": image_size},
         "version": ultralytics.quiet_import("ultralytics").__version__,
     }
-    try:
-        with replacing(out) as path, path.open("wb") as file:  # given a path, torch would store its name in the file
-            torch.save(checkpoint, file)
-    except OSError as error:
-        raise RunError(f"Cannot write {out}: {error.strerror}. Choose another place or make room.") from error
+    with saving(out, RunError) as path, path.open("wb") as file:  # given a path, torch would store its name in the file
+        torch.save(checkpoint, file)
 
 
 @torch.no_grad()

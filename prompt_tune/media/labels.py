@@ -11,10 +11,11 @@ from typing import IO, Self, TextIO
 from PIL import Image
 
 from prompt_tune.errors import DataError
-from prompt_tune.media.sinks import Places, Sink, told, with_suffix, writing
+from prompt_tune.files import saving, told
+from prompt_tune.media.sinks import OTHER_OUT, Places, Sink, with_suffix
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
-from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.images import IMAGE_SUFFIXES, save_image
 
 COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"
@@ -53,8 +54,8 @@ class Coco(Sink):
         self._images = self._annotations = 0
 
     def __enter__(self) -> Self:
-        self._target = self._files.enter_context(writing(self._out / COCO_FILE))
-        with told(self._out / COCO_FILE):
+        self._target = self._files.enter_context(saving(self._out / COCO_FILE, DataError, cure=OTHER_OUT))
+        with told(self._out / COCO_FILE, DataError, cure=OTHER_OUT):
             self._image_lines, self._annotation_lines = self._spool(), self._spool()
         return self
 
@@ -62,7 +63,7 @@ class Coco(Sink):
         """See `Sink.write`."""
         width, height = found.size_wh
         entry = {"id": self._images + 1, **_origin(frame), "width": width, "height": height}
-        with told(self._out / COCO_FILE):
+        with told(self._out / COCO_FILE, DataError, cure=OTHER_OUT):
             _line(self._image_lines, self._images, entry)
             self._images += 1
             for row in found.to_coco(self._images, self._category_ids, first_id=self._annotations + 1):
@@ -75,7 +76,10 @@ class Coco(Sink):
 
     def _finish(self) -> None:
         info = {**self._info, "skipped": list(self._skipped)}
-        with told(self._out / COCO_FILE), open(self._target, "w", encoding="utf-8", errors=ESCAPED) as file:
+        with (
+            told(self._out / COCO_FILE, DataError, cure=OTHER_OUT),
+            open(self._target, "w", encoding="utf-8", errors=ESCAPED) as file,
+        ):
             file.write(f'{{"info": {_json(info)},\n"images": [\n')
             _append(file, self._image_lines)
             file.write(f'\n],\n"categories": {_json(coco_categories(self._classes))},\n"annotations": [\n')
@@ -102,7 +106,7 @@ class Yolo(Sink):
         """
         super().__init__()
         self._root = out / YOLO_FOLDER
-        with told(self._root):
+        with told(self._root, DataError, cure=OTHER_OUT):
             is_taken = self._root.exists()
         if is_taken:
             raise DataError(
@@ -121,12 +125,12 @@ class Yolo(Sink):
         """See `Sink.write`."""
         image = self._image_place(frame)
         label = _yolo_label(image)
-        with writing(image) as temporary:
+        with saving(image, DataError, cure=OTHER_OUT) as temporary:
             if frame.path is not None and image.suffix == frame.path.suffix:
                 shutil.copyfile(frame.path, temporary)
             else:
-                Image.fromarray(frame.image).save(temporary, quality=LABEL_QUALITY)
-        with writing(label) as temporary:
+                save_image(temporary, Image.fromarray(frame.image), quality=LABEL_QUALITY)
+        with saving(label, DataError, cure=OTHER_OUT) as temporary:
             temporary.write_text("".join(self._rows(found)), encoding="utf-8")
 
     def _image_place(self, frame: Frame) -> Path:
@@ -155,7 +159,7 @@ class Yolo(Sink):
 
     def _finish(self) -> None:
         lines = [f"  {number}: {_json(name)}\n" for number, name in enumerate(self._names)]  # JSON text is YAML text
-        with writing(self._root / "data.yaml") as temporary:
+        with saving(self._root / "data.yaml", DataError, cure=OTHER_OUT) as temporary:
             temporary.write_text(
                 "# A detector made these labels: correct them before you trust them. `prompt-tune fit` holds out a\n"
                 "# fifth of the images for validation; ultralytics needs a line `val: FOLDER` with other images.\n"
@@ -177,7 +181,7 @@ class Csv(Sink):
         self._path = out / CSV_FILE
 
     def __enter__(self) -> Self:
-        temporary = self._files.enter_context(writing(self._path))
+        temporary = self._files.enter_context(saving(self._path, DataError, cure=OTHER_OUT))
         self._file = self._files.enter_context(open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline=""))
         self._writer = csv.writer(self._file)
         self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2"))
@@ -186,7 +190,7 @@ class Csv(Sink):
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
         origin = _origin(frame)
-        with told(self._path):
+        with told(self._path, DataError, cure=OTHER_OUT):
             for *row, box in _rows(found):
                 self._writer.writerow((*(origin.get(name) for name in ORIGIN), *row, *box))
 

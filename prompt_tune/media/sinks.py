@@ -4,24 +4,25 @@ A sink takes one frame at a time and keeps none of them, so that memory does not
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
 from prompt_tune.errors import DataError
-from prompt_tune.files import replacing
+from prompt_tune.files import saving, told
 from prompt_tune.media.draw import draw
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.images import IMAGE_SUFFIXES, save_image
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
+OTHER_OUT = "Choose another --out or make room."
 JPEG_QUALITY = 92  # text and thin lines smear below 90
 VIDEO_CODEC, VIDEO_OPTIONS = "libx264", {"crf": "20", "preset": "veryfast"}  # thin lines stay sharp at 20
 TICKS = Fraction(1, 90_000)  # seconds; the clock of MPEG, which all usual frame rates divide
@@ -114,8 +115,8 @@ class Pictures(_Drawings):
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
         if frame.index is None:
-            with writing(self._place(frame.name, IMAGE_SUFFIXES, ".png")) as temporary:
-                draw(frame.image, found).save(temporary, quality=JPEG_QUALITY)
+            with saving(self._place(frame.name, IMAGE_SUFFIXES, ".png"), DataError, cure=OTHER_OUT) as temporary:
+                save_image(temporary, draw(frame.image, found), quality=JPEG_QUALITY)
 
 
 class Videos(_Drawings):
@@ -139,7 +140,7 @@ class Videos(_Drawings):
         ticks = round(frame.index / USUAL_RATE / TICKS) if frame.seconds is None else round(frame.seconds / TICKS)
         self._ticks = max(self._ticks + 1, ticks)  # the encoder wants each frame to be later than the last
         picture.pts, picture.time_base = self._ticks, TICKS
-        with told(self._target):
+        with told(self._target, DataError, cure=OTHER_OUT):
             self._container.mux(self._stream.encode(picture))
 
     def _next(self, frame: Frame) -> None:
@@ -148,7 +149,7 @@ class Videos(_Drawings):
 
         self.__exit__(None, None, None)
         self._target = self._place(frame.name, (".mp4",), ".mp4")
-        temporary = self._files.enter_context(writing(self._target))
+        temporary = self._files.enter_context(saving(self._target, DataError, cure=OTHER_OUT))
         height, width = frame.image.shape[:2]
         self._container: OutputContainer = self._files.enter_context(av.open(str(temporary), "w"))
         self._stream = cast("VideoStream", self._container.add_stream(VIDEO_CODEC, USUAL_RATE, options=VIDEO_OPTIONS))
@@ -159,34 +160,9 @@ class Videos(_Drawings):
 
     def _finish(self) -> None:
         if self._name is not None:
-            with told(self._target):
+            with told(self._target, DataError, cure=OTHER_OUT):
                 self._container.mux(self._stream.encode(None))
         self._name = None
-
-
-@contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turn errors of the disk into one line.
-
-    Raises:
-        DataError: `path` cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"Cannot write `{path}`: {reason}. Choose another --out or make room.") from error
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """The temporary file of `files.replacing`, with errors of the disk in one line.
-
-    Raises:
-        DataError: `path` cannot be written.
-    """
-    with told(path), replacing(path) as temporary:
-        yield temporary
 
 
 def with_suffix(path: Path, suffixes: Sequence[str], added: str) -> Path:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prompt_tune.errors import RunError
 from prompt_tune.evaluation.calibration import N_BINS, reliability
 from prompt_tune.evaluation.matching import Matched
 from prompt_tune.evaluation.metrics import RECALLS
 from prompt_tune.evaluation.outcomes import ClassOutcome
-from prompt_tune.report.saving import saving
+from prompt_tune.files import saving
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,5 +131,5 @@ def _new_figure(width: float, height: float) -> "Figure":
 
 def _save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, whole or not at all. The same figure gives the same bytes."""
-    with saving(path) as temporary:
+    with saving(path, RunError) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

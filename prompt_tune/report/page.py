@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prompt_tune.errors import RunError
 from prompt_tune.evaluation.alarms import SAME_BOX_IOU
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.outcomes import ClassOutcome, Example
 from prompt_tune.evaluation.thresholds import hardly_learned
+from prompt_tune.files import saving
 from prompt_tune.report.figures import SVG_SIDE
 from prompt_tune.report.pictures import Picture, pictures
-from prompt_tune.report.saving import saving
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -240,7 +241,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
         "version": __version__,
     }
     text = environment.get_template(template).render({**constants, **content})
-    with saving(path) as temporary:
+    with saving(path, RunError) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Images: finding files, reading them upright as RGB, and letterboxing to the network's input and back."""
 
 import glob
+import io
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +146,24 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except _DECODE_ERRORS as error:
         raise _unreadable(f"`{path}`", error) from error
     return (height, width) if sideways else (width, height)
+
+
+def save_image(path: Path, image: Image.Image, *, quality: int) -> None:
+    """Write an image in the format that the file's suffix names.
+
+    It is encoded in memory first: when Pillow writes a JPEG to a full disk, it drops the rest without an error.
+
+    Args:
+        path: The file to write.
+        image: The image.
+        quality: Of formats that lose something, in 1..100.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    image.save(content, Image.registered_extensions()[path.suffix.lower()], quality=quality)
+    path.write_bytes(content.getvalue())
 
 
 def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Letterbox]:

@@ -18,11 +18,11 @@ from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.metrics import average_precision
 from prompt_tune.evaluation.verify import changed_bits
+from prompt_tune.files import saving
 from prompt_tune.media.draw import draw, side_by_side
 from prompt_tune.models.embeddings import build_vocabulary
 from prompt_tune.models.world import TINY
 from prompt_tune.progress import Progress, silent
-from prompt_tune.report.saving import saving
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
@@ -105,7 +105,7 @@ def demo(
         seconds=round(time.perf_counter() - started, 1),
     )
     _draw(out / "demo.png", test.samples, alone.original, both)
-    with saving(out / "summary.json") as path:
+    with saving(out / "summary.json", RunError) as path:
         path.write_text(json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n")
     return summary
 
@@ -168,7 +168,7 @@ def _draw(path: Path, samples: Sequence[Sample], original: Sequence[Detections],
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for k, row in enumerate(rows):
         sheet.paste(row, (0, sum(r.height for r in rows[:k])))
-    with saving(path) as temporary:
+    with saving(path, RunError) as temporary:
         sheet.save(temporary, "PNG")
 
 

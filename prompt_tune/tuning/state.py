@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from prompt_tune.errors import RunError
-from prompt_tune.files import read_tensors, replacing, tensor_bytes
-from prompt_tune.run import RunFolder, writing
+from prompt_tune.files import read_tensors, saving, tensor_bytes
+from prompt_tune.run import RESUME, RunFolder
 
 STATE_TENSORS = {"ctx", "best_ctx", "exp_avg", "exp_avg_sq"}
 
@@ -42,7 +42,7 @@ def save_state(run: RunFolder, state: TrainState) -> None:
     """
     fields = {name: value for name, value in vars(state).items() if name != "tensors"}
     data = tensor_bytes({name: tensor.detach().cpu().numpy() for name, tensor in state.tensors.items()}, fields)
-    with writing(run.state), replacing(run.state) as path:
+    with saving(run.state, RunError, cure=RESUME) as path:
         path.write_bytes(data)
 
 

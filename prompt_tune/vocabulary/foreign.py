@@ -18,7 +18,7 @@ import numpy as np
 
 from prompt_tune.contract import EMBED_DIM, Kind
 from prompt_tune.errors import VocabularyError
-from prompt_tune.files import replacing
+from prompt_tune.files import saving
 from prompt_tune.vocabulary.checks import FloatArray
 from prompt_tune.vocabulary.format import ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
@@ -140,18 +140,15 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
     """
     rows = single_prompts(vocabulary, out)
     written = [out]
-    try:
-        if out.suffix == NPZ:
-            with replacing(out) as path:  # `NPZ_KEYS`; (1, n_cls, 512)
-                np.savez(path, class_embeddings=rows[None], class_list=np.array(vocabulary.names))
-        else:
-            texts = classes or _beside(out)
-            written.append(texts)
-            with replacing(out) as path, replacing(texts) as texts_path:
-                np.save(path, rows)
-                texts_path.write_text(json.dumps([[name] for name in vocabulary.names], ensure_ascii=False), "utf-8")
-    except OSError as error:
-        raise VocabularyError(f"Cannot write {out}: {error.strerror}. Choose another place or make room.") from error
+    if out.suffix == NPZ:
+        with saving(out, VocabularyError) as path:  # `NPZ_KEYS`; (1, n_cls, 512)
+            np.savez(path, class_embeddings=rows[None], class_list=np.array(vocabulary.names))
+    else:
+        texts = classes or _beside(out)
+        written.append(texts)
+        with saving(out, VocabularyError) as path, saving(texts, VocabularyError) as texts_path:
+            np.save(path, rows)
+            texts_path.write_text(json.dumps([[name] for name in vocabulary.names], ensure_ascii=False), "utf-8")
     lost = "".join(f", {name}" for name in ("calibration", "nms_iou") if getattr(vocabulary, name) is not None)
     logger.info(
         "%s has no place for thresholds%s and digests; a reader lets all its classes guide the neck.", out, lost

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from prompt_tune.contract import DEFAULT_THRESHOLD, IDENTITY, UNLIMITED, GuideMode, Kind
 from prompt_tune.errors import VocabularyError
-from prompt_tune.files import replacing
+from prompt_tune.files import saving
 from prompt_tune.vocabulary.checks import (
     FloatArray,
     as_floats,
@@ -151,13 +151,8 @@ class Vocabulary:
             VocabularyError: The file cannot be written, or the metadata is over the limit.
         """
         data = self.to_bytes()
-        try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(data)
-        except OSError as error:
-            raise VocabularyError(
-                f"Cannot write the vocabulary {path}: {error.strerror}. Choose another place or make room."
-            ) from error
+        with saving(path, VocabularyError) as temporary:
+            temporary.write_bytes(data)
 
     def to_bytes(self) -> bytes:
         """The content of the vocabulary file."""

@@ -208,7 +208,7 @@ def test_out_that_cannot_be_written_is_one_line(
     options = [word for name in save for word in ("--save", name)]
     done = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, "--threads", 1, *options)
     assert (done.status, "Traceback" in done.err) == (1, False)
-    assert done.err.splitlines()[-1].startswith(f"Error: Cannot write `{out / place}`: Not a directory.")
+    assert done.err.splitlines()[-1].startswith(f"Error: Cannot write {out / place}: Not a directory.")
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -103,6 +103,6 @@ except RunError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{run.state} cannot be written: File too large. Make room")
+    assert done.stdout.startswith(f"Cannot write {run.state}: File too large. Make room")
     assert done.stdout.count("\n") == 1 and run.state.read_bytes() == before
     assert [path.name for path in run.folder.iterdir() if path.name.startswith(".")] == []

@@ -371,7 +371,7 @@ def test_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
     root = ROOT
     done = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == (
-        f"VocabularyError Cannot write the vocabulary {path}: {os.strerror(errno.EFBIG)}. "
+        f"VocabularyError Cannot write {path}: {os.strerror(errno.EFBIG)}. "
         "Choose another place or make room.\n"
     )
     assert path.read_bytes() == golden().to_bytes()
@@ -380,10 +380,10 @@ def test_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
 
 def test_save_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder" / "full").mkdir(parents=True)
-    assert "Cannot write the vocabulary" in refusal_of(lambda: golden().save(tmp_path / "folder"))
+    assert "Cannot write" in refusal_of(lambda: golden().save(tmp_path / "folder"))
     assert os.listdir(tmp_path) == ["folder"]
     (tmp_path / "file").write_text("")
-    assert "Cannot write the vocabulary" in refusal_of(lambda: golden().save(tmp_path / "file" / "a.vocab.safetensors"))
+    assert "Cannot write" in refusal_of(lambda: golden().save(tmp_path / "file" / "a.vocab.safetensors"))
 
 
 def test_save_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
