@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prompt_tune.datasets.samples import Labels
-from prompt_tune.runtime.boxes import box_iou
+from prompt_tune.runtime.boxes import box_iou, match
 from prompt_tune.runtime.detections import Detections
 
 HIT_IOU = 0.5  # the overlap at which a detection has found an object; AP50's
@@ -47,52 +47,25 @@ class Matched:
         return right / len(kept) if len(kept) else np.nan, right / self.n_objects if self.n_objects else np.nan
 
 
-def match_labels(labels: Labels, found: Detections, reserve: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Match the detections of one image with its labels.
-
-    By falling score, each detection takes the free label of its class that it overlaps most, if the overlap reaches
-    the limit. Ignored labels stay free: any number of detections can take them.
-
-    Args:
-        labels: m labels.
-        found: n detections, in the same frame. Ties in score go to the first.
-        reserve: (s, m) bool, s matchings. A detection takes one of these labels only where no other can be had.
-        limits: (k,) rising, the smallest overlap, IoU in 0..1. For an ignored label, the share of the detection that
-            lies inside takes the place of the IoU.
-
-    Returns:
-        (n, s, k) int64: the label that a detection took in each matching at each limit, or -1.
-
-    Source: COCO (arXiv 1405.0312). Of equal overlaps the last label is taken, as in COCO's evaluator.
-    """
-    n, m = len(found), len(labels)
-    taken = np.full((n, len(reserve), len(limits)), -1, np.int64)
-    same = found.class_ids[:, None] == labels.classes  # (n, m)
-    overlap = np.where(same, box_iou(found.boxes_xyxy, labels.boxes_xyxy, labels.ignore), -1.0)
-    free = np.ones((len(reserve), len(limits), m), bool)
-    matching, level = np.ogrid[: len(reserve), : len(limits)]
-    near = np.flatnonzero(overlap.max(axis=1, initial=-1) >= limits[0])  # the others take nothing
-    for row in near[np.argsort(-found.scores[near], kind="stable")]:
-        candidates = np.where(free & (overlap[row] >= limits[:, None]), overlap[row], -1.0)  # (s, k, m)
-        preferred = np.where(reserve[:, None], -1.0, candidates)
-        candidates = np.where(preferred.max(axis=-1, keepdims=True) >= 0, preferred, candidates)
-        best = m - 1 - candidates[..., ::-1].argmax(axis=-1)  # (s, k)
-        hit = candidates[matching, level, best] >= 0
-        taken[row] = np.where(hit, best, -1)
-        free[matching, level, best] &= ~hit | labels.ignore[best]
-    return taken
-
-
 def judge(labels: Labels, found: Detections) -> Verdicts:
     """Decide for each detection of one image whether it is right, wrong or ignored, at IoU 0.5.
+
+    By falling score, each detection takes the free label of its class that it overlaps most. Any number of detections
+    can lie on an ignored label; with it, the share of the detection that lies inside takes the place of the IoU.
 
     Args:
         labels: The labels of the image.
         found: Its detections, in the same frame.
+
+    Source: COCO (arXiv 1405.0312).
     """
-    label = match_labels(labels, found, labels.ignore[None], np.array([HIT_IOU]))[:, 0, 0]  # (n,)
-    ignored = (label >= 0) & np.append(labels.ignore, False)[label]  # (n,)
-    return Verdicts(np.where(ignored, -1, label), ~ignored)
+    same = found.class_ids[:, None] == labels.classes  # (n, m)
+    overlap = np.where(same, box_iou(found.boxes_xyxy, labels.boxes_xyxy, labels.ignore), -1.0)
+    objects = np.flatnonzero(~labels.ignore)
+    place = match(overlap[:, objects], found.scores, np.array([HIT_IOU]))[:, 0]  # (n,), in `objects`
+    label = np.where(place < 0, -1, np.append(objects, -1)[place])
+    ignored = (label < 0) & (overlap[:, labels.ignore].max(axis=1, initial=-1) >= HIT_IOU)
+    return Verdicts(label, ~ignored)
 
 
 def match_classes(labels: Sequence[Labels], found: Sequence[Detections], n_cls: int) -> list[Matched]:

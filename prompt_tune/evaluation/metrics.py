@@ -1,23 +1,19 @@
-"""COCO's average precision and recall (arXiv 1405.0312), computed on arrays.
-
-The numbers equal those of the `faster-coco-eval` package bit for bit. That package takes ten times the memory, because
-it makes a Python object of every detection.
-"""
+"""COCO's average precision and recall (arXiv 1405.0312), by the `faster-coco-eval` package."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from prompt_tune.datasets.samples import Labels
-from prompt_tune.evaluation.matching import match_labels
 from prompt_tune.runtime.detections import Detections
 
 RECALLS = np.linspace(0, 1, 101)  # COCO's: where the precision is read
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 CAPS = (1, 10, 100)  # COCO's: how many detections count per class and image; precision is read at the last
-AREAS = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])  # COCO's: all, small, medium, large; pixels
-_WRONG, _RIGHT, _IGNORED = 0, 1, 2
+N_SIZES = 4  # COCO's: all objects, small, medium, large
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,13 @@ class Evaluation:
     def metrics(self, classes: Sequence[int]) -> Metrics:
         """Means over the classes given by number; all nan where none of them has an object."""
         precision, recall = self.precision[:, :, list(classes)], self.recall[:, list(classes)]
-        sizes = [_mean(precision[..., size]) for size in range(len(AREAS))]
+        sizes = [_mean(precision[..., size]) for size in range(N_SIZES)]
         caps = [_mean(recall[:, :, 0, cap]) for cap in range(len(CAPS))]
         return Metrics(sizes[0], _mean(precision[0, ..., 0]), _mean(precision[5, ..., 0]), *sizes[1:], *caps)
 
 
 def coco_evaluation(labels: Sequence[Labels], found: Sequence[Detections], n_cls: int) -> Evaluation:
-    """Compare detections with labels.
+    """Compare detections with labels, by faster-coco-eval.
 
     Args:
         labels: The labels of each image, in original pixels if sizes matter.
@@ -82,25 +78,16 @@ def coco_evaluation(labels: Sequence[Labels], found: Sequence[Detections], n_cls
 
     Source: COCO (arXiv 1405.0312), with its own caps of 1, 10 and 100 detections per class and image.
     """
-    images = [_Judged.of(*pair) for pair in zip(labels, found, strict=True)]
-    scores = _joined([image.scores for image in images], np.zeros(0, np.float32))
-    classes = _joined([image.classes for image in images], np.zeros(0, np.int64))
-    ranks = _joined([image.ranks for image in images], np.zeros(0, np.int64))
-    verdicts = _joined([image.verdicts for image in images], np.zeros((0, len(AREAS), len(IOU_THRESHOLDS)), np.int8))
-    label_classes = _joined([image.label_classes for image in images], np.zeros(0, np.int64))
-    wanted = _joined([image.wanted for image in images], np.zeros((0, len(AREAS)), bool))
-    n_objects = np.stack([np.bincount(label_classes[part], minlength=n_cls) for part in wanted.T], axis=1)  # (n_cls, 4)
-    del images  # the verdicts of all images stand in `verdicts`
-    precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), n_cls, len(AREAS)), np.nan)
-    recall = np.full((len(IOU_THRESHOLDS), n_cls, len(AREAS), len(CAPS)), np.nan)
-    order = np.lexsort((-scores, classes))  # stable
-    for k, rows in enumerate(np.split(order, np.searchsorted(classes[order], np.arange(1, n_cls)))):
-        for size in np.flatnonzero(n_objects[k]):
-            for level in range(len(IOU_THRESHOLDS)):
-                column, n = verdicts[rows, size, level], n_objects[k, size]
-                precision[level, :, k, size] = _interpolated(column, n)
-                recall[level, k, size] = [(column[ranks[rows] < cap] == _RIGHT).sum() / n for cap in CAPS]
-    return Evaluation(precision, recall)
+    objects = _Boxes.of([(part.boxes_xyxy, part.classes, part.ignore) for part in labels])
+    best = [part.select(_ranks(part) < CAPS[-1]) for part in found]
+    detections = _Boxes.of([(part.boxes_xyxy, part.class_ids, part.scores) for part in best])
+    precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), n_cls, N_SIZES), np.nan)
+    recall = np.full((len(IOU_THRESHOLDS), n_cls, N_SIZES, len(CAPS)), np.nan)
+    evaluator = _evaluator_on_arrays()
+    for k in np.unique(objects.classes[objects.values == 0]):  # the others have no object
+        tables = evaluator(objects.of_class(k), detections.of_class(k)).tables()
+        precision[:, :, k], recall[:, k] = tables[0][:, :, 0, :, -1], tables[1][:, 0]
+    return Evaluation(np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall))
 
 
 def average_precision(labels: Sequence[Labels], found: Sequence[Detections], n_cls: int) -> Metrics:
@@ -109,42 +96,81 @@ def average_precision(labels: Sequence[Labels], found: Sequence[Detections], n_c
 
 
 @dataclass(frozen=True, eq=False)
-class _Judged:
-    """The verdicts on the n detections of one image, and its m labels.
+class _Boxes:
+    """Labels or detections of all images, row by row, sorted by class.
 
     Attributes:
-        scores: (n,) float32.
+        images: (n,) int64, the image of each box.
+        boxes_xyxy: (n, 4) float64.
         classes: (n,) int64.
-        ranks: (n,) int64, the place of each detection among those of its class, from 0 by falling score.
-        verdicts: (n, 4 sizes, 10 IoU) int8: wrong, right or ignored.
-        label_classes: (m,) int64.
-        wanted: (m, 4 sizes) bool, whether each label is an object that should be found.
+        values: (n,) float64, the score of a detection; of a label 1 if it is ignored, else 0.
     """
 
-    scores: np.ndarray
+    images: np.ndarray
+    boxes_xyxy: np.ndarray
     classes: np.ndarray
-    ranks: np.ndarray
-    verdicts: np.ndarray
-    label_classes: np.ndarray
-    wanted: np.ndarray
+    values: np.ndarray
 
     @classmethod
-    def of(cls, labels: Labels, found: Detections) -> "_Judged":
-        """Match the 100 best detections of each class with the labels."""
-        ranks = _ranks(found)
-        kept = ranks < CAPS[-1]
-        found = found.select(kept)
-        wanted = _in_range(labels.boxes_xyxy) & ~labels.ignore[:, None]  # (m, 4)
-        label = match_labels(labels, found, ~wanted.T, IOU_THRESHOLDS)  # (n, 4, 10)
-        right = np.append(wanted, np.zeros((1, len(AREAS)), bool), axis=0)[label, np.arange(len(AREAS))[:, None]]
-        wrong = (label < 0) & _in_range(found.boxes_xyxy)[:, :, None]
-        verdicts = np.where(right, _RIGHT, np.where(wrong, _WRONG, _IGNORED)).astype(np.int8)
-        return cls(found.scores, found.class_ids, ranks[kept], verdicts, labels.classes, wanted)
+    def of(cls, parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "_Boxes":
+        """Boxes, classes and values of each image."""
+        empty = (np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+        boxes, classes, values = (np.concatenate(part) for part in zip(empty, *parts, strict=True))
+        images = np.repeat(np.arange(len(parts)), [len(part[1]) for part in parts])
+        order = np.argsort(classes, kind="stable")
+        return cls(images[order], boxes[order], classes[order], values[order].astype(np.float64))
+
+    def of_class(self, k: int) -> "_Boxes":
+        """The boxes of one class, image after image."""
+        rows = slice(*np.searchsorted(self.classes, (k, k + 1)))
+        return _Boxes(self.images[rows], self.boxes_xyxy[rows], self.classes[rows], self.values[rows])
 
 
-def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """The parts of all images in one array."""
-    return np.concatenate([empty, *parts])
+@cache
+def _evaluator_on_arrays() -> Any:
+    """faster-coco-eval's evaluator for one class, fed from arrays.
+
+    Its own way keeps Python dictionaries of all boxes, and visits every pair of an image and a class. Here, boxes go
+    straight into its tables, one class at a time, and it sees only the images that have the class.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    class Evaluator(COCOeval_faster):  # type: ignore[misc]  # it ships no types
+        """Evaluates the detections of one class against its labels."""
+
+        def __init__(self, objects: _Boxes, detections: _Boxes) -> None:
+            images = np.union1d(objects.images, detections.images).tolist()
+            images_alone = {"images": [{"id": i} for i in images], "annotations": [], "categories": [{"id": 0}]}
+            super().__init__(COCO(images_alone), COCO(images_alone), iouType="bbox")
+            self.params.maxDets = list(CAPS)
+            self._arrays = objects, detections
+
+        def tables(self) -> tuple[np.ndarray, np.ndarray]:
+            """Precision (10, 101, 1, 4 sizes, 3 caps) and recall (10, 1, 4 sizes, 3 caps); -1 where undefined."""
+            self.evaluate()
+            self.accumulate()
+            return np.asarray(self.eval["precision"]), np.asarray(self.eval["recall"])
+
+        def _prepare(self) -> None:
+            """Fill the evaluator's tables; `evaluate` calls this in place of its own."""
+            objects, detections = self._arrays
+            for table, part in ((self.gt_dataset, objects), (self.dt_dataset, detections)):
+                for row, (image, box, value) in enumerate(zip(part.images, part.boxes_xyxy, part.values, strict=True)):
+                    x1, y1, x2, y2 = box.tolist()
+                    entry: dict[str, Any] = {
+                        "id": row + 1,  # the evaluator takes the id 0 for none
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                    }
+                    if part is detections:
+                        entry |= {"score": float(value)}
+                    else:
+                        entry |= {"iscrowd": int(value), "ignore": int(value)}
+                    table.append(int(image), 0, entry)
+            both = set(objects.images.tolist()) & set(detections.images.tolist())
+            self._nonempty_iou_pairs = {(image, 0) for image in both}
+
+    return Evaluator
 
 
 def _ranks(found: Detections) -> np.ndarray:
@@ -154,28 +180,6 @@ def _ranks(found: Detections) -> np.ndarray:
     ranks = np.empty(len(order), np.int64)
     ranks[order] = np.arange(len(order)) - np.searchsorted(classes, classes)
     return ranks
-
-
-def _in_range(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """(n, 4) bool: whether the area of each box is within each of `AREAS`."""
-    sides = boxes_xyxy[:, 2:].astype(np.float64) - boxes_xyxy[:, :2]
-    area = sides.prod(axis=1)[:, None]  # (n, 1)
-    inside: np.ndarray = (area >= AREAS[:, 0]) & (area <= AREAS[:, 1])
-    return inside
-
-
-def _interpolated(verdicts: np.ndarray, n_objects: int) -> np.ndarray:
-    """(101,): the highest precision at each of `RECALLS` or beyond; 0 where the recall is not reached.
-
-    Args:
-        verdicts: (n,) int8, by falling score.
-        n_objects: At least 1.
-    """
-    right = np.flatnonzero(verdicts == _RIGHT)
-    hits = np.arange(1, len(right) + 1)
-    precision = hits / (verdicts != _IGNORED).cumsum()[right]
-    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return highest[np.searchsorted(hits / n_objects, RECALLS)]
 
 
 def _mean(table: np.ndarray) -> float:

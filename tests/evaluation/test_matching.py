@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from labelled import coco_tables, found, labels, random_images
 
-from prompt_tune.evaluation.matching import Matched, judge, match_classes, match_labels
+from prompt_tune.evaluation.matching import Matched, judge, match_classes
 from prompt_tune.evaluation.metrics import RECALLS
 from prompt_tune.evaluation.outcomes import Judged, outcomes
 
@@ -48,15 +48,6 @@ def test_an_object_is_preferred_to_a_crowd_which_any_number_of_detections_may_li
     verdicts = judge(truth, found(*inside, (1, 0.9, BOX)))
     assert verdicts.label.tolist() == [1, -1, -1, -1]
     assert verdicts.counts.tolist() == [True, False, False, True]  # the last one's class has no crowd
-
-
-def test_match_labels_takes_a_label_in_reserve_only_where_no_other_reaches_the_limit() -> None:
-    truth = labels((0, BOX), (0, LOWER))
-    one = found((0, 0.9, BOX), (0, 0.8, BOX), (0, 0.7, BOX))  # IoU with the labels: 1, 0.8
-    reserve = np.array([[False, False], [True, False]])
-    got = match_labels(truth, one, reserve, np.array([0.5, 0.9]))
-    assert got[:, 0].T.tolist() == [[0, 1, -1], [0, -1, -1]]
-    assert got[:, 1].T.tolist() == [[1, 0, -1], [0, -1, -1]]
 
 
 CROWD = labels((0, (0, 0, 100, 100)), (1, (200, 0, 220, 20)), ignore=[0])
