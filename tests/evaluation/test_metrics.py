@@ -128,7 +128,7 @@ def test_tables_are_those_of_faster_coco_eval_bit_for_bit(seed: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_evaluation_of_many_classes_takes_a_fraction_of_the_memory_of_the_plain_evaluator() -> None:
-    """130,000 detections of 40 classes; the peak from /proc, since getrusage starts at the parent's. Resident memory, since the evaluator's own tables are not Python's."""
+    """130,000 detections of 40 classes. The peak is read from /proc, since that of getrusage starts at the parent's."""
     code = f"""
 import re, sys
 from pathlib import Path
