@@ -135,7 +135,7 @@ def _evaluator_on_arrays() -> Any:
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    class Evaluator(COCOeval_faster):  # type: ignore[misc]  # it ships no types
+    class Evaluator(COCOeval_faster):
         """Evaluates the detections of one class against its labels."""
 
         def __init__(self, objects: _Boxes, detections: _Boxes) -> None:

@@ -58,9 +58,7 @@ def test_sink_memory_does_not_grow_with_the_frames(make: Callable[[Path], Sink],
 def test_place_that_cannot_be_written_is_one_line(make: Callable[[Path], Sink], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     frame = image_frame() if make is Pictures else clip_frames(1)[0]
-    error = pytest.raises(
-        DataError, match=r"^Cannot write [^\n]*: Not a directory\. Choose another --out or make room"
-    )
+    error = pytest.raises(DataError, match=r"^Cannot write [^\n]*: Not a directory\. Choose another --out or make room")
     with error, make(tmp_path / "file" / "out") as sink:
         sink.write(frame, found(frame))
 

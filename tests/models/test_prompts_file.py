@@ -96,9 +96,7 @@ def test_guide_mode_comes_back(tower: TextTower, tmp_path: Path, mode: GuideMode
 
 def test_prompts_of_another_tower_are_refused(tower: TextTower, tmp_path: Path) -> None:
     save_context(learned_context(tower), tmp_path / "p")
-    with pytest.raises(
-        ModelError, match=r"was made for text tower .*, but 'tiny' has .*\. Give the tower"
-    ):
+    with pytest.raises(ModelError, match=r"was made for text tower .*, but 'tiny' has .*\. Give the tower"):
         load_context(tmp_path / "p", TextTower.load("tiny"))
 
 

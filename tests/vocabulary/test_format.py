@@ -371,8 +371,7 @@ def test_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
     root = ROOT
     done = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == (
-        f"VocabularyError Cannot write {path}: {os.strerror(errno.EFBIG)}. "
-        "Choose another place or make room.\n"
+        f"VocabularyError Cannot write {path}: {os.strerror(errno.EFBIG)}. Choose another place or make room.\n"
     )
     assert path.read_bytes() == golden().to_bytes()
     assert os.listdir(tmp_path) == [path.name]
