@@ -8,6 +8,7 @@ from prompt_tune.errors import RunError
 from prompt_tune.files import saving
 
 CONFIG_FILE = "config.json"
+HELD_OUT = "held_out"  # key of the images that were held out; runs of 0.1.0 lack it
 CACHE_FOLDER = "regions"  # may exist before the run does
 RESUME = "Make room or allow writing, then continue with --resume."  # the cure if a file cannot be written
 
@@ -47,6 +48,21 @@ class RunFolder:
         with saving(self.config, RunError, cure="Give another --out or make room.") as path:
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
+    def held_out(self) -> tuple[str, ...]:
+        """The content digests of the images that the run held out; none if it recorded none, or is not there yet.
+
+        Raises:
+            RunError: The record is damaged.
+        """
+        try:
+            config = json.loads(self.config.read_text()) if self.config.is_file() else {}
+        except ValueError as error:
+            raise RunError(f"{self.config} is damaged: {error}. Give another --out.") from error
+        recorded = config.get(HELD_OUT, []) if isinstance(config, dict) else []
+        if not isinstance(recorded, list) or not all(isinstance(digest, str) for digest in recorded):
+            raise RunError(f"{self.config} is damaged: `{HELD_OUT}` is not a list of digests. Give another folder.")
+        return tuple(recorded)
+
     def _check_same(self, config: dict[str, Any]) -> None:
         """Refuse to resume with other settings."""
         try:
@@ -56,6 +72,8 @@ class RunFolder:
         if not isinstance(old, dict):
             raise RunError(f"{self.config} is damaged: it holds no settings. Give another --out.")
         old, new = _flat(old), _flat(json.loads(json.dumps(config)))
+        if HELD_OUT not in old:
+            new.pop(HELD_OUT, None)
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
                 raise RunError(

@@ -5,6 +5,7 @@ background. The `write_*` functions write such splits and return what `read_data
 """
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ Phrases = list[tuple[list[str], float, float, float, float]]
 def save_images(folder: Path, stems: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for stem in stems:
-        Image.new("RGB", SIZE_WH).save(folder / f"{stem}.png")
+        colour = zlib.crc32(stem.encode()).to_bytes(4, "big")[:3]  # pictures differ, or they would be copies of one
+        Image.new("RGB", SIZE_WH, tuple(colour)).save(folder / f"{stem}.png")
 
 
 def write_yolo(root: Path, splits: dict[str, Boxes], **keys: object) -> Path:

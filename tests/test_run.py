@@ -88,3 +88,16 @@ def test_damaged_metrics_are_refused(run: RunFolder) -> None:
     run.metrics.write_text('{"epoch": 1')
     with pytest.raises(RunError, match=r"metrics.jsonl is damaged"):
         run.add_metrics(line(1))
+
+
+def test_held_out_images_are_recorded_and_runs_from_before_resume(run: RunFolder, tmp_path: Path) -> None:
+    assert run.held_out() == ()
+    run.open(CONFIG | {"held_out": ["ab"]}, resume=True)  # this run has no record
+    newer = RunFolder(tmp_path / "newer")
+    newer.open(CONFIG | {"held_out": ["ab", "cd"]}, resume=False)
+    assert newer.held_out() == ("ab", "cd")
+    with pytest.raises(RunError, match="was started with `held_out`"):
+        newer.open(CONFIG | {"held_out": ["ab"]}, resume=True)
+    newer.config.write_text('{"held_out": 3}')
+    with pytest.raises(RunError, match="`held_out` is not a list of digests"):
+        newer.held_out()

@@ -11,7 +11,7 @@ import click
 
 from prompt_tune.cli.options import DEVICE_HELP
 from prompt_tune.errors import RunError
-from prompt_tune.run import CONFIG_FILE
+from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.vocabulary.format import GRAPH_FILE
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def validate(
 
     with tempfile.TemporaryDirectory() as folder:
         export_bundle(place, Path(folder) / "bundle")
-        return validate_bundle(Path(folder) / "bundle", data, **options)
+        recorded = RunFolder(place).held_out()
+        return validate_bundle(Path(folder) / "bundle", data, recorded=recorded, **options)
 
 
 def _print(result: "Validation") -> None:

@@ -1,8 +1,8 @@
 """Reads a data set, whichever format it is in: ultralytics YAML, COCO JSON or Pascal VOC."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
+from prompt_tune.datasets.held_out import copied, has_box, hold_out
 from prompt_tune.datasets.places import read_yaml
-from prompt_tune.datasets.samples import Kind, RawLabels, Sample, Split, make_split
+from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
 
 SplitName = Literal["train", "val", "test"]
-HELD_OUT_SHARE = 0.2  # of the training images, if a data set has no validation images
 _YAML_SUFFIXES = (".yaml", ".yml")
 _WANTED = (
     "Give an ultralytics YAML, a YAML that names COCO files (`train: {images: FOLDER, annotations: FILE}`), a folder "
@@ -49,7 +49,13 @@ class DataSet:
     held_out: bool
 
 
-def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | None = None) -> DataSet:
+def read_dataset(
+    source: str | Path,
+    *,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    recorded: Collection[str] | None = None,
+) -> DataSet:
     """Reads a data set in any of the formats and checks its boxes against the headers of its images.
 
     Images without objects are background. Damaged or missing images are left out, and are counted and named in
@@ -60,6 +66,7 @@ def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | No
         source: A YAML file or a folder.
         seed: Draws the images that are held out.
         names: Class names to use instead of the data set's own, in class-id order.
+        recorded: What a run says of the images that it held out; see `hold_out`.
 
     Raises:
         DataError: There is no data set that can be read, a label breaks a rule, `train` or `val` has no box, or `names`
@@ -75,7 +82,7 @@ def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | No
     _require_boxes(splits["train"], "train", place)
     held_out = "val" not in splits
     if held_out:
-        splits["train"], splits["val"] = _hold_out(splits["train"], seed, place)
+        splits["train"], splits["val"] = hold_out(splits["train"], chosen, seed, place, recorded)
         log.info(
             "`%s` has no validation images: %d of its %d training images, drawn with seed %d, are held out.",
             place,
@@ -94,7 +101,12 @@ def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | No
 
 
 def read_split(
-    source: str | Path, split: SplitName, *, seed: int = 0, names: Sequence[str] | None = None
+    source: str | Path,
+    split: SplitName,
+    *,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    recorded: Collection[str] | None = None,
 ) -> tuple[tuple[str, ...], Split]:
     """Reads the classes and one split of a data set, which needs no other split.
 
@@ -104,6 +116,7 @@ def read_split(
             `read_dataset` makes of its training images.
         seed: Draws the images that are held out.
         names: Class names to use instead of the data set's own, in class-id order.
+        recorded: What a run says of the images that it held out; see `hold_out`.
 
     Returns:
         The class names and the split.
@@ -120,7 +133,7 @@ def read_split(
         raise DataError(f"`{place}` has no `{split}` images. It has: {', '.join(labels.splits) or 'none at all'}.")
     images = make_split(labels.splits[stored], stored, len(labels.names))
     if held_out:
-        train, val = _hold_out(images, seed, place)
+        train, val = hold_out(images, chosen, seed, place, recorded)
         images = val if split == "val" else train
         log.info(
             "`%s` has no validation images: `%s` is split off from its training images with seed %d.",
@@ -200,31 +213,11 @@ def _chosen_names(own: tuple[str, ...], names: Sequence[str] | None, place: Path
 
 
 def _require_boxes(split: Split, name: str, place: Path) -> None:
-    if not any(_has_box(sample) for sample in split.samples):
+    if not any(has_box(sample) for sample in split.samples):
         raise DataError(
             f"`{place}`: the {len(split.samples)} images of `{name}` have no box. Check that the label files are where "
             "the format wants them (ultralytics: `labels/` beside `images/`)."
         )
-
-
-def _hold_out(train: Split, seed: int, place: Path) -> tuple[Split, Split]:
-    """Training and validation images. A fifth of those with boxes and a fifth of the background are held out."""
-    rng = np.random.default_rng(seed)
-    held: set[int] = set()
-    for has_box in (True, False):
-        members = [index for index, sample in enumerate(train.samples) if _has_box(sample) == has_box]
-        if has_box and len(members) < 2:
-            raise DataError(
-                f"`{place}` has no `val`, and one image with boxes cannot be split. Label more, or add `val`."
-            )
-        count = round(len(members) * HELD_OUT_SHARE)
-        held.update(rng.permutation(members)[: max(count, 1) if has_box else count].tolist())
-    kept = tuple(sample for index, sample in enumerate(train.samples) if index not in held)
-    return replace(train, samples=kept), Split(tuple(train.samples[index] for index in sorted(held)))
-
-
-def _has_box(sample: Sample) -> bool:
-    return bool((~sample.labels.ignore).any())
 
 
 def _box_counts(split: Split, n_cls: int) -> np.ndarray:
@@ -239,3 +232,12 @@ def _warn_of_shared_images(train: Split, val: Split) -> None:
     shared = {sample.path for sample in train.samples} & {sample.path for sample in val.samples}
     if shared:
         log.warning("%d validation images are training images too: the metrics will be too high.", len(shared))
+    paths = [sample.path for sample in val.samples if sample.path not in shared]
+    copies = sum(copied(paths, [sample.path for sample in train.samples]))
+    if copies:
+        log.warning(
+            "%d of %d validation images are copies of training images (same content, or Roboflow's `.rf.` names of one "
+            "photo): the metrics will be too high.",
+            copies,
+            len(val.samples),
+        )

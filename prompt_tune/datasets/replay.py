@@ -23,6 +23,7 @@ from prompt_tune.datasets.grounding import (
     read_grounding,
     read_grounding_yaml,
 )
+from prompt_tune.datasets.held_out import copied
 from prompt_tune.datasets.places import read_yaml
 from prompt_tune.datasets.reading import find_labels
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Split, make_split
@@ -117,7 +118,7 @@ def choose_replay(
         classes: The learned classes, (name, synonym, ...), in class-id order.
         n_labelled: The number of labelled training images.
         seed: Draws the images.
-        labelled: Images of the data set itself. They show the new objects, so they are never replayed.
+        labelled: Images of the data set itself. They show the new objects, so neither they nor copies are replayed.
 
     Returns:
         The images of all sources, sorted by path.
@@ -139,9 +140,15 @@ def choose_replay(
         parts.append(read_replay(source.place, classes, count=count + round(HELD_OUT * count), seed=seed))
     own = {path.resolve() for path in labelled}
     drawn = sorted((sample for part in parts for sample in part.samples), key=lambda sample: sample.path)
-    samples = [sample for sample in drawn if sample.path.resolve() not in own]
+    copies = copied([sample.path for sample in drawn], sorted(own))
+    samples = [
+        sample for sample, copy in zip(drawn, copies, strict=True) if not copy and sample.path.resolve() not in own
+    ]
     if len(samples) < len(drawn):
-        log.warning("%d images are not replayed: they are labelled images of the data set.", len(drawn) - len(samples))
+        log.warning(
+            "%d images are not replayed: they are labelled images of the data set, or copies.",
+            len(drawn) - len(samples),
+        )
     if not samples:
         raise DataError("All replayed images belong to the data set itself. Give images without the new objects.")
     order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))

@@ -57,6 +57,11 @@ class Sample:
     labels: Labels
     size_wh: tuple[int, int]
 
+    @property
+    def classes(self) -> np.ndarray:
+        """(n,) int64, the class index of each box, ignored ones included."""
+        return self.labels.classes
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

@@ -1,7 +1,7 @@
 """The labels of a data set, with its classes matched by name to those of the vocabularies under test."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,12 @@ class GroundTruth:
 
     @classmethod
     def read(
-        cls, data: str | Path, split: "SplitName", names: Sequence[str] | None, vocabularies: Mapping[str, Vocabulary]
+        cls,
+        data: str | Path,
+        split: "SplitName",
+        names: Sequence[str] | None,
+        vocabularies: Mapping[str, Vocabulary],
+        recorded: Collection[str] | None = None,
     ) -> "GroundTruth":
         """Read the labels of a data set and match its classes by name.
 
@@ -58,13 +63,14 @@ class GroundTruth:
             split: The split to read.
             names: Class names to use instead of the data set's own, in class-id order.
             vocabularies: The vocabularies by label.
+            recorded: What a run says of the images that it held out; see `hold_out`.
 
         Raises:
             DataError: The data set cannot be read, or has no label of a class that a vocabulary has.
         """
         from prompt_tune.datasets.reading import read_split  # needs PyYAML
 
-        names, images = read_split(data, split, seed=_seed(vocabularies), names=names)
+        names, images = read_split(data, split, seed=_seed(vocabularies), names=names, recorded=recorded)
         own = {name for vocabulary in vocabularies.values() for name in vocabulary.names}
         unknown = tuple(name for name in names if name not in own)
         if len(unknown) == len(names):

@@ -4,7 +4,7 @@ Both measure everything with an uncalibrated score above 0.001, with boxes in or
 calibration, so AP is the same with and without it. A bundle is measured without torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.evaluation.matching import match_classes
 from prompt_tune.evaluation.metrics import Metrics, coco_evaluation
 from prompt_tune.progress import Progress
+from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import LEARNED, Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
@@ -128,7 +129,7 @@ def validate_run(
     check_device(device)
     config, world, original, learned = load_run(Path(run), device)
     vocabularies = {ORIGINAL: original, LEARNED: learned}
-    truth = GroundTruth.read(data, split, names, vocabularies)
+    truth = GroundTruth.read(data, split, names, vocabularies, RunFolder(Path(run)).held_out())
     detect = _torch_detector(world, config["image_size"], vocabularies, truth)
     return _measure("torch", truth, detect, progress)
 
@@ -141,6 +142,7 @@ def validate_bundle(
     names: Sequence[str] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    recorded: Collection[str] | None = None,
 ) -> Validation:
     """Measure a bundle through ONNX Runtime, as it is deployed: with `Detector.detect`.
 
@@ -151,6 +153,7 @@ def validate_bundle(
         names: Class names to use instead of the data set's own, in class-id order.
         device: "cpu" or "cuda".
         progress: Called after each image.
+        recorded: What the run behind the bundle says of the images that it held out; see `hold_out`.
 
     Raises:
         DataError: The data set has no label of a class that the vocabularies have, or no image can be read.
@@ -159,7 +162,7 @@ def validate_bundle(
         ProviderError: The device is not available.
     """
     detector = Detector(bundle, device=device)  # type: ignore[arg-type]  # it checks the name
-    truth = GroundTruth.read(data, split, names, detector.vocabularies)
+    truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded)
     return _measure("onnx", truth, _onnx_detector(detector, truth), progress)
 
 

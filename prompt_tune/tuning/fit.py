@@ -85,8 +85,9 @@ def fit(
         PromptTuneError: Something cannot be used or written. What was written before is whole.
     """
     check_device(device)
-    job = prepare(inputs, config or FitConfig(), device)
     run = RunFolder(Path(out))
+    recorded = run.held_out() if resume and run.config.is_file() else None
+    job = prepare(inputs, config or FitConfig(), device, recorded)
     run.open(job.as_json() | inputs.as_json(), resume=resume)
     job.original.save(run.original)
     started = time.perf_counter()

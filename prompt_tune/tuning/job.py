@@ -1,7 +1,7 @@
 """What a fit is made from: read and checked before anything is written."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
+from prompt_tune.datasets.held_out import content_digest
 from prompt_tune.datasets.reading import DataSet, read_dataset
 from prompt_tune.datasets.replay import Replayed, ReplaySource, choose_replay
 from prompt_tune.datasets.samples import Split
@@ -18,6 +19,7 @@ from prompt_tune.models.context import PromptContext
 from prompt_tune.models.embeddings import default_tower, original_vocabulary
 from prompt_tune.models.text_tower import TextTower, template_embeddings
 from prompt_tune.models.world import TINY, World
+from prompt_tune.run import HELD_OUT
 from prompt_tune.tuning.continuation import Earlier
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -90,6 +92,9 @@ class Job:
     def as_json(self) -> dict[str, Any]:
         """What must be the same when a run is resumed."""
         tower = self.context.tower
+        held_out = {}
+        if self.dataset.held_out:
+            held_out[HELD_OUT] = sorted(content_digest(sample.path) for sample in self.dataset.val.samples)
         return {
             "version": 1,
             "text_tower": tower.spec,
@@ -101,11 +106,17 @@ class Job:
             "prompt_tune": __version__,
             "image_size": self.config.image_size,
             "settings": self.config.as_json(),
-        }
+        } | held_out
 
 
-def prepare(inputs: FitInputs, config: FitConfig, device: str) -> Job:
+def prepare(inputs: FitInputs, config: FitConfig, device: str, recorded: Collection[str] | None = None) -> Job:
     """Read and check everything that `fit` is given; nothing is written.
+
+    Args:
+        inputs: What to learn from.
+        config: The settings.
+        device: A torch device.
+        recorded: What the run that is resumed says of its held-out images; see `hold_out`.
 
     Raises:
         PromptTuneError: Something cannot be used.
@@ -124,7 +135,7 @@ def prepare(inputs: FitInputs, config: FitConfig, device: str) -> Job:
     if earlier is not None:
         earlier.check(world.digest, vocabulary.digest, config.guide)
     names = None if inputs.classes is None else [prompts[0] for prompts in inputs.classes]
-    dataset = read_dataset(inputs.data, seed=config.seed, names=names)
+    dataset = read_dataset(inputs.data, seed=config.seed, names=names, recorded=recorded)
     classes = inputs.classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
     context = PromptContext(
         tower,

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +39,8 @@ CLASSES = (("gizmo",), ("truck", "lorry"), ("light",))  # the labels are lorry a
 def save_images(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (100, 80)).save(folder / name)
+        colour = zlib.crc32(name.encode()).to_bytes(4, "big")[:3]  # pictures differ, or they would be copies of one
+        Image.new("RGB", (100, 80), tuple(colour)).save(folder / name)
     return folder
 
 
@@ -301,6 +304,14 @@ def test_choose_replay_leaves_labelled_images_out(tmp_path: Path, caplog: pytest
     assert stems(chosen.train) == ["a", "c"] and "1 images are not replayed: they are labelled" in caplog.text
     with pytest.raises(DataError, match="All replayed images belong to the data set itself"):
         choose_replay([ReplaySource(str(folder), 1.0)], CLASSES, 3, 0, sorted(folder.iterdir()))
+
+
+def test_choose_replay_leaves_copies_of_labelled_images_out(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg", "d_jpg.rf.12.jpg")
+    labelled = [*save_images(tmp_path / "own", "d_jpg.rf.34.jpg").iterdir()]
+    labelled.append(Path(shutil.copy(folder / "b.jpg", tmp_path / "own" / "x.jpg")))
+    chosen = choose_replay([ReplaySource(str(folder), 1.0)], CLASSES, 4, 0, labelled)
+    assert sorted(stems(chosen.train) + stems(chosen.held_out)) == ["a", "c"]
 
 
 def test_choose_replay_mistakes_raise(tmp_path: Path) -> None:

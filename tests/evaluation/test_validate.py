@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from prompt_tune.config import FitConfig
+from prompt_tune.datasets.held_out import content_digest
 from prompt_tune.datasets.reading import read_dataset, read_split
 from prompt_tune.datasets.sample import write_sample
 from prompt_tune.deployment.bundle import export_bundle
@@ -239,6 +240,14 @@ def test_data_set_without_validation_images_is_split_as_fit_splits_it(sample: Pa
     for split, wanted in (("train", dataset.train), ("val", dataset.val)):
         _, images = read_split(tmp_path / "data.yaml", split, seed=5)  # type: ignore[arg-type]
         assert [image.path for image in images.samples] == [image.path for image in wanted.samples]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["held_out"] == sorted(content_digest(image.path) for image in dataset.val.samples)
+    others = {"held_out": [content_digest(image.path) for image in dataset.train.samples[:3]]}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | others))
+    assert validate_run(tmp_path / "run", tmp_path / "data.yaml").images == 3
+    del config["held_out"]  # a run from before: the draw of its time
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert validate_run(tmp_path / "run", tmp_path / "data.yaml").images == len(dataset.val.samples)
 
 
 def test_names_take_the_place_of_the_data_sets_own(

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from prompt_tune.config import IMAGE_SIZE, TINY_IMAGE_SIZE, FitConfig
+from prompt_tune.datasets.held_out import content_digest
 from prompt_tune.datasets.replay import ReplaySource
 from prompt_tune.datasets.sample import CLASSES, write_sample
 from prompt_tune.errors import RunError
@@ -133,3 +135,13 @@ def test_job_as_json_knows_the_replayed_images(custom: Path) -> None:
 def test_freeze_old_without_an_earlier_run_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(RunError, match=r"none is given\. Name it with --from"):
         job_of(FitInputs("nowhere.pt", "nowhere"), FitConfig(freeze_old=True))
+
+
+def test_job_records_held_out_images_only_without_validation_images(custom: Path, tmp_path: Path) -> None:
+    assert "held_out" not in job_of(FitInputs("tiny", custom)).as_json()
+    custom = write_sample(tmp_path / "more", n_images=30)[0]
+    content = yaml.safe_load(custom.read_text())
+    del content["val"]
+    custom.write_text(yaml.safe_dump(content))
+    job = job_of(FitInputs("tiny", custom))
+    assert job.as_json()["held_out"] == sorted(content_digest(sample.path) for sample in job.dataset.val.samples)
