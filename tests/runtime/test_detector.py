@@ -688,7 +688,7 @@ def test_pickled_detector_whose_bundle_was_replaced_is_refused(bundle: Path, tmp
 
 def test_bundle_that_lies_beside_its_place_is_named(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, backup_of(tmp_path / "bundle"))
-    with pytest.raises(GraphError, match=r"rename .*/\.bundle\.backup to get the old one"):
+    with pytest.raises(GraphError, match=r"rename .*/\.bundle\.prompt-tune-backup to get the old one"):
         Detector(tmp_path / "bundle")
 
 
