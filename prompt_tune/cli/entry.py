@@ -1,4 +1,4 @@
-"""The command line: `prompt-tune COMMAND`. Each command is a thin shell over one function that anybody can import."""
+"""The group of all commands, and the entry point of the process."""
 
 import importlib
 import io
