@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from prompt_tune.media.fonts import FONTS, Colour, Line
 from prompt_tune.runtime.detections import ORIGINAL, Detections
+from prompt_tune.runtime.images import ImageInput, to_rgb
 
 Rectangle = tuple[float, float, float, float]
 LINE_FRACTION = 1 / 200  # line width of a learned box, as a share of the mean of the picture's sides
@@ -24,17 +25,22 @@ PAPER: Colour = (250, 250, 248)
 INK: Colour = (24, 26, 30)
 
 
-def draw(image: np.ndarray | Image.Image, detections: Detections) -> Image.Image:
+def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Image.Image:
     """Draw detections into a copy of the picture: high scores over low ones, learned classes over original ones.
 
     Args:
-        image: uint8 (h, w, 3) RGB, or a Pillow image; it is not changed.
+        image: What `Detector.detect` was given: a path, a PIL image, or a uint8 (h, w, 3) RGB array. It is not changed.
+            Files and PIL images are turned upright as their EXIF orientation says, as the detector does.
         detections: Those of this image, with boxes in its pixels.
+        bgr: Whether an array is BGR, as OpenCV gives it. The result is RGB in any case.
 
     Returns:
         An RGB picture of the same size. A class has the same colour in every picture.
+
+    Raises:
+        DataError: The image cannot be read, or is none of the above.
     """
-    picture = _picture(image)
+    picture = Image.fromarray(to_rgb(image, bgr=bgr)).copy()
     canvas = ImageDraw.Draw(picture)
     side = sum(picture.size) / 2
     learned = np.array([label != ORIGINAL for label in detections.vocabularies], dtype=bool)

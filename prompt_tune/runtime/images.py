@@ -70,12 +70,13 @@ class Letterbox:
         return np.clip(boxes, 0, np.array(self.size_wh * 2, np.float32))
 
 
-def to_rgb(image: ImageInput) -> np.ndarray:
+def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
     """An image in any form that `Detector.detect` takes, as RGB.
 
     Args:
         image: A path, see `read_rgb`; a PIL image, which is turned upright as its EXIF orientation says; or a uint8
-            (h, w, 3) RGB array.
+            (h, w, 3) array.
+        bgr: Whether an array is BGR, as OpenCV gives it, and not RGB.
 
     Returns:
         uint8 (h, w, 3).
@@ -84,7 +85,7 @@ def to_rgb(image: ImageInput) -> np.ndarray:
         DataError: The image cannot be read, or is something else.
     """
     if isinstance(image, np.ndarray):
-        return _checked(image)
+        return np.ascontiguousarray(_checked(image)[:, :, ::-1]) if bgr else _checked(image)
     if isinstance(image, (str, Path)):
         return read_rgb(image)
     if isinstance(image, Image.Image):

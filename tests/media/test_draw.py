@@ -1,9 +1,12 @@
 """Annotated pictures: what is drawn where, in which colour, and on any size of image."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from prompt_tune.errors import DataError
 from prompt_tune.media.draw import PAPER, class_colour, draw, side_by_side
 from prompt_tune.runtime.detections import Detections
 
@@ -154,3 +157,19 @@ def test_caption_that_is_too_wide_stays_above_its_picture() -> None:
 def test_side_by_side_of_unequal_lists_is_refused(images: list[np.ndarray], captions: list[str]) -> None:
     with pytest.raises(ValueError, match="`captions` must be as many as `images`"):
         side_by_side(images, captions)
+
+
+def test_draw_takes_what_the_detector_takes(tmp_path: Path) -> None:
+    from prompt_tune import draw as public
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(tmp_path / "a.png", exif=exif)
+    right = np.asarray(public(pixels, found((60, 40), (5, 5, 50, 30, 0.9, "crate", "learned"))))
+    detections = found((60, 40), (5, 5, 50, 30, 0.9, "crate", "learned"))
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
+        np.testing.assert_array_equal(np.asarray(public(image, detections)), right)
+    np.testing.assert_array_equal(np.asarray(public(pixels[:, :, ::-1], detections, bgr=True)), right)
+    with pytest.raises(DataError, match="An image must be a path"):
+        public(None, detections)  # type: ignore[arg-type]
