@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from prompt_tune.cli.options import Group
+from prompt_tune.wording import counted
+
 if TYPE_CHECKING:
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -12,7 +15,7 @@ FILE = click.Path(path_type=Path)
 OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file to write (*.vocab.safetensors).")
 
 
-@click.group(name="vocab")
+@click.group(name="vocab", cls=Group)
 def command() -> None:
     """Build, show, compare, edit and convert vocabulary files.
 
@@ -43,7 +46,8 @@ def command() -> None:
 @click.option(
     "--prompts",
     type=FILE,
-    help="prompts.safetensors of a run. Its context vectors are put in front of the names, and the kind is `learned`.",
+    help="prompts.safetensors of a run. Its context vectors are put in front of the names, and the kind is `learned`. "
+    "Names that the run did not learn need a run with `fit --shared-context`.",
 )
 @click.option(
     "--original",
@@ -211,5 +215,4 @@ def convert(
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    count = len(vocabulary.names)
-    click.echo(f"Wrote {out}: {count} class{'es' if count > 1 else ''}, kind {vocabulary.kind}.")
+    click.echo(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")
