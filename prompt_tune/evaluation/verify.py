@@ -23,6 +23,7 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import Letterbox, Places, as_places, find_images, letterbox, read_rgb
 from prompt_tune.runtime.packing import Packed, from_rows
 from prompt_tune.runtime.providers import Device
+from prompt_tune.version import install
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ class _Labels:
         except ImportError as error:
             raise PromptTuneError(
                 f"`data` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
-                "(pip install 'prompt-tune[fit]'), or verify without --data."
+                f"({install('fit')}), or verify without --data."
             ) from error
         names, split = read_split(data, "val")
         unknown = [name for name in names if name not in original.names]

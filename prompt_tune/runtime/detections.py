@@ -9,6 +9,7 @@ import numpy as np
 
 from prompt_tune.errors import PromptTuneError, VocabularyError
 from prompt_tune.runtime.boxes import distinct
+from prompt_tune.version import install
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Detections:
             import supervision
         except ModuleNotFoundError as error:
             raise PromptTuneError(
-                "supervision is not installed, and this needs it: pip install 'prompt-tune[supervision]'"
+                f"supervision is not installed, and this needs it: {install('supervision')}"
             ) from error
         row_of = {key: row for row, key in enumerate(classes)}
         keys = list(zip(self.vocabularies, self.class_names, strict=True))

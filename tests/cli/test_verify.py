@@ -135,7 +135,7 @@ def test_verify_with_labels_but_without_yaml_says_what_to_install(bundle: Path, 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().splitlines()[-1] == (
         "Error: `data` needs packages that come with `fit`, and `yaml` is missing. Install them "
-        "(pip install 'prompt-tune[fit]'), or verify without --data."
+        "(pip install '.[fit]' (in a checkout)), or verify without --data."
     )
 
 

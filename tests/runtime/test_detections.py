@@ -151,7 +151,7 @@ def test_to_supervision_without_the_package_says_what_to_install(monkeypatch: py
     with pytest.raises(PromptTuneError) as refusal:
         three().to_supervision(CLASSES)
     assert str(refusal.value) == (
-        "supervision is not installed, and this needs it: pip install 'prompt-tune[supervision]'"
+        "supervision is not installed, and this needs it: pip install '.[supervision]' (in a checkout)"
     )
 
 
