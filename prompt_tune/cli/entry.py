@@ -8,7 +8,7 @@ import sys
 import click
 
 from prompt_tune.errors import PromptTuneError
-from prompt_tune.version import __version__
+from prompt_tune.version import __version__, install
 
 # command -> (module, one line of help), so that `--help` imports none of the modules
 COMMANDS = {
@@ -89,7 +89,7 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in FIT_PACKAGES:
             raise
-        click.echo(f"Error: {package} is not installed, and this needs it: pip install 'prompt-tune[fit]'", err=True)
+        click.echo(f"Error: {package} is not installed, and this needs it: {install('fit')}", err=True)
         sys.exit(1)
     except PromptTuneError as error:
         click.echo(f"Error: {error}", err=True)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import DEVICE_HELP
+from prompt_tune.cli.options import DEVICE_HELP, Command
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE
 from prompt_tune.vocabulary.format import GRAPH_FILE
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.datasets.reading import SplitName
@@ -33,7 +34,7 @@ LABELS = {
 }
 
 
-@click.command(name="val")
+@click.command(name="val", cls=Command)
 @click.argument("place", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
 @click.option(
     "--data",
@@ -169,7 +170,7 @@ def _print(result: "Validation") -> None:
 
     console = Console(highlight=False)
     where = {"torch": "torch", "onnx": "ONNX Runtime"}[result.engine]
-    click.echo(f"{result.images} images of `{result.split}`, measured through {where}.")
+    click.echo(f"{counted(result.images, 'image')} of `{result.split}`, measured through {where}.")
     means = [
         (f"{name} ({sum(row.vocabulary == name for row in result.classes)})", asdict(metrics))
         for name, metrics in (("learned", result.learned), ("original", result.original))
@@ -191,7 +192,7 @@ def _print(result: "Validation") -> None:
         table.add_row(Text(_title(row.vocabulary, row.name, result)), str(row.objects), *map(_number, numbers))
     console.print(table)
     if len(result.classes) > TABLE_ROWS:
-        click.echo(f"... and {len(result.classes) - TABLE_ROWS} more classes; --json lists all.")
+        click.echo(f"... and {counted(len(result.classes) - TABLE_ROWS, 'more class')}; --json lists all.")
     for what, names in (
         ("Left out, because no vocabulary has them", result.unknown),
         (f"Left out, because `{result.split}` has no label of them", result.unlabelled),

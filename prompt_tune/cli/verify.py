@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import device_option
+from prompt_tune.cli.options import Command, device_option
 from prompt_tune.errors import PromptTuneError
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,13 +23,16 @@ UNLABELLED = (
 )
 
 
-@click.command(name="verify")
+@click.command(name="verify", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1)
 @click.option(
     "--images",
-    required=True,
-    help="An image, a folder of images, or a glob pattern in quotes. The images need no labels, but must not show any "
-    "object of a learned class: every learned detection in them counts as a false alarm.",
+    "more_images",
+    multiple=True,
+    help="An image, a folder of images, or a glob pattern. Can be given several times, and also as an argument. The "
+    "images need no labels, but must not show any object of a learned class: every learned detection in them counts as "
+    "a false alarm.",
 )
 @click.option(
     "--learned",
@@ -53,7 +57,8 @@ UNLABELLED = (
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 def command(
     bundle: Path,
-    images: str,
+    images: tuple[str, ...],
+    more_images: tuple[str, ...],
     learned: tuple[Path, ...],
     data: Path | None,
     device: str,
@@ -69,6 +74,8 @@ def command(
     Counts false alarms (learned detections above their thresholds, in images that show no learned object) and
     collisions (a learned and an original detection above their thresholds on the same box, with IoU 0.7 or more).
     """
+    if not images and not more_images:
+        raise click.UsageError("Missing option '--images'.")
     from prompt_tune.cli.progress import stages
     from prompt_tune.evaluation.verify import verify
     from prompt_tune.report.page import write_verification_page
@@ -76,7 +83,7 @@ def command(
     with stages() as progress:
         result = verify(
             bundle,
-            images,
+            (*more_images, *images),
             learned=learned,
             data=data,
             device=device,  # type: ignore[arg-type]  # click.Choice has checked it
@@ -106,8 +113,9 @@ def _print(result: "Verification") -> None:
     console = Console(highlight=False)
     _print_retention(console, result)
     _print_counts(console, result)
-    bits, compared = result.original_bits_changed, f"{result.original_detections} original detections"
-    click.echo(f"FAILED: {bits} bits of {compared} changed." if bits else f"Passed: not one bit of {compared} changed.")
+    bits, compared = result.original_bits_changed, counted(result.original_detections, "original detection")
+    failed = f"FAILED: {counted(bits, 'bit')} of {compared} changed."
+    click.echo(failed if bits else f"Passed: not one bit of {compared} changed.")
 
 
 def _print_retention(console: "Console", result: "Verification") -> None:
@@ -123,7 +131,7 @@ def _print_retention(console: "Console", result: "Verification") -> None:
     console.print(table)
     if result.original_ap_before is None:
         return
-    table = Table("original classes", f"alone, {result.labelled_images} labelled images", "with all loaded")
+    table = Table("original classes", f"alone, {counted(result.labelled_images, 'labelled image')}", "with all loaded")
     for name, before, after in (
         ("AP", result.original_ap_before, result.original_ap_after),
         ("AP50", result.original_ap50_before, result.original_ap50_after),
@@ -154,9 +162,9 @@ def _print_counts(console: "Console", result: "Verification") -> None:
         if number:
             console.print(table)
         if number > TABLE_ROWS:
-            click.echo(f"... and {number - TABLE_ROWS} more rows of {what}; --json lists all.")
-    pairs = sum(collision.count for collision in result.collisions)
+            click.echo(f"... and {counted(number - TABLE_ROWS, 'more row')} of {what}; --json lists all.")
+    pairs = counted(sum(collision.count for collision in result.collisions), "collision")
     skipped = f" ({len(result.skipped)} more skipped)" if result.skipped else ""
-    images = f"{result.images} image{'s' * (result.images != 1)}{skipped}"
-    click.echo(f"{images}: {result.false_alarms_per_1000:.1f} false alarms per 1,000 images, {pairs} collisions.")
+    images = f"{counted(result.images, 'image')}{skipped}"
+    click.echo(f"{images}: {result.false_alarms_per_1000:.1f} false alarms per 1,000 images, {pairs}.")
     click.echo(UNLABELLED)

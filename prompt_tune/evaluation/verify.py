@@ -20,9 +20,10 @@ from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Letterbox, find_images, letterbox, read_rgb
+from prompt_tune.runtime.images import Letterbox, Places, as_places, find_images, letterbox, read_rgb
 from prompt_tune.runtime.packing import Packed, from_rows
 from prompt_tune.runtime.providers import Device
+from prompt_tune.version import install
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Verification:
 
 def verify(
     bundle: str | Path,
-    images: str | Path,
+    images: Places,
     *,
     learned: Sequence[str | Path] = (),
     data: str | Path | None = None,
@@ -145,8 +146,8 @@ def verify(
 
     Args:
         bundle: A bundle folder of `prompt-tune export`. Its own learned vocabulary is always included.
-        images: An image, a folder or a glob pattern. The images must show no object of a learned class: every learned
-            detection in them counts as a false alarm.
+        images: An image, a folder or a glob pattern, or several of them. The images must show no object of a learned
+            class: every learned detection in them counts as a false alarm.
         learned: More vocabulary files for the same detector.
         data: A data set with labels of original classes, named as in the original vocabulary. Average precision is
             measured on its validation images, and original detections are compared on them too.
@@ -174,7 +175,8 @@ def verify(
         if progress:
             progress("verify", done, len(places), "")
     if not tally.images:
-        raise DataError(f"`{images}`: none of its {len(unlabelled)} images can be read. The first: {tally.skipped[0]}")
+        place = "`, `".join(map(str, as_places(images)))
+        raise DataError(f"`{place}`: none of its {len(unlabelled)} images can be read. The first: {tally.skipped[0]}")
     if not tally.compared:
         logger.warning(
             "Nothing was compared, because no image has an original detection. Give images that show original classes."
@@ -287,7 +289,7 @@ class _Labels:
         except ImportError as error:
             raise PromptTuneError(
                 f"`data` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
-                "(pip install 'prompt-tune[fit]'), or verify without --data."
+                f"({install('fit')}), or verify without --data."
             ) from error
         names, split = read_split(data, "val")
         unknown = [name for name in names if name not in original.names]

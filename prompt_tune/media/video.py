@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from prompt_tune.errors import DataError
+from prompt_tune.version import install
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -172,7 +173,7 @@ def require_av(what: str, otherwise: str = "") -> ModuleType:
     try:
         import av
     except ModuleNotFoundError as error:
-        cure = f"pip install 'prompt-tune[video]'. {otherwise}".rstrip()
+        cure = f"{install('video')}. {otherwise}".rstrip()
         raise DataError(f"{what}, and av, which reads it, is not installed: {cure}") from error
     return av
 

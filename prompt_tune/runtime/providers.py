@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prompt_tune.errors import GraphError, PromptTuneError, ProviderError
+from prompt_tune.version import install
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -29,7 +30,7 @@ CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 # float32 stays float32. ONNX Runtime cannot switch off TensorRT's TF32, nor its choice of kernels by timing. Law 2 is
 # not promised there, but `verify` measures it
 TENSORRT_OPTIONS = {"trt_fp16_enable": "0"}
-CUDA_CURE = "pip install 'prompt-tune[cuda]'"
+CUDA_CURE = install("cuda")
 TENSORRT_CURE = "pip install 'tensorrt-cu{major}-libs<11'"  # 11 brings libnvinfer.so.11
 TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 TENSORRT_PACKAGE = "tensorrt_libs"  # the folder of the wheel's libraries, which loaders do not search

@@ -130,6 +130,8 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             save_state(run, trainer.state())
             note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
             progress("train", trainer.epoch, epochs, note)
+        kept = f"kept: epoch {trainer.best_epoch}  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
+        progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
     except KeyboardInterrupt:
         logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)
     if not trainer.best_epoch:

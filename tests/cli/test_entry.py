@@ -174,4 +174,4 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "Error: torch is not installed, and this needs it: pip install 'prompt-tune[fit]'\n"
+    assert done.stderr == "Error: torch is not installed, and this needs it: pip install '.[fit]' (in a checkout)\n"

@@ -150,4 +150,6 @@ def test_val_of_bundle_needs_no_torch_but_says_what_it_needs(folder: Path) -> No
     assert json.loads(done.stdout)["images"] == 6
     done = run("torch", "yaml")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip() == "Error: yaml is not installed, and this needs it: pip install 'prompt-tune[fit]'"
+    assert (
+        done.stderr.strip() == "Error: yaml is not installed, and this needs it: pip install '.[fit]' (in a checkout)"
+    )

@@ -80,7 +80,7 @@ def test_verify_of_graph_that_leaks_exits_3(leaky: Path, scenes: Path) -> None:
     done = prompt_tune(leaky, "--images", scenes)
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines()[-1].startswith("FAILED: ")
-    done = prompt_tune(leaky, "--images", scenes, "--json")
+    done = prompt_tune(leaky, "--images", scenes, *sorted(scenes.glob("*.jpg")), "--json")  # each image once
     assert done.returncode == 3
     assert json.loads(done.stdout)["original_bits_changed"] > 0
 
@@ -135,7 +135,7 @@ def test_verify_with_labels_but_without_yaml_says_what_to_install(bundle: Path, 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().splitlines()[-1] == (
         "Error: `data` needs packages that come with `fit`, and `yaml` is missing. Install them "
-        "(pip install 'prompt-tune[fit]'), or verify without --data."
+        "(pip install '.[fit]' (in a checkout)), or verify without --data."
     )
 
 

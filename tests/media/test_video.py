@@ -82,7 +82,7 @@ except DataError as error:
     print(error)
 """
     done = run_without_heavy_modules(code, tmp_path / name if name == "clip.mp4" else name)
-    assert "av, which reads it, is not installed: pip install 'prompt-tune[video]'" in done.stdout, done.stderr
+    assert "av, which reads it, is not installed: pip install '.[video]' (in a checkout)" in done.stdout, done.stderr
     assert done.stdout.count("\n") == 1
 
 

@@ -193,3 +193,22 @@ def test_find_images_nothing_there_raises(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             find_images(source)
+
+
+def test_find_images_of_several_places_gives_each_image_once_in_order(tmp_path: Path, pixels: np.ndarray) -> None:
+    for name in ("x/b.png", "x/a.png", "y/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    places: list[str | Path] = [
+        tmp_path / "y",
+        tmp_path / "x" / "b.png",
+        str(tmp_path / "x"),
+        tmp_path / "x" / ".." / "y" / "c.png",
+    ]
+    assert [path.name for path in find_images(places)] == ["c.png", "b.png", "a.png"]
+    (tmp_path / "x" / "twin.png").symlink_to("a.png")
+    assert [path.name for path in find_images([tmp_path / "x", tmp_path / "x"])] == ["a.png", "b.png", "twin.png"]
+    with pytest.raises(DataError, match=r"nowhere`: no such file or folder"):
+        find_images([tmp_path / "y", tmp_path / "nowhere"])
+    with pytest.raises(DataError, match="No image was given"):
+        find_images([])

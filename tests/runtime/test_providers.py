@@ -67,7 +67,7 @@ def test_cuda_that_is_not_there_is_an_error_that_names_the_cure(relu: Path, capf
     text = str(refusal.value)
     assert text.startswith("`device='cuda'`") and "\n" not in text
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        assert "needs onnxruntime-gpu" in text and "pip install 'prompt-tune[cuda]'" in text
+        assert "needs onnxruntime-gpu" in text and "pip install '.[cuda]' (in a checkout)" in text
     else:
         missing = missing_libraries(cuda_libraries(onnxruntime.cuda_version))
         assert all(name in text for name in missing)
@@ -160,7 +160,7 @@ def test_missing_message_tells_wheels_from_the_driver() -> None:
     wheel = missing_message(["libcudnn.so.9", "libcurand.so.10"], "cuda", "13.0")
     assert wheel == (
         "`device='cuda'` is not usable: cannot load libcudnn.so.9, libcurand.so.10. "
-        "pip install 'prompt-tune[cuda]' brings libcudnn.so.9, libcurand.so.10. Or use `cpu`."
+        "pip install '.[cuda]' (in a checkout) brings libcudnn.so.9, libcurand.so.10. Or use `cpu`."
     )
     driver = missing_message(["libcuda.so.1"], "cuda", "13.0")
     assert "pip install" not in driver and "install the driver" in driver
@@ -170,7 +170,7 @@ def test_missing_message_tells_wheels_from_the_driver() -> None:
     assert tensorrt == (
         "`device='tensorrt'` is not usable: cannot load libnvinfer.so.10, libcurand.so.10. "
         "pip install 'tensorrt-cu12-libs<11' brings libnvinfer.so.10; "
-        "pip install 'prompt-tune[cuda]' brings libcurand.so.10. Or use `cpu`."
+        "pip install '.[cuda]' (in a checkout) brings libcurand.so.10. Or use `cpu`."
     )
 
 

@@ -39,10 +39,18 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_keeps_the_best_epoch_of_the_validation_images(custom: Path, tmp_path: Path) -> None:
-    result = fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=4, nms_iou=0.7))
+    notes: list[str] = []
+
+    def progress(stage: str, done: int, total: int | None, note: str) -> None:
+        if stage == "train":
+            notes.append(note)
+
+    inputs, config = FitInputs("tiny", custom), FitConfig(epochs=4, nms_iou=0.7)
+    result = fit(inputs, tmp_path / "run", config=config, progress=progress)
     lines = RunFolder(tmp_path / "run").read_metrics()
     best = max(lines, key=lambda line: line["ap"])
     assert result.epoch == best["epoch"]
+    assert notes[-1] == f"kept: epoch {result.epoch}  AP50 {best['ap50']:.3f}  AP {best['ap']:.3f}"
     assert (result.ap, result.ap50) == pytest.approx((best["ap"], best["ap50"]), abs=0.005)  # of scores below 0.01 too
     assert result.finished and lines[-1]["loss"] < lines[0]["loss"]
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
