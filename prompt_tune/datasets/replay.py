@@ -187,11 +187,11 @@ def read_replay(
         images = [ignored_regions(image, patterns) for image in _draw(found, count, seed, place)]
     else:
         labels = _labels(place)
-        split = next((split for split in ("train", "val") if split in labels.splits), None)
+        split = next((split for split in ("train", "val") if labels.has(split)), None)
         if split is None:
             raise DataError(f"`{place}` has no `train` and no `val`: it has no images to replay. {_WANTED}")
         named = [[i for i, pattern in enumerate(patterns) if pattern.search(name)] for name in labels.names]
-        drawn = _draw(sorted(labels.splits[split], key=lambda image: image.path), count, seed, place)
+        drawn = _draw(sorted(labels.images(split), key=lambda image: image.path), count, seed, place)
         images = [_ignoring(image, named) for image in drawn]
     replayed = make_split(images, "replay", len(classes))
     log.info(

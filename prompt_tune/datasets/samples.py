@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -113,11 +113,27 @@ class RawLabels:
         names: Class names, in class-id order.
         kind: The format.
         splits: The images by split: any of "train", "val" and "test".
+        unusable: The splits that are named but cannot be read, with the error text of each.
     """
 
     names: tuple[str, ...]
     kind: Kind
     splits: dict[str, list[LabelledImage]]
+    unusable: dict[str, str] = field(default_factory=dict)
+
+    def has(self, split: str) -> bool:
+        """Whether the data set names this split, usable or not."""
+        return split in self.splits or split in self.unusable
+
+    def images(self, split: str) -> list[LabelledImage]:
+        """The images of a split that the data set has.
+
+        Raises:
+            DataError: The split cannot be read.
+        """
+        if split in self.unusable:
+            raise DataError(self.unusable[split])
+        return self.splits[split]
 
 
 def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split:

@@ -30,7 +30,7 @@ def read_voc(folder: Path) -> RawLabels:
     """Reads the labels of a folder in one of the two layouts.
 
     Raises:
-        DataError: The folder has neither layout, or a list or an XML file breaks a rule.
+        DataError: The folder has neither layout, or a list breaks a rule. An XML file that does makes its split unusable.
     """
     layout = _layout(folder)
     if layout is None:
@@ -38,10 +38,13 @@ def read_voc(folder: Path) -> RawLabels:
     image_folder, xml_folder, first_pixel = layout
     images = {path.stem: path for path in image_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
     stems = _listed_stems(folder) or {"train": sorted(images)}
-    read = {
-        split: {stem: _read_xml(xml_folder / f"{stem}.xml", first_pixel) for stem in members}
-        for split, members in stems.items()
-    }
+    read: dict[str, dict[str, _Annotation]] = {}
+    unusable: dict[str, str] = {}
+    for split, members in stems.items():
+        try:
+            read[split] = {stem: _read_xml(xml_folder / f"{stem}.xml", first_pixel) for stem in members}
+        except DataError as error:
+            unusable[split] = str(error)
     names = sorted(
         {thing.name for members in read.values() for annotation in members.values() for thing in annotation.things}
     )
@@ -57,7 +60,7 @@ def read_voc(folder: Path) -> RawLabels:
         ]
         for split, members in read.items()
     }
-    return RawLabels(tuple(names), "voc", splits)
+    return RawLabels(tuple(names), "voc", splits, unusable)
 
 
 class _Thing(NamedTuple):

@@ -28,19 +28,23 @@ def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
         The labels of all splits, not checked against the images.
 
     Raises:
-        DataError: A key, a path, or a line of a label file breaks a rule.
+        DataError: A key breaks a rule. A path or a label file that does makes its split unusable.
     """
     if "kpt_shape" in content:
         raise DataError(f"`{description}` has `kpt_shape`: its labels are poses, not boxes. Give a detection data set.")
     names = _names(description, content)
     root = root_of(description, content)
     keys = {"train": "train", "val": "val" if content.get("val") else "validation", "test": "test"}
-    splits = {}
+    splits, unusable = {}, {}
     for split, key in keys.items():
-        if content.get(key):
+        if not content.get(key):
+            continue
+        try:
             paths = _image_paths(root, content[key], description, key)
             splits[split] = [LabelledImage(path, _read_labels(_label_path(path)), normalised=True) for path in paths]
-    return RawLabels(names, "yolo", splits)
+        except DataError as error:
+            unusable[split] = str(error)
+    return RawLabels(names, "yolo", splits, unusable)
 
 
 def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
