@@ -96,7 +96,9 @@ def _read(places: dict[str, tuple[Path, Path]], unusable: dict[str, str]) -> Raw
         supercategories |= groups
     used = {_id(annotation, "category_id") for content in files.values() for annotation in content["annotations"]}
     # Roboflow adds a category for the whole project: the supercategory of all others, without a box of its own
-    kept = [index for index in sorted(categories) if index in used or categories[index] not in supercategories]
+    # and the group may have the name of one of its classes
+    groups = supercategories | {name for index, name in categories.items() if index in used}
+    kept = [index for index in sorted(categories) if index in used or categories[index] not in groups]
     class_ids: dict[int | str | None, int] = {index: position for position, index in enumerate(kept)}
     splits = {}
     for split in list(files):

@@ -10,7 +10,7 @@ import numpy as np
 
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
-from prompt_tune.datasets.places import read_yaml
+from prompt_tune.datasets.places import is_metadata, read_yaml
 from prompt_tune.datasets.samples import Kind, RawLabels, Sample, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
@@ -53,8 +53,8 @@ def read_dataset(source: str | Path, *, seed: int = 0, names: Sequence[str] | No
     """Reads a data set in any of the formats and checks its boxes against the headers of its images.
 
     Images without objects are background. Damaged or missing images are left out, and are counted and named in
-    `Split.skipped` and in a warning. So is a `test` split that cannot be used. Damage in the middle of a file shows only when the image is decoded. Without
-    validation images, a fifth of the training images is held out.
+    `Split.skipped` and in a warning. Damage in the middle of a file shows only when the image is decoded. A `test`
+    split that cannot be used is a warning. Without validation images, a fifth of the training images is held out.
 
     Args:
         source: A YAML file or a folder.
@@ -155,7 +155,11 @@ def find_labels(place: Path) -> RawLabels | None:
         return read_roboflow(place)
     if is_voc(place):
         return read_voc(place)
-    descriptions = sorted(path for path in place.iterdir() if path.suffix.lower() in _YAML_SUFFIXES)
+    descriptions = sorted(
+        path
+        for path in place.iterdir()
+        if path.suffix.lower() in _YAML_SUFFIXES and path.is_file() and not is_metadata(path.name)
+    )
     if len(descriptions) == 1:
         return _read_description(descriptions[0])
     if descriptions:

@@ -5,7 +5,6 @@ false alarms: every region of a replayed image is a negative of every learned cl
 or captions name that class.
 """
 
-import glob
 import logging
 import math
 import re
@@ -23,11 +22,11 @@ from prompt_tune.datasets.grounding import (
     read_grounding,
     read_grounding_yaml,
 )
-from prompt_tune.datasets.places import read_yaml
+from prompt_tune.datasets.places import files_under, read_yaml
 from prompt_tune.datasets.reading import find_labels
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Split, make_split
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import find_images
+from prompt_tune.runtime.images import IMAGE_SUFFIXES
 
 RATIO = 3.0  # replayed images per labelled one: at most half the false alarms for one point of AP (bench_methods.py)
 HELD_OUT = 0.2  # further images, as a share of those in training; thresholds are chosen on them
@@ -247,10 +246,9 @@ def _labels(place: Path) -> RawLabels:
     labels = find_labels(place)
     if labels is not None:
         return labels
-    try:
-        paths = find_images(f"{glob.escape(str(place))}/**/*")
-    except DataError as error:
-        raise DataError(f"`{place}` and its subfolders hold no image, and it is not a data set. {_WANTED}") from error
+    paths = files_under(place, IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(f"`{place}` and its subfolders hold no image, and it is not a data set. {_WANTED}")
     return RawLabels((), "yolo", {"train": [LabelledImage(path, []) for path in paths]})
 
 

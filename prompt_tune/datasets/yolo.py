@@ -4,11 +4,10 @@ A line of a label file is `class x y w h`: centre and size as fractions of the i
 (`class x1 y1 x2 y2 x3 y3 ...`) is read as the box around it. An image without a label file is background.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import read_list, read_text, resolve, root_of
+from prompt_tune.datasets.places import clean_path, files_under, is_metadata, read_list, read_text, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import IMAGE_SUFFIXES
@@ -77,10 +76,11 @@ def _image_paths(root: Path, entries: Any, description: Path, key: str) -> list[
     for entry in entries:
         place = resolve(root, entry, description)
         if place.is_dir():
-            paths += (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+            paths += files_under(place, IMAGE_SUFFIXES)
         elif place.suffix.lower() == ".txt":
             # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
-            paths += (Path(os.path.normpath(place.parent / line)) for line in read_list(place))
+            listed = [clean_path(place.parent / line) for line in read_list(place)]
+            paths += (path for path in listed if not is_metadata(path.name))
         else:
             raise DataError(
                 f"`{description}`: `{key}: {entry}` must be a folder of images or a .txt file that lists them."

@@ -211,3 +211,22 @@ def test_read_dataset_a_bad_test_annotation_stops_nothing_that_does_not_use_it(
     assert data.test is None and data.names == tuple(NAMES)
     with pytest.raises(DataError):
         read_split(source, "test")
+
+
+@pytest.mark.parametrize("write", [write_yolo, write_voc, write_devkit])
+def test_read_dataset_metadata_is_no_data(
+    tmp_path: Path, write: Callable[[Path, dict[str, Boxes]], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, {"train": TRAIN})
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\xb0")
+        for folder in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+            (path.parent / folder).mkdir(exist_ok=True)
+            (path.parent / folder / path.name).write_bytes(path.read_bytes())
+    _, split = read_split(tmp_path, "train")
+    assert len(read_dataset(tmp_path).train.samples) < len(TRAIN)  # some are held out
+    samples = {sample.path for sample in split.samples} | {
+        sample.path for sample in read_split(tmp_path, "val")[1].samples
+    }
+    assert len(samples) == len(TRAIN)
+    assert not [message for message in caplog.messages if "skipped" in message]
