@@ -150,6 +150,7 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
     Raises:
         DataError: No image is usable, a class id is not in 0..n_cls - 1, or a box is not inside its image.
     """
+    _refuse_fractions(images, split)
     samples, skipped, reasons, flat = [], [], [], []
     for image in sorted(images, key=lambda image: image.path):
         try:
@@ -170,6 +171,16 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
     if flat:
         log.warning("%d boxes of `%s` have no area and are left out, the first: %s", len(flat), split, flat[0])
     return Split(tuple(samples), tuple(skipped))
+
+
+def _refuse_fractions(images: Sequence[LabelledImage], split: str) -> None:
+    """Refuses pixel boxes that all lie in the first pixel: they are fractions of the image."""
+    rows = [row for image in images if not image.normalised for row in image.rows]
+    if rows and all(-1 <= x1 < x2 <= 1 and -1 <= y1 < y2 <= 1 for x1, y1, x2, y2 in (row.box_xyxy for row in rows)):
+        raise DataError(
+            f"{rows[0].where}: all {len(rows)} boxes of `{split}` lie in 0..1, so they look normalised, but COCO and "
+            "Pascal VOC want pixels. Multiply them by the width and height of their images."
+        )
 
 
 def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> tuple[Sample, list[str]]:
