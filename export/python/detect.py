@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
+import onnxruntime
 
 PAD_GREY = 114
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
