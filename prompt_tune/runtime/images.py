@@ -140,11 +140,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
             sideways = _orientation(image) in _SIDEWAYS
             mark = _END_MARKS.get(image.format or "")
             if mark is None or mark not in _tail(path):
                 image.load()  # truncated, or a format without end mark: the decoder decides
+            width, height = image.size  # only now: loading turns a TIFF
     except _DECODE_ERRORS as error:
         raise _unreadable(f"`{path}`", error) from error
     return (height, width) if sideways else (width, height)
@@ -278,8 +278,17 @@ def _upright_rgb(image: Image.Image, place: str) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, if it comes before the pixels. Pillow's PNG class would decode them to look behind them."""
-    return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))
+    """EXIF orientation that is left to apply, if it comes before the pixels; 1 if there is none or it is broken.
+
+    Pillow turns a TIFF itself when it loads it. Its PNG class would decode the pixels to look behind them.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except _DECODE_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _tail(path: str | Path) -> bytes:
