@@ -9,7 +9,8 @@ from prompt_tune.version import __version__
 if TYPE_CHECKING:
     from prompt_tune.config import FitConfig
     from prompt_tune.errors import PromptTuneError
-    from prompt_tune.runtime.detections import Detections
+    from prompt_tune.media.draw import draw
+    from prompt_tune.runtime.detections import Detection, Detections
     from prompt_tune.runtime.detector import Detector
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
@@ -18,14 +19,27 @@ if TYPE_CHECKING:
 if not (Path(__file__).parent / "prompts").is_dir():  # a checkout, where `prompts` and `export` are beside the package
     __path__.append(str(Path(__file__).parents[1]))
 
-__all__ = ["Detections", "Detector", "FitConfig", "FitInputs", "PromptTuneError", "Vocabulary", "__version__", "fit"]
+__all__ = [
+    "Detection",
+    "Detections",
+    "Detector",
+    "FitConfig",
+    "FitInputs",
+    "PromptTuneError",
+    "Vocabulary",
+    "__version__",
+    "draw",
+    "fit",
+]
 _HOMES = {
+    "Detection": "prompt_tune.runtime.detections",
     "Detections": "prompt_tune.runtime.detections",
     "Detector": "prompt_tune.runtime.detector",
     "FitConfig": "prompt_tune.config",
     "FitInputs": "prompt_tune.tuning.job",
     "PromptTuneError": "prompt_tune.errors",
     "Vocabulary": "prompt_tune.vocabulary.vocabulary",
+    "draw": "prompt_tune.media.draw",
     "fit": "prompt_tune.tuning.fit",
 }
 

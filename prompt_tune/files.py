@@ -104,7 +104,7 @@ def replacing_folder(folder: Path | str) -> Iterator[Path]:
 
 def backup_of(folder: Path) -> Path:
     """Where the old folder is while `replacing_folder` puts the new one in its place."""
-    return folder.parent / f".{folder.name}.backup"
+    return folder.parent / f".{folder.name}.prompt-tune-backup"
 
 
 def tensor_bytes(tensors: Mapping[str, "np.ndarray"], fields: Mapping[str, Any]) -> bytes:

@@ -18,7 +18,17 @@ FLOORS = (  # from the top down; rooms on one floor are neighbours
     ("runtime",),
     ("vocabulary",),
 )
-GROUND = ("errors", "files", "progress", "version", "config", "run", "contract", "hub")  # modules, below all rooms
+GROUND = (
+    "errors",
+    "files",
+    "progress",
+    "version",
+    "config",
+    "run",
+    "contract",
+    "wording",
+    "hub",
+)  # modules, below all rooms
 DATA = ("prompts", "export")  # packages without code
 LIGHT = ("vocabulary", "runtime", "media", "evaluation", "report")  # and the ground
 HEAVY = ("torch", "torchvision", "ultralytics", "open_clip")

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
+import onnxruntime
 
 PAD_GREY = 114
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
@@ -207,13 +209,21 @@ def sigmoid(value: float) -> float:
     return float(np.exp(-np.logaddexp(0, -value)))
 
 
+def turn_of(image: Image.Image) -> Any:
+    """What turns the pixels upright, or None. Pillow turns a TIFF itself; a broken tag counts as none."""
+    try:
+        return None if image.format == "TIFF" else TURNS.get(Image.Image.getexif(image).get(0x0112, 1))
+    except DECODE_ERRORS:
+        return None
+
+
 def read_image(path: Path) -> Image.Image:
     """An image as upright RGB; 16-bit grey is reduced to 8 bits. Raises: ValueError: it cannot be read."""
     try:
         with Image.open(path) as image:
             if image.mode in ("I", "F"):
                 raise ValueError("32-bit pixels have no known range; save it with 8 bits")
-            turn = TURNS.get(Image.Image.getexif(image).get(0x0112, 1))
+            turn = turn_of(image)
             deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
             rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image).convert("RGB")
             return rgb if turn is None else rgb.transpose(turn)

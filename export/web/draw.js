@@ -52,9 +52,8 @@ export function drawDetections(context, detections, { scale, unit, highlighted =
 export function colourOf({ class: name, vocabulary }) {
   const muted = vocabulary === ORIGINAL;
   const part = (crc32(name) * 0.618034) % 1;
-  const [first, last] = muted ? [0.46, 0.7] : [0, 1]; // cool greys for the original classes
-  const [saturation, value] = muted ? [0.24, 0.86] : [0.92, 0.95];
-  const hue = (first + part * (last - first)) * 6;
+  const [saturation, value] = muted ? [0.42, 0.86] : [0.92, 0.95];
+  const hue = part * 6;
   const channel = (shift) => {
     const k = (shift + hue) % 6;
     return Math.round(255 * value * (1 - saturation * Math.max(0, Math.min(k, 4 - k, 1))));

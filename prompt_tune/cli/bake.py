@@ -5,22 +5,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_tune.cli.options import Command
+from prompt_tune.wording import counted
+
 if TYPE_CHECKING:
     from prompt_tune.deployment.bake import Shift
 
 SKIPPED_SHOWN = 5  # unreadable images that are listed
 
 
-@click.command(name="bake")
+@click.command(name="bake", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint to write (*.pt).")
 @click.option(
     "--images",
-    help="An image, a folder of images, or a glob pattern in quotes, on which to measure how original detections "
-    "change.",
+    "more_images",
+    multiple=True,
+    help="An image, a folder of images, or a glob pattern, on which to measure how original detections change. Can be "
+    "given several times, and also as an argument.",
 )
 @click.option("--device", default="cpu", show_default=True, help="The torch device for measuring: cpu, cuda, cuda:1.")
-def command(run: Path, out: Path, images: str | None, device: str) -> None:
+def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[str, ...], device: str) -> None:
     """Write an ultralytics checkpoint from RUN, a folder of `prompt-tune fit`, with original and learned classes set.
 
     It is for people who stay with ultralytics: YOLOWorld("custom.pt") predicts, tracks and exports with it. There all
@@ -28,9 +34,9 @@ def command(run: Path, out: Path, images: str | None, device: str) -> None:
     """
     from prompt_tune.deployment.bake import bake
 
-    baked = bake(run, out, images=images, device=device)
+    baked = bake(run, out, images=(*more_images, *images) or None, device=device)
     n_learned = len(baked.names) - baked.n_original
-    click.echo(f"Wrote {out}: {baked.n_original} original and {n_learned} learned classes.")
+    click.echo(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
     click.echo("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
     if baked.shift is None:
         click.echo("To measure how much, give --images FOLDER.")
@@ -42,12 +48,13 @@ def _print(shift: "Shift") -> None:
     for line in shift.skipped[:SKIPPED_SHOWN]:
         click.echo(f"Skipped: {line}", err=True)
     if len(shift.skipped) > SKIPPED_SHOWN:
-        click.echo(f"Skipped: {len(shift.skipped)} images in all.", err=True)
+        click.echo(f"Skipped: {counted(len(shift.skipped), 'image')} in all.", err=True)
+    images = counted(shift.images, "image")
     if not shift.before:
-        click.echo(f"No original class is detected in {shift.images} images; {shift.gained} detections gained.")
+        click.echo(f"No original class is detected in {images}; {counted(shift.gained, 'detection')} gained.")
         return
     lost, gained = (f"{count} ({count / shift.before:.1%})" for count in (shift.lost, shift.gained))
     click.echo(
-        f"{shift.images} images, {shift.before} original detections: {lost} lost, {gained} gained; the scores of the "
+        f"{images}, {counted(shift.before, 'original detection')}: {lost} lost, {gained} gained; the scores of the "
         f"others change by {shift.mean:.4f} on average, {shift.largest:.4f} at most."
     )

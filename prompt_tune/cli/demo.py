@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_tune.cli.options import Command
+
 if TYPE_CHECKING:
     from prompt_tune.runtime.providers import Device
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder for all results.")
 @click.option(
     "--images", "n_images", default=100, show_default=True, type=click.IntRange(4), help="Images in each split."

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import device_option
+from prompt_tune.cli.options import Command, device_option
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.media.annotate import Annotated
@@ -21,13 +22,15 @@ SCORE = click.FloatRange(0, 1)
 NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
 
 
-@click.command(name="detect")
+@click.command(name="detect", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1)
 @click.option(
     "--source",
-    required=True,
-    help="An image or video, a folder of them, a glob pattern in quotes, the number of a camera, or an address such as "
-    "rtsp://HOST/PATH.",
+    "more_sources",
+    multiple=True,
+    help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
+    "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for what is saved. Needed without --stream.")
 @click.option(
@@ -70,7 +73,8 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores.")
 def command(
     bundle: Path,
-    source: str,
+    sources: tuple[str, ...],
+    more_sources: tuple[str, ...],
     out: Path | None,
     save: tuple[str, ...],
     stream: bool,
@@ -88,7 +92,7 @@ def command(
     image_size: int | None,
     threads: int,
 ) -> None:
-    """Detect the classes of BUNDLE, a folder from `prompt-tune export`, in images, videos, cameras and streams.
+    """Detect the classes of BUNDLE, a folder from `prompt-tune export`, in SOURCES: images, videos, cameras, streams.
 
     Writes to --out an annotated picture for each image (a video for each video), with original classes in thin muted
     boxes and learned classes in thick bright ones, and detections.json in COCO's format, where each annotation names
@@ -101,11 +105,13 @@ def command(
     from prompt_tune.runtime.detections import choose_classes
     from prompt_tune.runtime.detector import Detector
 
+    if not sources and not more_sources:
+        raise click.UsageError("Missing option '--source': what to detect in.")
     if out is None and (save or not stream):
         raise click.UsageError(
             "Missing option '--out', the folder to write to. Only --stream without --save needs none."
         )
-    opened = open_source(source, every=every, timeout=timeout)
+    opened = open_source((*more_sources, *sources), every=every, timeout=timeout)
     detector = Detector(
         bundle,
         device=device,  # type: ignore[arg-type]  # click.Choice has checked it
@@ -190,10 +196,11 @@ def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
             table.add_row(Text(label), Text(name), str(count), str(result.images_with[key]))  # Text: names may have [ ]
         Console(stderr=to_errors).print(table)
         if len(ranked) > TABLE_ROWS:
-            click.echo(f"... and {len(ranked) - TABLE_ROWS} more classes.", err=to_errors)
+            click.echo(f"... and {counted(len(ranked) - TABLE_ROWS, 'more class')}.", err=to_errors)
     counts = ((result.images, "image"), (result.frames, "frame"))
-    seen = " and ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in counts if count)
+    seen = " and ".join(counted(count, what) for count, what in counts if count)
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
-    missed = f", {result.missed} frames missed" if result.missed else ""
+    missed = f", {counted(result.missed, 'frame')} missed" if result.missed else ""
     place = f": {out}" if out else ""
-    click.echo(f"{sum(result.detections.values())} detections in {seen}{skipped}{missed}{place}", err=to_errors)
+    total = counted(sum(result.detections.values()), "detection")
+    click.echo(f"{total} in {seen}{skipped}{missed}{place}", err=to_errors)

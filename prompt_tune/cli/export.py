@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from prompt_tune.cli.options import Command
 
-@click.command(name="export")
+
+@click.command(name="export", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The bundle's folder. An old bundle is replaced."

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from prompt_tune.cli.options import Command
 from prompt_tune.config import FitConfig
 
 _FIELDS = {part.name: part for part in fields(FitConfig)}
@@ -40,7 +41,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--model",
     required=True,

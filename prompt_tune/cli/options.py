@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+from collections import Counter
+
 import click
 
 from prompt_tune.runtime.providers import DEVICES
@@ -16,3 +18,23 @@ device_option = click.option(
     type=click.Choice(DEVICES),
     help=f"Where ONNX Runtime runs. {DEVICE_HELP}",
 )
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice. Click would take the last one and drop the others in silence."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse options that were given more often than they can be, then parse as usual."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option, count in Counter(part for part in order if isinstance(part, click.Option)).items():
+            repeatable = option.multiple or option.count or (option.is_flag and not option.secondary_opts)
+            if count > 1 and not repeatable:
+                names = "/".join((*option.opts, *option.secondary_opts))
+                raise click.UsageError(f"Option '{names}' can be given only once. Received: {count} times.", ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from prompt_tune.cli.options import Command
 
-@click.command()
+
+@click.command(cls=Command)
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and the state to resume from."
 )

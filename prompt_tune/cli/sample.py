@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from prompt_tune.cli.options import Command
 
-@click.command()
+
+@click.command(cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
 @click.option(
     "--images", "n_images", default=100, show_default=True, type=click.IntRange(1), help="Images in each split."

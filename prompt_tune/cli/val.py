@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import DEVICE_HELP
+from prompt_tune.cli.options import DEVICE_HELP, Command
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE, RunFolder
+from prompt_tune.runtime.detections import ORIGINAL
 from prompt_tune.vocabulary.format import GRAPH_FILE
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.datasets.reading import SplitName
@@ -33,7 +35,7 @@ LABELS = {
 }
 
 
-@click.command(name="val")
+@click.command(name="val", cls=Command)
 @click.argument("place", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
 @click.option(
     "--data",
@@ -46,6 +48,13 @@ LABELS = {
     show_default=True,
     type=click.Choice(["train", "val", "test"]),
     help="The split of the data set to measure on. The data set needs no other.",
+)
+@click.option(
+    "--learned",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Another vocabulary file for the same detector; its file name is its label. Needs ONNX Runtime: a bundle, or "
+    "a run with --engine onnx. Can be given several times.",
 )
 @click.option(
     "--engine",
@@ -74,6 +83,7 @@ def command(
     place: Path,
     data: str,
     split: str,
+    learned: tuple[Path, ...],
     engine: str | None,
     names: str | None,
     device: str,
@@ -97,6 +107,7 @@ def command(
         result = validate(
             place,
             data,
+            learned=learned,
             split=split,  # type: ignore[arg-type]  # click.Choice has checked both
             engine=engine,  # type: ignore[arg-type]
             names=None if names is None else [prompts[0] for prompts in read_classes(names)],
@@ -118,6 +129,7 @@ def validate(
     place: str | Path,
     data: str | Path,
     *,
+    learned: Sequence[str | Path] = (),
     split: "SplitName" = "val",
     engine: "Engine | None" = None,
     names: Sequence[str] | None = None,
@@ -129,6 +141,7 @@ def validate(
     Args:
         place: The folder.
         data: A data set; see `validate_run`.
+        learned: More vocabulary files for the same detector. They need ONNX Runtime.
         split: The split to measure on.
         engine: None takes torch for a run and ONNX Runtime for a bundle. "onnx" also measures a run, by exporting it to
             a temporary bundle.
@@ -137,7 +150,8 @@ def validate(
         progress: Called after each image.
 
     Raises:
-        RunError: The folder is neither a run nor a bundle, or the engine is torch and it is a bundle.
+        RunError: The folder is neither a run nor a bundle, the engine is torch and it is a bundle, or the engine is
+            torch and there are more vocabulary files.
         PromptTuneError: See `validate_run` and `validate_bundle`.
     """
     from prompt_tune.evaluation.validate import validate_bundle, validate_run
@@ -147,19 +161,24 @@ def validate(
     if (place / GRAPH_FILE).is_file():
         if engine == "torch":
             raise RunError(f"`{place}` is a bundle, which only ONNX Runtime can run. For torch, give the run itself.")
-        return validate_bundle(place, data, **options)
+        return validate_bundle(place, data, learned=learned, **options)
     if not (place / CONFIG_FILE).is_file():
         raise RunError(
             f"`{place}` is neither a run of `fit` (no {CONFIG_FILE}) nor a bundle (no {GRAPH_FILE}). Give one of them."
         )
     if engine != "onnx":
+        if learned:
+            raise RunError(
+                f"`{place}` is a run, which torch measures without further vocabularies (--learned). Add --engine "
+                "onnx, or give its bundle."
+            )
         return validate_run(place, data, **options)
     from prompt_tune.deployment.bundle import export_bundle
 
     with tempfile.TemporaryDirectory() as folder:
         export_bundle(place, Path(folder) / "bundle")
         recorded = RunFolder(place).held_out()
-        return validate_bundle(Path(folder) / "bundle", data, recorded=recorded, **options)
+        return validate_bundle(Path(folder) / "bundle", data, learned=learned, recorded=recorded, **options)
 
 
 def _print(result: "Validation") -> None:
@@ -170,9 +189,12 @@ def _print(result: "Validation") -> None:
 
     console = Console(highlight=False)
     where = {"torch": "torch", "onnx": "ONNX Runtime"}[result.engine]
-    click.echo(f"{result.images} images of `{result.split}`, measured through {where}.")
+    click.echo(f"{counted(result.images, 'image')} of `{result.split}`, measured through {where}.")
     means = [
-        (f"{name} ({sum(row.vocabulary == name for row in result.classes)})", asdict(metrics))
+        (
+            f"{name} ({sum((row.vocabulary == ORIGINAL) == (name == ORIGINAL) for row in result.classes)})",
+            asdict(metrics),
+        )
         for name, metrics in (("learned", result.learned), ("original", result.original))
         if metrics is not None
     ]
@@ -192,7 +214,7 @@ def _print(result: "Validation") -> None:
         table.add_row(Text(_title(row.vocabulary, row.name, result)), str(row.objects), *map(_number, numbers))
     console.print(table)
     if len(result.classes) > TABLE_ROWS:
-        click.echo(f"... and {len(result.classes) - TABLE_ROWS} more classes; --json lists all.")
+        click.echo(f"... and {counted(len(result.classes) - TABLE_ROWS, 'more class')}; --json lists all.")
     for what, names in (
         ("Left out, because no vocabulary has them", result.unknown),
         (f"Left out, because `{result.split}` has no label of them", result.unlabelled),
@@ -202,8 +224,8 @@ def _print(result: "Validation") -> None:
 
 
 def _title(vocabulary: str, name: str, result: "Validation") -> str:
-    """The name of a class, with its vocabulary if both vocabularies are measured."""
-    return name if result.learned is None or result.original is None else f"{vocabulary}: {name}"
+    """The name of a class, with its vocabulary if several vocabularies are measured."""
+    return f"{vocabulary}: {name}" if len({row.vocabulary for row in result.classes}) > 1 else name
 
 
 def _number(value: float) -> str:

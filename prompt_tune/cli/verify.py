@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import device_option
+from prompt_tune.cli.options import Command, device_option
 from prompt_tune.errors import PromptTuneError
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,13 +23,16 @@ UNLABELLED = (
 )
 
 
-@click.command(name="verify")
+@click.command(name="verify", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1)
 @click.option(
     "--images",
-    required=True,
-    help="An image, a folder of images, or a glob pattern in quotes. The images need no labels, but must not show any "
-    "object of a learned class: every learned detection in them counts as a false alarm.",
+    "more_images",
+    multiple=True,
+    help="An image, a folder of images, or a glob pattern. Can be given several times, and also as an argument. The "
+    "images need no labels, but must not show any object of a learned class: every learned detection in them counts as "
+    "a false alarm.",
 )
 @click.option(
     "--learned",
@@ -42,6 +46,12 @@ UNLABELLED = (
     help="A data set with labels of original classes, in any format that `fit` reads. Their average precision on its "
     "validation images is measured before and after. Needs PyYAML, which comes with [fit].",
 )
+@click.option(
+    "--max-false-alarms",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="How many false alarms per 1,000 images are allowed. With more, the exit status is 3.",
+)
 @device_option
 @click.option(
     "--report",
@@ -53,9 +63,11 @@ UNLABELLED = (
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 def command(
     bundle: Path,
-    images: str,
+    images: tuple[str, ...],
+    more_images: tuple[str, ...],
     learned: tuple[Path, ...],
     data: Path | None,
+    max_false_alarms: float | None,
     device: str,
     page: Path | None,
     as_json: bool,
@@ -64,11 +76,14 @@ def command(
 
     Runs ONNX Runtime with the original vocabulary alone, with each learned vocabulary (the bundle's own and those of
     --learned), and with all of them in two orders, and compares the original detections bit by bit. The exit status is
-    3 if a single bit changed, even if the --report page cannot be written.
+    3 if a single bit changed or there are more false alarms than --max-false-alarms, even if the --report page cannot
+    be written.
 
     Counts false alarms (learned detections above their thresholds, in images that show no learned object) and
     collisions (a learned and an original detection above their thresholds on the same box, with IoU 0.7 or more).
     """
+    if not images and not more_images:
+        raise click.UsageError("Missing option '--images'.")
     from prompt_tune.cli.progress import stages
     from prompt_tune.evaluation.verify import verify
     from prompt_tune.report.page import write_verification_page
@@ -76,9 +91,10 @@ def command(
     with stages() as progress:
         result = verify(
             bundle,
-            images,
+            (*more_images, *images),
             learned=learned,
             data=data,
+            max_false_alarms=max_false_alarms,
             device=device,  # type: ignore[arg-type]  # click.Choice has checked it
             progress=progress,
         )
@@ -92,10 +108,10 @@ def command(
         try:
             write_verification_page(page, result, bundle, learned)
         except PromptTuneError as error:
-            if not result.original_bits_changed:
+            if not result.failed:
                 raise
             click.echo(f"Error: {error}", err=True)  # the regression decides the exit status
-    if result.original_bits_changed:
+    if result.failed:
         sys.exit(REGRESSION)
 
 
@@ -106,8 +122,7 @@ def _print(result: "Verification") -> None:
     console = Console(highlight=False)
     _print_retention(console, result)
     _print_counts(console, result)
-    bits, compared = result.original_bits_changed, f"{result.original_detections} original detections"
-    click.echo(f"FAILED: {bits} bits of {compared} changed." if bits else f"Passed: not one bit of {compared} changed.")
+    click.echo(result.verdict.replace("Failed", "FAILED", 1) if result.failed else result.verdict)
 
 
 def _print_retention(console: "Console", result: "Verification") -> None:
@@ -123,7 +138,7 @@ def _print_retention(console: "Console", result: "Verification") -> None:
     console.print(table)
     if result.original_ap_before is None:
         return
-    table = Table("original classes", f"alone, {result.labelled_images} labelled images", "with all loaded")
+    table = Table("original classes", f"alone, {counted(result.labelled_images, 'labelled image')}", "with all loaded")
     for name, before, after in (
         ("AP", result.original_ap_before, result.original_ap_after),
         ("AP50", result.original_ap50_before, result.original_ap50_after),
@@ -154,9 +169,9 @@ def _print_counts(console: "Console", result: "Verification") -> None:
         if number:
             console.print(table)
         if number > TABLE_ROWS:
-            click.echo(f"... and {number - TABLE_ROWS} more rows of {what}; --json lists all.")
-    pairs = sum(collision.count for collision in result.collisions)
+            click.echo(f"... and {counted(number - TABLE_ROWS, 'more row')} of {what}; --json lists all.")
+    pairs = counted(sum(collision.count for collision in result.collisions), "collision")
     skipped = f" ({len(result.skipped)} more skipped)" if result.skipped else ""
-    images = f"{result.images} image{'s' * (result.images != 1)}{skipped}"
-    click.echo(f"{images}: {result.false_alarms_per_1000:.1f} false alarms per 1,000 images, {pairs} collisions.")
+    images = f"{counted(result.images, 'image')}{skipped}"
+    click.echo(f"{images}: {result.false_alarms_per_1000:.1f} false alarms per 1,000 images, {pairs}.")
     click.echo(UNLABELLED)

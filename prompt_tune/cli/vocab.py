@@ -5,14 +5,21 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from prompt_tune.cli.options import Group
+from prompt_tune.wording import counted
+
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
+MOST_COLUMNS = 1000  # of a table: wider than any that people read
 FILE = click.Path(path_type=Path)
 OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file to write (*.vocab.safetensors).")
 
 
-@click.group(name="vocab")
+@click.group(name="vocab", cls=Group)
 def command() -> None:
     """Build, show, compare, edit and convert vocabulary files.
 
@@ -43,7 +50,8 @@ def command() -> None:
 @click.option(
     "--prompts",
     type=FILE,
-    help="prompts.safetensors of a run. Its context vectors are put in front of the names, and the kind is `learned`.",
+    help="prompts.safetensors of a run. Its context vectors are put in front of the names, and the kind is `learned`. "
+    "Names that the run did not learn need a run with `fit --shared-context`.",
 )
 @click.option(
     "--original",
@@ -82,17 +90,20 @@ def build(
 
 @command.command()
 @click.argument("file", type=FILE)
-def show(file: Path) -> None:
+@click.option("--all", "whole", is_flag=True, help="Also print the provenance: how the file was made.")
+def show(file: Path, whole: bool) -> None:
     """Print the classes of a vocabulary file, and what it was made for."""
     from rich.console import Console
 
-    from prompt_tune.cli.vocab_tables import classes_table, origin_table
+    from prompt_tune.cli.vocab_tables import classes_table, origin_table, provenance_lines
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(file)
     console = Console(highlight=False)
-    console.print(classes_table(vocabulary))
-    console.print(origin_table(vocabulary))
+    _print(console, origin_table(vocabulary))
+    _print(console, classes_table(vocabulary))
+    for line in provenance_lines(vocabulary) if whole else ():
+        click.echo(line)
 
 
 @command.command()
@@ -137,7 +148,8 @@ def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
 @click.argument("before", metavar="A", type=FILE)
 @click.argument("after", metavar="B", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with full digests instead of a table.")
-def diff_files(before: Path, after: Path, as_json: bool) -> None:
+@click.option("--all", "whole", is_flag=True, help="Also list changes of the provenance: how the files were made.")
+def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     """Print what changed from file A to file B, to review a vocabulary.
 
     Lists the classes that were added or removed; the classes of both files whose embeddings moved (with the cosine; 1
@@ -148,7 +160,7 @@ def diff_files(before: Path, after: Path, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from prompt_tune.cli.vocab_tables import differences_table
+    from prompt_tune.cli.vocab_tables import differences_table, is_provenance
     from prompt_tune.vocabulary.diff import diff
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -160,7 +172,14 @@ def diff_files(before: Path, after: Path, as_json: bool) -> None:
     elif found.is_empty:
         click.echo("No class or field differs. The files differ only in the order or repetition of prompts.")
     else:
-        Console(highlight=False).print(differences_table(found))
+        table = differences_table(found, whole=whole)
+        if table.row_count:
+            _print(Console(highlight=False), table)
+        else:
+            click.echo("No class differs.")
+        hidden = 0 if whole else sum(map(is_provenance, found.metadata))
+        if hidden:
+            click.echo(f"{counted(hidden, 'change')} of the provenance not shown: --all lists all.")
 
 
 @command.command()
@@ -209,7 +228,15 @@ def convert(
     click.echo(f"Wrote {' and '.join(map(str, written))}.")
 
 
+def _print(console: "Console", table: "Table") -> None:
+    """Print a table as wide as its longest lines, so that no word is broken where the terminal is narrow or a file."""
+    from rich.measure import Measurement
+
+    console.width = MOST_COLUMNS
+    console.width = max(1, Measurement.get(console, console.options, table).maximum)
+    console.print(table)
+
+
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    count = len(vocabulary.names)
-    click.echo(f"Wrote {out}: {count} class{'es' if count > 1 else ''}, kind {vocabulary.kind}.")
+    click.echo(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")

@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from prompt_tune.vocabulary.checks import short
+from prompt_tune.vocabulary.diff import flat
 
 if TYPE_CHECKING:
-    from prompt_tune.vocabulary.diff import VocabularyDiff
+    from prompt_tune.vocabulary.diff import Change, VocabularyDiff
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 
@@ -39,6 +40,7 @@ def classes_table(vocabulary: "Vocabulary") -> Table:
 def origin_table(vocabulary: "Vocabulary") -> Table:
     """What holds for the whole file, one line each; digests are shortened."""
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
     for what, value in (
         ("classes", str(len(vocabulary.names))),
         ("kind", vocabulary.kind),
@@ -47,14 +49,24 @@ def origin_table(vocabulary: "Vocabulary") -> Table:
         ("detector", short(vocabulary.detector)),
         ("text tower", short(vocabulary.text_tower)),
         ("guide", short(vocabulary.guide)),
-        ("provenance", json.dumps(vocabulary.provenance, sort_keys=True)),
     ):
         table.add_row(what, Text(value, overflow="fold"))
     return table
 
 
-def differences_table(found: "VocabularyDiff") -> Table:
-    """One row per change; digests are shortened."""
+def provenance_lines(vocabulary: "Vocabulary") -> list[str]:
+    """How the vocabulary was made: one line per value."""
+    values = flat("provenance", vocabulary.provenance)
+    return [f"{key}  {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+
+
+def is_provenance(change: "Change") -> bool:
+    """Whether a change is one of how the file was made, which changes no detection."""
+    return change.name.partition(".")[0] == "provenance"
+
+
+def differences_table(found: "VocabularyDiff", *, whole: bool = False) -> Table:
+    """One row per change; digests are shortened. Changes of the provenance are listed only if `whole`."""
 
     def shown(value: object, name: str = "") -> str:
         if value is None:
@@ -74,7 +86,11 @@ def differences_table(found: "VocabularyDiff") -> Table:
         rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
     if found.reordered:
         rows.append(("order", "", "", "other class ids"))
-    rows += [(c.name, "", shown(c.before, c.name), shown(c.after, c.name)) for c in found.metadata]
+    rows += [
+        (c.name, "", shown(c.before, c.name), shown(c.after, c.name))
+        for c in found.metadata
+        if whole or not is_provenance(c)
+    ]
     table = Table("what", "class", "before", "after")
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))

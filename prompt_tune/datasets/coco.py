@@ -39,7 +39,7 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
         The labels of all splits, not checked against the images.
 
     Raises:
-        DataError: A key, a path or an annotation breaks a rule.
+        DataError: A key breaks a rule. A path or an annotation that does makes its split unusable.
     """
     unknown = sorted(set(map(str, content)) - _YAML_KEYS)
     if unknown:
@@ -47,57 +47,84 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
             f"`{description}`: a COCO description has {', '.join(sorted(_YAML_KEYS))}. Received: {', '.join(unknown)}."
         )
     root = root_of(description, content)
-    places = {}
+    places: dict[str, tuple[Path, Path]] = {}
+    unusable: dict[str, str] = {}
     for split in ("train", "val", "test"):
         entry = content.get(split)
         if entry is None:
             continue
-        if (
-            not isinstance(entry, dict)
-            or set(entry) != _SPLIT_KEYS
-            or not all(isinstance(v, str) for v in entry.values())
-        ):
-            raise DataError(
-                f"`{description}`: `{split}` must be {{images: FOLDER, annotations: FILE}}. Received: {entry!r}."
-            )
-        places[split] = (resolve(root, entry["images"], description), resolve(root, entry["annotations"], description))
-    return _read(places)
+        try:
+            places[split] = _place(root, entry, split, description)
+        except DataError as error:
+            unusable[split] = str(error)
+    return _read(places, unusable)
 
 
 def read_roboflow(folder: Path) -> RawLabels:
-    """Reads the labels of a folder in Roboflow's layout.
-
-    Raises:
-        DataError: An annotation breaks a rule.
-    """
+    """Reads the labels of a folder in Roboflow's layout. A split that breaks a rule is unusable."""
     places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in ROBOFLOW_FOLDERS.items()}
-    return _read({split: place for split, place in places.items() if place[1].exists()})
+    return _read({split: place for split, place in places.items() if place[1].exists()}, {})
 
 
-def _read(places: dict[str, tuple[Path, Path]]) -> RawLabels:
+def _place(root: Path, entry: Any, split: str, description: Path) -> tuple[Path, Path]:
+    """The image folder and the annotation file of a split, as its entry in a description names them."""
+    if (
+        not isinstance(entry, dict)
+        or set(entry) != _SPLIT_KEYS
+        or not all(isinstance(value, str) for value in entry.values())
+    ):
+        raise DataError(
+            f"`{description}`: `{split}` must be {{images: FOLDER, annotations: FILE}}. Received: {entry!r}."
+        )
+    return resolve(root, entry["images"], description), resolve(root, entry["annotations"], description)
+
+
+def _read(places: dict[str, tuple[Path, Path]], unusable: dict[str, str]) -> RawLabels:
     """Reads splits, each an image folder and an annotation file. Classes are numbered in the order of category ids."""
-    files = {split: _read_json(file) for split, (_, file) in places.items()}
+    files: dict[str, dict[str, list[dict[str, Any]]]] = {}
     categories: dict[int, str] = {}
     supercategories: set[str] = set()
-    for split, content in files.items():
-        for category in content["categories"]:
-            index, name = category.get("id"), category.get("name")
-            if not isinstance(index, int) or not isinstance(name, str):
-                raise DataError(
-                    f"`{places[split][1]}`: a category has an integer `id` and a `name`. Received: {category!r}."
-                )
-            if categories.setdefault(index, name) != name:
-                raise DataError(
-                    f"category {index} is `{categories[index]}` in one file and `{name}` in `{places[split][1]}`."
-                )
-            if category.get("supercategory") != name:  # in COCO, `person` has the supercategory `person`
-                supercategories.add(str(category.get("supercategory")))
+    for split, (_, file) in places.items():
+        try:
+            content = _read_json(file)
+            own, groups = _categories(content, file, categories)
+        except DataError as error:
+            unusable[split] = str(error)
+            continue
+        files[split] = content
+        categories |= own
+        supercategories |= groups
     used = {_id(annotation, "category_id") for content in files.values() for annotation in content["annotations"]}
     # Roboflow adds a category for the whole project: the supercategory of all others, without a box of its own
-    kept = [index for index in sorted(categories) if index in used or categories[index] not in supercategories]
+    # and the group may have the name of one of its classes
+    groups = supercategories | {name for index, name in categories.items() if index in used}
+    kept = [index for index in sorted(categories) if index in used or categories[index] not in groups]
     class_ids: dict[int | str | None, int] = {index: position for position, index in enumerate(kept)}
-    splits = {split: _images(files.pop(split), *place, class_ids) for split, place in places.items()}
-    return RawLabels(tuple(categories[index] for index in kept), "coco", splits)
+    splits = {}
+    for split in list(files):
+        try:
+            splits[split] = _images(files.pop(split), *places[split], class_ids)
+        except DataError as error:
+            unusable[split] = str(error)
+    return RawLabels(tuple(categories[index] for index in kept), "coco", splits, unusable)
+
+
+def _categories(
+    content: dict[str, list[dict[str, Any]]], file: Path, known: Mapping[int, str]
+) -> tuple[dict[int, str], set[str]]:
+    """The categories of a file by id, and the supercategories that name a group; `known` are those of other files."""
+    categories: dict[int, str] = {}
+    groups: set[str] = set()
+    for category in content["categories"]:
+        index, name = category.get("id"), category.get("name")
+        if not isinstance(index, int) or not isinstance(name, str):
+            raise DataError(f"`{file}`: a category has an integer `id` and a `name`. Received: {category!r}.")
+        other = known.get(index, categories.setdefault(index, name))
+        if other != name:
+            raise DataError(f"category {index} is `{other}` in one file and `{name}` in `{file}`.")
+        if category.get("supercategory") != name:  # in COCO, `person` has the supercategory `person`
+            groups.add(str(category.get("supercategory")))
+    return categories, groups
 
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,12 +1,63 @@
 """Text and YAML files of data sets, read with one-line errors, and the paths that they name."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prompt_tune.errors import DataError
+
+_METADATA = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
+_NAMED = 5  # broken links named in a warning
+log = logging.getLogger(__name__)
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or was put there by a computer, so that it is no data."""
+    return name.startswith(".") or name.lower() in _METADATA
+
+
+def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with certain suffixes in a folder and its subfolders, sorted, without hidden ones and metadata.
+
+    Links are followed. A folder that links lead back into is read once. Broken links are named in a warning.
+
+    Args:
+        folder: The folder.
+        suffixes: In lower case, with the dot.
+    """
+    found: list[Path] = []
+    broken: list[Path] = []
+    for path in _walk(folder, (os.path.realpath(folder),)):
+        if path.suffix.lower() in suffixes and path.is_file():
+            found.append(path)
+        elif path.is_symlink() and not path.exists():
+            broken.append(path)
+    if broken:
+        named = ", ".join(f"`{path}`" for path in sorted(broken)[:_NAMED]) + (", ..." if len(broken) > _NAMED else "")
+        log.warning("%d links lead nowhere and are left out: %s", len(broken), named)
+    return sorted(found)
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """Everything that is not a folder below a folder; `above` are the real paths of the folder and those above it."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not is_metadata(entry.name))
+    for name in names:
+        path = folder / name
+        if not path.is_dir():
+            yield path
+        elif (real := os.path.realpath(path)) not in above:
+            yield from _walk(path, (*above, real))
+
+
+def clean_path(path: Path) -> Path:
+    """A path without `..`, as the system follows it: `..` of a linked folder is the parent of the real folder."""
+    plain = Path(os.path.normpath(path))
+    if path.exists() and not (plain.exists() and path.samefile(plain)):
+        return Path(os.path.realpath(path))
+    return plain
 
 
 def read_text(path: Path) -> str:
@@ -31,6 +82,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file cannot be read, is not YAML, or holds something other than a mapping.
     """
+    import yaml
+
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -70,7 +123,7 @@ def root_of(description: Path, content: dict[str, Any]) -> Path:
     tried = [folder / Path(named).expanduser(), Path.cwd() / Path(named).expanduser()]
     for place in tried:
         if place.is_dir():
-            return Path(os.path.normpath(place))
+            return clean_path(place)
     raise DataError(
         f"`{description}`: the folder `path: {named}` is neither beside this file nor in the current folder. Correct "
         "it, or remove the line if the images are beside this file."
@@ -95,5 +148,5 @@ def resolve(root: Path, entry: str, description: Path) -> Path:
         tried.append(root / entry[3:])
     for place in tried:
         if place.exists():
-            return Path(os.path.normpath(place))
+            return clean_path(place)
     raise DataError(f"`{description}`: there is no `{os.path.normpath(tried[0])}`. Correct the entry `{entry}`.")

@@ -11,7 +11,7 @@ import numpy as np
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.held_out import copied, has_box, hold_out
-from prompt_tune.datasets.places import read_yaml
+from prompt_tune.datasets.places import is_metadata, read_yaml
 from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
@@ -34,7 +34,7 @@ class DataSet:
         names: The classes, in class-id order.
         train: Training images.
         val: Validation images.
-        test: Test images, or None.
+        test: Test images, or None if there are none that can be used.
         source: The file or folder that was read.
         kind: The format.
         held_out: Whether `val` was split off from the training images.
@@ -59,8 +59,8 @@ def read_dataset(
     """Reads a data set in any of the formats and checks its boxes against the headers of its images.
 
     Images without objects are background. Damaged or missing images are left out, and are counted and named in
-    `Split.skipped` and in a warning. Damage in the middle of a file shows only when the image is decoded. Without
-    validation images, a fifth of the training images is held out.
+    `Split.skipped` and in a warning. Damage in the middle of a file shows only when the image is decoded. A `test`
+    split that cannot be used is a warning. Without validation images, a fifth of the training images is held out.
 
     Args:
         source: A YAML file or a folder.
@@ -74,11 +74,12 @@ def read_dataset(
     """
     place = Path(source).expanduser()
     labels = _read_labels(place)
-    if "train" not in labels.splits:
+    if not labels.has("train"):
         raise DataError(f"`{place}` has no `train`: it has no training images. {_WANTED}")
     n_cls = len(labels.names)
     chosen = _chosen_names(labels.names, names, place)
-    splits = {split: make_split(images, split, n_cls) for split, images in labels.splits.items()}
+    used = [split for split in ("train", "val") if labels.has(split)]
+    splits = {split: make_split(labels.images(split), split, n_cls) for split in used}
     _require_boxes(splits["train"], "train", place)
     held_out = "val" not in splits
     if held_out:
@@ -97,7 +98,7 @@ def read_dataset(
     without = [name for name, count in zip(chosen, counts, strict=True) if count == 0]
     if without:
         log.warning("%d classes have no box in the training images: %s", len(without), ", ".join(without))
-    return DataSet(chosen, splits["train"], splits["val"], splits.get("test"), place, labels.kind, held_out)
+    return DataSet(chosen, splits["train"], splits["val"], _test_split(labels, n_cls), place, labels.kind, held_out)
 
 
 def read_split(
@@ -127,11 +128,11 @@ def read_split(
     place = Path(source).expanduser()
     labels = _read_labels(place)
     chosen = _chosen_names(labels.names, names, place)
-    held_out = "val" not in labels.splits and split != "test"
+    held_out = not labels.has("val") and split != "test"
     stored = "train" if held_out else split
-    if stored not in labels.splits:
+    if not labels.has(stored):
         raise DataError(f"`{place}` has no `{split}` images. It has: {', '.join(labels.splits) or 'none at all'}.")
-    images = make_split(labels.splits[stored], stored, len(labels.names))
+    images = make_split(labels.images(stored), stored, len(labels.names))
     if held_out:
         train, val = hold_out(images, chosen, seed, place, recorded)
         images = val if split == "val" else train
@@ -167,7 +168,11 @@ def find_labels(place: Path) -> RawLabels | None:
         return read_roboflow(place)
     if is_voc(place):
         return read_voc(place)
-    descriptions = sorted(path for path in place.iterdir() if path.suffix.lower() in _YAML_SUFFIXES)
+    descriptions = sorted(
+        path
+        for path in place.iterdir()
+        if path.suffix.lower() in _YAML_SUFFIXES and path.is_file() and not is_metadata(path.name)
+    )
     if len(descriptions) == 1:
         return _read_description(descriptions[0])
     if descriptions:
@@ -181,6 +186,17 @@ def _read_labels(place: Path) -> RawLabels:
     if labels is None:
         raise DataError(f"`{place}` is not a data set in a known format. {_WANTED}")
     return labels
+
+
+def _test_split(labels: RawLabels, n_cls: int) -> Split | None:
+    """The test images, which nothing that reads a whole data set depends on: what is wrong with them is a warning."""
+    if not labels.has("test"):
+        return None
+    try:
+        return make_split(labels.images("test"), "test", n_cls)
+    except DataError as error:
+        log.warning("The `test` split is not used: %s", error)
+        return None
 
 
 def _read_description(file: Path) -> RawLabels:

@@ -5,7 +5,6 @@ false alarms: every region of a replayed image is a negative of every learned cl
 or captions name that class.
 """
 
-import glob
 import logging
 import math
 import re
@@ -24,11 +23,11 @@ from prompt_tune.datasets.grounding import (
     read_grounding_yaml,
 )
 from prompt_tune.datasets.held_out import copied
-from prompt_tune.datasets.places import read_yaml
+from prompt_tune.datasets.places import files_under, read_yaml
 from prompt_tune.datasets.reading import find_labels
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Split, make_split
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import find_images
+from prompt_tune.runtime.images import IMAGE_SUFFIXES
 
 RATIO = 3.0  # replayed images per labelled one: at most half the false alarms for one point of AP (bench_methods.py)
 HELD_OUT = 0.2  # further images, as a share of those in training; thresholds are chosen on them
@@ -194,11 +193,11 @@ def read_replay(
         images = [ignored_regions(image, patterns) for image in _draw(found, count, seed, place)]
     else:
         labels = _labels(place)
-        split = next((split for split in ("train", "val") if split in labels.splits), None)
+        split = next((split for split in ("train", "val") if labels.has(split)), None)
         if split is None:
             raise DataError(f"`{place}` has no `train` and no `val`: it has no images to replay. {_WANTED}")
         named = [[i for i, pattern in enumerate(patterns) if pattern.search(name)] for name in labels.names]
-        drawn = _draw(sorted(labels.splits[split], key=lambda image: image.path), count, seed, place)
+        drawn = _draw(sorted(labels.images(split), key=lambda image: image.path), count, seed, place)
         images = [_ignoring(image, named) for image in drawn]
     replayed = make_split(images, "replay", len(classes))
     log.info(
@@ -254,10 +253,9 @@ def _labels(place: Path) -> RawLabels:
     labels = find_labels(place)
     if labels is not None:
         return labels
-    try:
-        paths = find_images(f"{glob.escape(str(place))}/**/*")
-    except DataError as error:
-        raise DataError(f"`{place}` and its subfolders hold no image, and it is not a data set. {_WANTED}") from error
+    paths = files_under(place, IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(f"`{place}` and its subfolders hold no image, and it is not a data set. {_WANTED}")
     return RawLabels((), "yolo", {"train": [LabelledImage(path, []) for path in paths]})
 
 

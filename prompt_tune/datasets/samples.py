@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -118,11 +118,27 @@ class RawLabels:
         names: Class names, in class-id order.
         kind: The format.
         splits: The images by split: any of "train", "val" and "test".
+        unusable: The splits that are named but cannot be read, with the error text of each.
     """
 
     names: tuple[str, ...]
     kind: Kind
     splits: dict[str, list[LabelledImage]]
+    unusable: dict[str, str] = field(default_factory=dict)
+
+    def has(self, split: str) -> bool:
+        """Whether the data set names this split, usable or not."""
+        return split in self.splits or split in self.unusable
+
+    def images(self, split: str) -> list[LabelledImage]:
+        """The images of a split that the data set has.
+
+        Raises:
+            DataError: The split cannot be read.
+        """
+        if split in self.unusable:
+            raise DataError(self.unusable[split])
+        return self.splits[split]
 
 
 def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split:
@@ -139,6 +155,7 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
     Raises:
         DataError: No image is usable, a class id is not in 0..n_cls - 1, or a box is not inside its image.
     """
+    _refuse_fractions(images, split)
     samples, skipped, reasons, flat = [], [], [], []
     for image in sorted(images, key=lambda image: image.path):
         try:
@@ -159,6 +176,16 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
     if flat:
         log.warning("%d boxes of `%s` have no area and are left out, the first: %s", len(flat), split, flat[0])
     return Split(tuple(samples), tuple(skipped))
+
+
+def _refuse_fractions(images: Sequence[LabelledImage], split: str) -> None:
+    """Refuses pixel boxes that all lie in the first pixel: they are fractions of the image."""
+    rows = [row for image in images if not image.normalised for row in image.rows]
+    if rows and all(-1 <= x1 < x2 <= 1 and -1 <= y1 < y2 <= 1 for x1, y1, x2, y2 in (row.box_xyxy for row in rows)):
+        raise DataError(
+            f"{rows[0].where}: all {len(rows)} boxes of `{split}` lie in 0..1, so they look normalised, but COCO and "
+            "Pascal VOC want pixels. Multiply them by the width and height of their images."
+        )
 
 
 def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> tuple[Sample, list[str]]:

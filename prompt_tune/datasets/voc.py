@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from prompt_tune.datasets.places import read_list, read_text
+from prompt_tune.datasets.places import is_metadata, read_list, read_text
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import IMAGE_SUFFIXES
@@ -30,18 +30,22 @@ def read_voc(folder: Path) -> RawLabels:
     """Reads the labels of a folder in one of the two layouts.
 
     Raises:
-        DataError: The folder has neither layout, or a list or an XML file breaks a rule.
+        DataError: The folder has neither layout, or a list breaks a rule. An XML file that does makes its split
+            unusable.
     """
     layout = _layout(folder)
     if layout is None:
         raise DataError(f"`{folder}` has no images with Pascal VOC annotations.")
     image_folder, xml_folder, first_pixel = layout
-    images = {path.stem: path for path in image_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = {path.stem: path for path in image_folder.iterdir() if _is_image(path)}
     stems = _listed_stems(folder) or {"train": sorted(images)}
-    read = {
-        split: {stem: _read_xml(xml_folder / f"{stem}.xml", first_pixel) for stem in members}
-        for split, members in stems.items()
-    }
+    read: dict[str, dict[str, _Annotation]] = {}
+    unusable: dict[str, str] = {}
+    for split, members in stems.items():
+        try:
+            read[split] = {stem: _read_xml(xml_folder / f"{stem}.xml", first_pixel) for stem in members}
+        except DataError as error:
+            unusable[split] = str(error)
     names = sorted(
         {thing.name for members in read.values() for annotation in members.values() for thing in annotation.things}
     )
@@ -57,7 +61,11 @@ def read_voc(folder: Path) -> RawLabels:
         ]
         for split, members in read.items()
     }
-    return RawLabels(tuple(names), "voc", splits)
+    return RawLabels(tuple(names), "voc", splits, unusable)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_metadata(path.name)
 
 
 class _Thing(NamedTuple):
@@ -75,7 +83,11 @@ class _Annotation(NamedTuple):
 def _layout(folder: Path) -> tuple[Path, Path, float] | None:
     for image_name, xml_name, first_pixel in _LAYOUTS:
         image_folder, xml_folder = folder / image_name, folder / xml_name
-        if image_folder.is_dir() and xml_folder.is_dir() and next(xml_folder.glob("*.xml"), None):
+        if (
+            image_folder.is_dir()
+            and xml_folder.is_dir()
+            and any(not is_metadata(path.name) for path in xml_folder.glob("*.xml"))
+        ):
             return image_folder, xml_folder, first_pixel
     return None
 

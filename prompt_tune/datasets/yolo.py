@@ -4,11 +4,10 @@ A line of a label file is `class x y w h`: centre and size as fractions of the i
 (`class x1 y1 x2 y2 x3 y3 ...`) is read as the box around it. An image without a label file is background.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import read_list, read_text, resolve, root_of
+from prompt_tune.datasets.places import clean_path, files_under, is_metadata, read_list, read_text, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import IMAGE_SUFFIXES
@@ -28,19 +27,23 @@ def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
         The labels of all splits, not checked against the images.
 
     Raises:
-        DataError: A key, a path, or a line of a label file breaks a rule.
+        DataError: A key breaks a rule. A path or a label file that does makes its split unusable.
     """
     if "kpt_shape" in content:
         raise DataError(f"`{description}` has `kpt_shape`: its labels are poses, not boxes. Give a detection data set.")
     names = _names(description, content)
     root = root_of(description, content)
     keys = {"train": "train", "val": "val" if content.get("val") else "validation", "test": "test"}
-    splits = {}
+    splits, unusable = {}, {}
     for split, key in keys.items():
-        if content.get(key):
+        if not content.get(key):
+            continue
+        try:
             paths = _image_paths(root, content[key], description, key)
             splits[split] = [LabelledImage(path, _read_labels(_label_path(path)), normalised=True) for path in paths]
-    return RawLabels(names, "yolo", splits)
+        except DataError as error:
+            unusable[split] = str(error)
+    return RawLabels(names, "yolo", splits, unusable)
 
 
 def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -73,10 +76,11 @@ def _image_paths(root: Path, entries: Any, description: Path, key: str) -> list[
     for entry in entries:
         place = resolve(root, entry, description)
         if place.is_dir():
-            paths += (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+            paths += files_under(place, IMAGE_SUFFIXES)
         elif place.suffix.lower() == ".txt":
             # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
-            paths += (Path(os.path.normpath(place.parent / line)) for line in read_list(place))
+            listed = [clean_path(place.parent / line) for line in read_list(place)]
+            paths += (path for path in listed if not is_metadata(path.name))
         else:
             raise DataError(
                 f"`{description}`: `{key}: {entry}` must be a folder of images or a .txt file that lists them."

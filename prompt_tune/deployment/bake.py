@@ -22,7 +22,7 @@ from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World
 from prompt_tune.runtime.boxes import box_iou, match
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.runtime.images import find_images, letterbox, read_rgb
+from prompt_tune.runtime.images import Places, as_places, find_images, letterbox, read_rgb
 from prompt_tune.vocabulary.foreign import single_prompts
 
 SUFFIX = ".pt"
@@ -68,7 +68,7 @@ class Baked:
     shift: Shift | None
 
 
-def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, device: str = "cpu") -> Baked:
+def bake(run: str | Path, out: str | Path, *, images: Places | None = None, device: str = "cpu") -> Baked:
     """Writes the detector of a run as an ultralytics checkpoint that has all classes set and needs no text tower.
 
     ultralytics has one threshold for all classes, no calibration, and one embedding per class. If a learned class has
@@ -77,7 +77,8 @@ def bake(run: str | Path, out: str | Path, *, images: str | Path | None = None, 
     Args:
         run: A run folder of `fit`.
         out: The `.pt` file to write.
-        images: An image, a folder or a glob pattern on which to measure how original detections change; or None.
+        images: An image, a folder or a glob pattern, or several of them, on which to measure how original detections
+            change; or None.
         device: A torch device for measuring.
 
     Raises:
@@ -138,7 +139,7 @@ def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Pat
 
 
 @torch.no_grad()
-def measure_shift(world: World, rows: Tensor, n_original: int, images: str | Path, *, image_size: int) -> Shift:
+def measure_shift(world: World, rows: Tensor, n_original: int, images: Places, *, image_size: int) -> Shift:
     """Measures how original detections change when all classes guide the neck, as in ultralytics.
 
     Args:
@@ -167,7 +168,8 @@ def measure_shift(world: World, rows: Tensor, n_original: int, images: str | Pat
         counts += (len(before), len(before) - len(moved), len(after) - len(moved))
         changes.append(moved)
     if len(skipped) == len(paths):
-        raise DataError(f"None of the {len(paths)} images of `{images}` can be read. The first: {skipped[0]}")
+        place = "`, `".join(map(str, as_places(images)))
+        raise DataError(f"None of the {len(paths)} images of `{place}` can be read. The first: {skipped[0]}")
     change = np.concatenate(changes)
     before_count, lost, gained = (int(count) for count in counts)
     return Shift(

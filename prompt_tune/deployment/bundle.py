@@ -15,6 +15,7 @@ from prompt_tune.models.embeddings import load_run
 from prompt_tune.vocabulary.checks import short
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 README_FILE = "README.md"
 BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
@@ -61,11 +62,11 @@ def export_bundle(run: Path | str, out: Path | str, *, half: bool = False) -> No
     except OSError as error:
         raise GraphError(f"Cannot write the bundle '{out}': {error.strerror}. Choose another --out.") from error
     logger.info(
-        "%s: detector %s, %d original and %d learned classes; the graph agrees with torch on shapes not traced.",
+        "%s: detector %s, %d original and %s; the graph agrees with torch on shapes not traced.",
         out,
         short(world.digest),
         len(original.names),
-        len(learned.names),
+        counted(len(learned.names), "learned class"),
     )
 
 

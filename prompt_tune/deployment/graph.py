@@ -19,6 +19,7 @@ from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing
 from prompt_tune.models.suppression import suppress
 from prompt_tune.models.world import World
+from prompt_tune.runtime.providers import quiet_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -166,8 +167,8 @@ def check_graph(world: World, path: Path | str, *, exact: World | None = None) -
 def raw_session(model: "onnx.ModelProto") -> Any:
     """Opens a CPU session with more outputs: after the graph's own, boxes, original scores and learned scores."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = quiet_onnxruntime()
     raw = [name for node in model.graph.node if node.op_type == "NonMaxSuppression" for name in node.input[:2]]
     for name in dict.fromkeys(raw):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))

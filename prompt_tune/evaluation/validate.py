@@ -37,7 +37,7 @@ class ClassResult:
     """The numbers of one class.
 
     Attributes:
-        vocabulary: The label of its vocabulary, "original" or "learned".
+        vocabulary: The label of its vocabulary: "original", "learned", or that of a further one.
         name: Its name.
         objects: The number of its labels.
         metrics: COCO's numbers.
@@ -138,6 +138,7 @@ def validate_bundle(
     bundle: str | Path,
     data: str | Path,
     *,
+    learned: Sequence[str | Path] = (),
     split: "SplitName" = "val",
     names: Sequence[str] | None = None,
     device: str = "cpu",
@@ -149,6 +150,7 @@ def validate_bundle(
     Args:
         bundle: A bundle folder of `export`.
         data: A data set in any format that `fit` reads. Its classes are matched to the vocabularies by name.
+        learned: More vocabulary files for the same detector; a file name is the label.
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
         device: "cpu" or "cuda".
@@ -161,7 +163,7 @@ def validate_bundle(
         VocabularyError: A vocabulary cannot be loaded, or does not belong to the bundle.
         ProviderError: The device is not available.
     """
-    detector = Detector(bundle, device=device)  # type: ignore[arg-type]  # it checks the name
+    detector = Detector(bundle, device=device, learned=learned)  # type: ignore[arg-type]  # it checks the name
     truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded)
     return _measure("onnx", truth, _onnx_detector(detector, truth), progress)
 

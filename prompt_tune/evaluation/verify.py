@@ -20,9 +20,10 @@ from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Letterbox, find_images, letterbox, read_rgb
+from prompt_tune.runtime.images import Letterbox, Places, as_places, find_images, letterbox, read_rgb
 from prompt_tune.runtime.packing import Packed, from_rows
 from prompt_tune.runtime.providers import Device
+from prompt_tune.version import install
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Verification:
         original_ap_after: The same with all vocabularies loaded.
         original_ap50_before: Average precision at IoU 0.5 of the original vocabulary alone; None without labels.
         original_ap50_after: The same with all vocabularies loaded.
+        max_false_alarms: How many false alarms per thousand images are allowed; None sets no limit.
         examples: The false alarms and collisions with the highest scores, for pictures.
     """
 
@@ -110,6 +112,7 @@ class Verification:
     original_ap_after: float | None = None
     original_ap50_before: float | None = None
     original_ap50_after: float | None = None
+    max_false_alarms: float | None = None
     examples: AlarmExamples | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -122,22 +125,59 @@ class Verification:
         """False alarms of all learned classes per thousand images."""
         return 1000 * sum(alarms.count for alarms in self.false_alarms) / self.images
 
+    @property
+    def too_many_false_alarms(self) -> bool:
+        """Whether there are more false alarms than allowed."""
+        return self.max_false_alarms is not None and self.false_alarms_per_1000 > self.max_false_alarms
+
+    @property
+    def failed(self) -> bool:
+        """Whether original detections changed, or there are too many false alarms."""
+        return self.original_bits_changed > 0 or self.too_many_false_alarms
+
+    @property
+    def verdict(self) -> str:
+        """The result in one line: what became of the original detections, and how many false alarms there are."""
+        bits = self.original_bits_changed
+        if bits:
+            changed = f"{bits} bit{'s' * (bits != 1)} of {self.original_detections} original detections changed."
+        elif self.original_detections:
+            changed = f"not one bit of {self.original_detections} original detections changed."
+        else:
+            changed = "Nothing was compared: no image has an original detection. Use images that show original classes."
+        word = "Failed: " if self.failed else "Passed: " if self.original_detections else ""
+        return f"{word}{changed} {self._alarms_in_words()}"
+
+    def _alarms_in_words(self) -> str:
+        """The number of false alarms and, if there is one, their limit."""
+        alarms = f"{self.false_alarms_per_1000:.1f} false alarms per 1,000 images"
+        if self.max_false_alarms is None:
+            return f"{alarms}{'; no limit is set (--max-false-alarms).' if self.false_alarms else '.'}"
+        limit = f"--max-false-alarms {self.max_false_alarms:g}"
+        if not self.too_many_false_alarms:
+            return f"{alarms}, within {limit}."
+        count = sum(alarms.count for alarms in self.false_alarms)
+        return f"{alarms} ({count} in {self.images}) exceed {limit}. Fit with --replay on images like these."
+
     def to_json(self) -> dict[str, object]:
-        """Everything but the examples as plain JSON. Precision is left out if there are no labels."""
-        totals = {
+        """Everything but the examples as plain JSON. Precision and a limit are left out if none is given."""
+        totals: dict[str, object] = {
             "original_bits_changed": self.original_bits_changed,
             "false_alarms_per_1000": self.false_alarms_per_1000,
         }
+        if self.max_false_alarms is not None:
+            totals["too_many_false_alarms"] = self.too_many_false_alarms
         counts = asdict(replace(self, examples=None))
         return totals | {name: value for name, value in counts.items() if value is not None}
 
 
 def verify(
     bundle: str | Path,
-    images: str | Path,
+    images: Places,
     *,
     learned: Sequence[str | Path] = (),
     data: str | Path | None = None,
+    max_false_alarms: float | None = None,
     device: Device = "cpu",
     progress: Progress | None = None,
 ) -> Verification:
@@ -145,11 +185,12 @@ def verify(
 
     Args:
         bundle: A bundle folder of `prompt-tune export`. Its own learned vocabulary is always included.
-        images: An image, a folder or a glob pattern. The images must show no object of a learned class: every learned
-            detection in them counts as a false alarm.
+        images: An image, a folder or a glob pattern, or several of them. The images must show no object of a learned
+            class: every learned detection in them counts as a false alarm.
         learned: More vocabulary files for the same detector.
         data: A data set with labels of original classes, named as in the original vocabulary. Average precision is
             measured on its validation images, and original detections are compared on them too.
+        max_false_alarms: How many false alarms per thousand images are allowed. With more, the result has `failed`.
         device: Where ONNX Runtime computes.
         progress: Called after each image.
 
@@ -158,11 +199,16 @@ def verify(
 
     Raises:
         DataError: No image can be read, the data set is damaged, or it has a class that the original vocabulary lacks.
-        PromptTuneError: `data` is given, and a package that it needs is missing.
+        PromptTuneError: `data` is given, and a package that it needs is missing; or `max_false_alarms` is no limit.
         GraphError: The bundle is incomplete or damaged.
         VocabularyError: A vocabulary cannot be loaded, or does not belong to the bundle.
         ProviderError: The device is not available.
     """
+    if max_false_alarms is not None and not 0 <= max_false_alarms < float("inf"):
+        raise PromptTuneError(
+            f"max_false_alarms is {max_false_alarms}, but must be a number of at least 0: how many false alarms per "
+            "1,000 images are allowed. Leave it out for no limit."
+        )
     detector = Detector(bundle, device=device, learned=learned)
     vocabularies = {label: part for label, part in detector.vocabularies.items() if label != ORIGINAL}
     labels = None if data is None else _Labels.read(data, detector.vocabularies[ORIGINAL])
@@ -174,12 +220,13 @@ def verify(
         if progress:
             progress("verify", done, len(places), "")
     if not tally.images:
-        raise DataError(f"`{images}`: none of its {len(unlabelled)} images can be read. The first: {tally.skipped[0]}")
+        place = "`, `".join(map(str, as_places(images)))
+        raise DataError(f"`{place}`: none of its {len(unlabelled)} images can be read. The first: {tally.skipped[0]}")
     if not tally.compared:
         logger.warning(
             "Nothing was compared, because no image has an original detection. Give images that show original classes."
         )
-    result = tally.result()
+    result = replace(tally.result(), max_false_alarms=max_false_alarms)
     return result if labels is None else _with_precision(result, labels, tally)
 
 
@@ -287,7 +334,7 @@ class _Labels:
         except ImportError as error:
             raise PromptTuneError(
                 f"`data` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
-                "(pip install 'prompt-tune[fit]'), or verify without --data."
+                f"({install('fit')}), or verify without --data."
             ) from error
         names, split = read_split(data, "val")
         unknown = [name for name in names if name not in original.names]

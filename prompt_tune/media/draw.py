@@ -9,14 +9,15 @@ from PIL import Image, ImageDraw
 
 from prompt_tune.media.fonts import FONTS, Colour, Line
 from prompt_tune.runtime.detections import ORIGINAL, Detections
+from prompt_tune.runtime.images import ImageInput, to_rgb
 
 Rectangle = tuple[float, float, float, float]
 LINE_FRACTION = 1 / 200  # line width of a learned box, as a share of the mean of the picture's sides
 ORIGINAL_SHARE = 0.45  # line width of an original box, as a share of that
 FONT_FRACTION = 1 / 42  # height of the text, as a share of the mean of the picture's sides
 SATURATED = (0.92, 0.95)  # HSV saturation and value of learned classes
-MUTED = (0.24, 0.86)  # of original classes
-MUTED_HUES = (0.46, 0.70)  # original classes are cool greys, green to violet, far from the learned ones
+MUTED = (0.42, 0.86)  # of original classes: pale beside learned ones, but with hues that can be told apart
+MOST_INSET = 8  # equal boxes that are drawn inside one another
 GOLDEN_RATIO = 0.618034  # steps of it spread any number of hues evenly
 LABELS_APART = 100  # labels that avoid one another; with more of them, a picture is not legible anyway
 OUTLINE: Colour = (15, 18, 22)  # a dark edge around each line keeps a box visible on a background of its own colour
@@ -24,26 +25,30 @@ PAPER: Colour = (250, 250, 248)
 INK: Colour = (24, 26, 30)
 
 
-def draw(image: np.ndarray | Image.Image, detections: Detections) -> Image.Image:
+def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Image.Image:
     """Draw detections into a copy of the picture: high scores over low ones, learned classes over original ones.
 
     Args:
-        image: uint8 (h, w, 3) RGB, or a Pillow image; it is not changed.
+        image: What `Detector.detect` was given: a path, a PIL image, or a uint8 (h, w, 3) RGB array. It is not changed.
+            Files and PIL images are turned upright as their EXIF orientation says, as the detector does.
         detections: Those of this image, with boxes in its pixels.
+        bgr: Whether an array is BGR, as OpenCV gives it. The result is RGB in any case.
 
     Returns:
         An RGB picture of the same size. A class has the same colour in every picture.
+
+    Raises:
+        DataError: The image cannot be read, or is none of the above.
     """
-    picture = _picture(image)
+    picture = Image.fromarray(to_rgb(image, bgr=bgr)).copy()
     canvas = ImageDraw.Draw(picture)
     side = sum(picture.size) / 2
     learned = np.array([label != ORIGINAL for label in detections.vocabularies], dtype=bool)
     order = [int(row) for row in np.lexsort((detections.scores, learned))]
-    for row in order:
-        width = (
-            max(2, round(side * LINE_FRACTION)) if learned[row] else max(1, int(side * LINE_FRACTION * ORIGINAL_SHARE))
-        )
-        _draw_box(canvas, tuple(detections.boxes_xyxy[row].tolist()), _colour_of(detections, row), width)
+    thick, thin = max(2, round(side * LINE_FRACTION)), max(1, int(side * LINE_FRACTION * ORIGINAL_SHARE))
+    boxes = _side_by_side_lines(detections.boxes_xyxy[order[::-1]], thick + 2)[::-1]
+    for row, box in zip(order, boxes, strict=True):
+        _draw_box(canvas, tuple(box.tolist()), _colour_of(detections, row), thick if learned[row] else thin)
     FONTS.prepare(detections.class_names)
     labels: list[tuple[Rectangle, Line, Colour]] = []
     for row in reversed(order):  # the most important label chooses its place first
@@ -95,8 +100,6 @@ def side_by_side(
 def class_colour(name: str, *, learned: bool) -> Colour:
     """The colour of a class, from its name alone: bright for learned classes, muted for original ones."""
     hue = zlib.crc32(name.encode()) * GOLDEN_RATIO % 1
-    first, last = (0.0, 1.0) if learned else MUTED_HUES
-    hue = first + hue * (last - first)
     saturation, value = SATURATED if learned else MUTED
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
     return red, green, blue
@@ -110,6 +113,28 @@ def _picture(image: np.ndarray | Image.Image) -> Image.Image:
 def _colour_of(detections: Detections, row: int) -> Colour:
     """The colour of one detection's class."""
     return class_colour(detections.class_names[row], learned=detections.vocabularies[row] != ORIGINAL)
+
+
+def _side_by_side_lines(boxes_xyxy: np.ndarray, step: int) -> np.ndarray:
+    """Boxes whose lines do not hide one another: one that is equal to an earlier box is drawn inside it.
+
+    Args:
+        boxes_xyxy: (n, 4) float32 in pixels, the most important box first.
+        step: Pixels between the lines of equal boxes.
+
+    Returns:
+        (n, 4) float32. The first of equal boxes stays where it is.
+    """
+    drawn = np.array(boxes_xyxy, np.float32)  # (n, 4)
+    inward = np.array([1, 1, -1, -1], np.float32) * step
+    for row in range(1, len(drawn)):
+        for _ in range(MOST_INSET):
+            smaller = drawn[row] + inward
+            equal = (np.abs(drawn[:row] - drawn[row]).max(axis=1) < step).any()
+            if not equal or (smaller[2:] - smaller[:2]).min() < 2 * step:
+                break
+            drawn[row] = smaller
+    return drawn
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour, width: int) -> None:

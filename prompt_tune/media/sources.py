@@ -16,7 +16,7 @@ import numpy as np
 
 from prompt_tune.errors import DataError
 from prompt_tune.media.video import Video, count_frames, open_address, open_camera, open_file, require_av
-from prompt_tune.runtime.images import IMAGE_SUFFIXES, find_files, read_rgb
+from prompt_tune.runtime.images import IMAGE_SUFFIXES, Places, as_places, find_all, read_rgb
 
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 TIMEOUT = 10.0  # seconds; a stream over a slow line answers within two or three
@@ -71,12 +71,13 @@ class Source(Protocol):
         ...
 
 
-def open_source(source: str | Path, *, every: int = 1, timeout: float = TIMEOUT) -> Source:
+def open_source(source: Places, *, every: int = 1, timeout: float = TIMEOUT) -> Source:
     """Open images, a video, a camera or a stream.
 
     Args:
         source: An image or video file, a folder of them (its subfolders are left out), a glob pattern, the number of a
-            camera ("0"), or an address (rtsp://, http://, ...).
+            camera ("0"), or an address (rtsp://, http://, ...). Several files, folders and patterns can be given as a
+            list; a camera or an address only alone.
         every: Take the first frame of a video, camera or stream, and then every `every`-th.
         timeout: Seconds after which a camera or stream that sends nothing is an error.
 
@@ -85,12 +86,19 @@ def open_source(source: str | Path, *, every: int = 1, timeout: float = TIMEOUT)
     """
     if every < 1:
         raise DataError(f"`every` must be at least 1. Received: {every}.")
-    text = str(source)
-    if text.isdecimal() and not Path(text).exists():
+    places = as_places(source)
+    live = [str(place) for place in places if _is_camera(str(place)) or "://" in str(place)]
+    if live and len(places) > 1:
+        raise DataError(
+            f"A camera or an address must be the only source. Received: `{live[0]}` and {len(places) - 1} more. Run a "
+            "command for each."
+        )
+    text = live[0] if live else ""
+    if _is_camera(text):
         return _Stream(open_camera(int(text), timeout=timeout, every=every), f"camera-{int(text)}")
-    if "://" in text:
+    if text:
         return _Stream(open_address(text, timeout=timeout, every=every), "stream")
-    return _Files(find_files(source, (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES), "image or video"), every)
+    return _Files(find_all(places, (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES), "image or video"), every)
 
 
 class _Files:
@@ -193,6 +201,10 @@ def _named(video: Video, name: str) -> Frames:
     with closing(video.frames()) as frames:
         for index, image, seconds in frames:
             yield Frame(name, image, index, seconds)
+
+
+def _is_camera(text: str) -> bool:
+    return text.isdecimal() and not Path(text).exists()
 
 
 def _is_video(path: Path) -> bool:

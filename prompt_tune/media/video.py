@@ -1,5 +1,6 @@
 """Reads videos, cameras and network streams as RGB frames, with PyAV (FFmpeg) from the extra `video`."""
 
+import os
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from prompt_tune.errors import DataError
+from prompt_tune.version import install
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -101,18 +103,18 @@ class Video:
 
 
 def open_file(path: Path, *, every: int = 1) -> Video:
-    """Open a video file.
+    """Open a video file. FFmpeg gets its absolute path: it would take a name with a colon for a protocol.
 
     Raises:
         DataError: The file cannot be opened, it has no pictures, or PyAV is not installed.
     """
-    return Video(_open(str(path), str(path)), str(path), every=every)
+    return Video(_open(os.path.abspath(path), str(path)), str(path), every=every)
 
 
 def count_frames(path: Path, *, every: int = 1) -> int | None:
     """Number of frames by the header of a video file; None if it does not say, 0 if the file cannot be opened."""
     try:
-        with _open(str(path), str(path)) as container:
+        with _open(os.path.abspath(path), str(path)) as container:
             return Video(container, str(path), every=every).total
     except DataError:
         return 0
@@ -172,7 +174,7 @@ def require_av(what: str, otherwise: str = "") -> ModuleType:
     try:
         import av
     except ModuleNotFoundError as error:
-        cure = f"pip install 'prompt-tune[video]'. {otherwise}".rstrip()
+        cure = f"{install('video')}. {otherwise}".rstrip()
         raise DataError(f"{what}, and av, which reads it, is not installed: {cure}") from error
     return av
 

@@ -14,7 +14,7 @@ from prompt_tune.errors import ModelError, VocabularyError
 from prompt_tune.files import read_tensors, replacing, tensor_bytes
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import TextTower
-from prompt_tune.vocabulary.checks import check_made_for
+from prompt_tune.vocabulary.checks import check_made_for, listing
 
 FORMAT_VERSION = 2
 SETTINGS = ("class_specific", "token_position", "prompts_per_class", "initial_words")
@@ -112,10 +112,10 @@ def _place(trained: PromptContext, name: str, text: str, copy: int, path: Path) 
     """The place of a prompt in the trained context, see `PromptContext.find`; `path` is for the error."""
     place = trained.find(name, text, copy)
     if place is None:
-        learned = ", ".join(repr(known) for names in trained.classes for known in names)
+        learned = listing([known for names in trained.classes for known in names])
         raise VocabularyError(
-            f"{path} has class-specific context for {learned}, but not for {text!r}. Name only these, or learn shared "
-            "context with `fit --shared-context`."
+            f"{path} has class-specific context for {learned}, but not for {text!r}. Name only these, learn context "
+            "for any name with `fit --shared-context`, or leave --prompts out for a plain class."
         )
     return place
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError
+from prompt_tune.version import install
 
 OFFICIAL = tuple(f"yolov8{scale}-world{version}.pt" for version in ("v2", "") for scale in "smlx")
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # as in ultralytics' downloads.py
@@ -181,7 +182,7 @@ def quiet_import(name: str) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("ultralytics", "cv2"):  # ultralytics requires OpenCV
-            raise ModelError(f"'{error.name}' is not installed; `pip install prompt-tune[fit]` brings it.") from error
+            raise ModelError(f"'{error.name}' is not installed: {install('fit')}") from error
         raise
 
 

@@ -1,14 +1,16 @@
 """The detections of one image, and their conversion to COCO's JSON and to `supervision`. NumPy only."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from prompt_tune.errors import PromptTuneError, VocabularyError
 from prompt_tune.runtime.boxes import distinct
+from prompt_tune.version import install
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     import supervision
@@ -16,12 +18,35 @@ if TYPE_CHECKING:
 ORIGINAL = "original"  # the label of the vocabulary that the detector is deployed with
 PIXEL_DECIMALS = 3  # in JSON: a thousandth of a pixel, far below the precision of a box
 SCORE_DECIMALS = 6  # in JSON: a float32 in 0..1 has about seven decimal digits
+SHOWN = 5  # classes in the text of `Detections`
 ClassKey = tuple[str, str]  # (vocabulary label, class name): two vocabularies may have a class of the same name
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One detection, in plain Python types.
+
+    Attributes:
+        class_name: Of its class, or empty.
+        vocabulary: The label of the class's vocabulary, "original" or that of a learned vocabulary, or empty.
+        score: In 0..1.
+        box_xyxy: Left, top, right and bottom in pixels of the original image.
+        class_id: The row of the class in its own vocabulary.
+    """
+
+    class_name: str
+    vocabulary: str
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+    class_id: int
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
     """The detections of one image, from the graph to the picture.
+
+    Loops give one `Detection` at a time. An index gives one `Detection`; a slice, a mask or a list of rows gives
+    `Detections`.
 
     From the runtime, those of the original vocabulary come first, in the graph's order, then the learned ones.
     Training and evaluation know classes only by number; there, names and vocabularies are empty.
@@ -44,6 +69,47 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        return (self[row] for row in range(len(self)))
+
+    @overload
+    def __getitem__(self, rows: int | np.integer) -> Detection: ...
+
+    @overload
+    def __getitem__(self, rows: slice | np.ndarray | Sequence[int] | Sequence[bool]) -> "Detections": ...
+
+    def __getitem__(
+        self, rows: int | np.integer | slice | np.ndarray | Sequence[int] | Sequence[bool]
+    ) -> "Detection | Detections":
+        if isinstance(rows, slice):
+            return self.select(np.arange(len(self))[rows])
+        if isinstance(rows, (np.ndarray, Sequence)):
+            if isinstance(rows, str):
+                raise TypeError("`Detections` are indexed by row. For a class, compare each `class_name`.")
+            return self.select(np.asarray(rows) if len(rows) else np.zeros(0, np.int64))
+        row = range(len(self))[rows]  # an IndexError ends a loop that counts up, and negative rows count from the end
+        left, top, right, bottom = (float(value) for value in self.boxes_xyxy[row])
+        return Detection(
+            class_name=self.class_names[row] if self.class_names else "",
+            vocabulary=self.vocabularies[row] if self.vocabularies else "",
+            score=float(self.scores[row]),
+            box_xyxy=(left, top, right, bottom),
+            class_id=int(self.class_ids[row]),
+        )
+
+    def __repr__(self) -> str:
+        """One line: how many there are of each class, those of learned vocabularies first."""
+        counts: dict[tuple[str, str], int] = {}
+        names = self.class_names or tuple(f"class {number}" for number in self.class_ids)
+        for key in zip(self.vocabularies or ("",) * len(self), names, strict=True):
+            counts[key] = counts.get(key, 0) + 1
+        ranked = sorted(counts.items(), key=lambda item: (item[0][0] == ORIGINAL, -item[1]))
+        parts = [f"{count} {name!r}{f' ({label})' * bool(label)}" for (label, name), count in ranked[:SHOWN]]
+        if len(ranked) > SHOWN:
+            parts.append(f"{counted(len(ranked) - SHOWN, 'more class')}")
+        place = "" if self.size_wh == (0, 0) else " in {} x {} pixels".format(*self.size_wh)
+        return f"<{counted(len(self), 'detection')}{place}{': ' * bool(parts)}{', '.join(parts)}>"
 
     def select(self, keep: np.ndarray) -> "Detections":
         """Some of the detections.
@@ -125,7 +191,7 @@ class Detections:
             import supervision
         except ModuleNotFoundError as error:
             raise PromptTuneError(
-                "supervision is not installed, and this needs it: pip install 'prompt-tune[supervision]'"
+                f"supervision is not installed, and this needs it: {install('supervision')}"
             ) from error
         row_of = {key: row for row, key in enumerate(classes)}
         keys = list(zip(self.vocabularies, self.class_names, strict=True))

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from prompt_tune.runtime.state import State, Wanted
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 # scores of the images in the network at once, one per row of embeddings and anchor: 1 GiB of float32, and at most seven
 # times that in all
@@ -105,6 +107,12 @@ class Detector:
         for vocabulary in ([self.bundle / LEARNED_FILE] if use_bundled else []) + list(learned):
             self.load(vocabulary)
 
+    def __repr__(self) -> str:
+        """One line: where it is from, where it runs, and what it detects."""
+        parts = [f"{label} ({counted(len(part.names), 'class')})" for label, part in self.vocabularies.items()]
+        runs = f"{self.device}, {self.precision}, {self.image_size} px"
+        return f"<Detector {str(self.bundle)!r}, {runs}: {', '.join(parts)}>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         origin = (self.digest, self._original.digest)
         return _restored, (self.bundle.absolute(), self._options, origin, dict(self._state.learned))
@@ -169,11 +177,13 @@ class Detector:
         images: ImageInput | Sequence[ImageInput],
         *,
         iou: float | None = None,
+        conf: float | None = None,
         original_conf: float | None = None,
         learned_conf: float | None = None,
         show: Sequence[str] | None = None,
         hide: Sequence[str] | None = None,
         batch: int = 1,
+        bgr: bool = False,
     ) -> list[Detections]:
         """Detections of one or several images.
 
@@ -182,13 +192,15 @@ class Detector:
                 images are turned upright as their EXIF orientation says.
             iou: In 0..1. A box is dropped if it overlaps a better one of its class by more than this. By default 0.7,
                 and for a class whose vocabulary has a tighter limit, that limit.
-            original_conf: In 0..1, the score above which a detection counts, for all classes of the original
-                vocabulary. By default, each class's own threshold.
-            learned_conf: The same for all other vocabularies.
+            conf: In 0..1, the score above which a detection counts. By default, each class's own threshold.
+            original_conf: The same for all classes of the original vocabulary; overrides `conf`.
+            learned_conf: The same for all other vocabularies; overrides `conf`.
             show: Only these classes, see `choose_classes`.
             hide: Not these classes.
             batch: Number of images that go through the network at once. With thousands of classes it may be fewer, to
                 fit into memory.
+            bgr: Whether arrays are BGR, as `cv2.imread` and `cv2.VideoCapture` give them. Files and PIL images are
+                not affected.
 
         Returns:
             One `Detections` per image, boxes in original pixels, those of the original vocabulary first.
@@ -199,13 +211,18 @@ class Detector:
             PromptTuneError: A number is out of range.
             GraphError: ONNX Runtime fails.
         """
-        for what, value in (("iou", iou), ("original_conf", original_conf), ("learned_conf", learned_conf)):
+        for what, value in (
+            *(("iou", iou), ("conf", conf)),
+            *(("original_conf", original_conf), ("learned_conf", learned_conf)),
+        ):
             if value is not None and not 0 <= value <= 1:
                 raise PromptTuneError(f"`{what}` must be from 0 to 1. Received: {value}.")
         if batch < 1:
             raise PromptTuneError(f"`batch` must be at least 1. Received: {batch}.")
         state = self._state
         chosen = choose_classes(state.classes, show=show, hide=hide)
+        original_conf = conf if original_conf is None else original_conf
+        learned_conf = conf if learned_conf is None else learned_conf
         wanted = [Wanted.of(state.original, original_conf, iou, chosen)]
         own = (  # a pass each, so only if it is wanted
             part for part in state.own.values() if not chosen.isdisjoint(part.packed.classes)
@@ -217,7 +234,7 @@ class Detector:
         for first in range(0, len(images), at_once):
             part = images[first : first + at_once]
             side_by_side = self._readers.get().map if len(part) > 1 else map  # Pillow works without Python's lock
-            pixels = list(side_by_side(self._letterboxed, part))
+            pixels = list(side_by_side(partial(self._letterboxed, bgr=bgr), part))
             found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
         return found
 
@@ -255,9 +272,9 @@ class Detector:
         """Anchor points of one image."""
         return sum((self.image_size // stride) ** 2 for stride in self._session.metadata["strides"])
 
-    def _letterboxed(self, image: ImageInput) -> tuple[np.ndarray, Letterbox]:
+    def _letterboxed(self, image: ImageInput, *, bgr: bool) -> tuple[np.ndarray, Letterbox]:
         """The network's input, uint8 (h, w, 3), and where the image lies in it."""
-        return letterbox(to_rgb(image), self.image_size)
+        return letterbox(to_rgb(image, bgr=bgr), self.image_size)
 
     def _detect_batch(
         self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list[Wanted], iou: float

@@ -30,6 +30,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # near the end of every complete file
 _TAIL_BYTES = 4096  # cameras append some bytes after the end mark
 ImageInput = np.ndarray | str | Path | Image.Image
+Places = str | Path | Sequence[str | Path]  # where images are: one path or pattern, or several
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ class Letterbox:
         return np.clip(boxes, 0, np.array(self.size_wh * 2, np.float32))
 
 
-def to_rgb(image: ImageInput) -> np.ndarray:
+def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
     """An image in any form that `Detector.detect` takes, as RGB.
 
     Args:
         image: A path, see `read_rgb`; a PIL image, which is turned upright as its EXIF orientation says; or a uint8
-            (h, w, 3) RGB array.
+            (h, w, 3) array.
+        bgr: Whether an array is BGR, as OpenCV gives it, and not RGB.
 
     Returns:
         uint8 (h, w, 3).
@@ -84,7 +86,7 @@ def to_rgb(image: ImageInput) -> np.ndarray:
         DataError: The image cannot be read, or is something else.
     """
     if isinstance(image, np.ndarray):
-        return _checked(image)
+        return np.ascontiguousarray(_checked(image)[:, :, ::-1]) if bgr else _checked(image)
     if isinstance(image, (str, Path)):
         return read_rgb(image)
     if isinstance(image, Image.Image):
@@ -138,11 +140,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
             sideways = _orientation(image) in _SIDEWAYS
             mark = _END_MARKS.get(image.format or "")
             if mark is None or mark not in _tail(path):
                 image.load()  # truncated, or a format without end mark: the decoder decides
+            width, height = image.size  # only now: loading turns a TIFF
     except _DECODE_ERRORS as error:
         raise _unreadable(f"`{path}`", error) from error
     return (height, width) if sideways else (width, height)
@@ -195,16 +197,36 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
     return padded, placed
 
 
-def find_images(source: str | Path) -> list[Path]:
-    """The images that a path or pattern names, sorted.
+def as_places(source: Places) -> list[str | Path]:
+    """One path or pattern as a list of one; several as a list."""
+    return [source] if isinstance(source, (str, Path)) else list(source)
+
+
+def find_images(source: Places) -> list[Path]:
+    """The images that paths or patterns name: those of each one sorted, and each image once.
 
     Args:
-        source: An image file, a folder (without its subfolders), or a glob pattern.
+        source: An image file, a folder (without its subfolders), or a glob pattern; or several of them.
 
     Raises:
-        DataError: There is no such file or folder, or it has no images.
+        DataError: There is no such file or folder, or one of them has no images.
     """
-    return find_files(source, IMAGE_SUFFIXES, "image")
+    return find_all(as_places(source), IMAGE_SUFFIXES, "image")
+
+
+def find_all(sources: Sequence[str | Path], suffixes: Sequence[str], what: str) -> list[Path]:
+    """The files of several sources, see `find_files`: in the order given, and each file once.
+
+    Raises:
+        DataError: There are no sources, or one of them has no such files.
+    """
+    if not sources:
+        raise DataError(f"No {what} was given. Give at least one, a folder of them, or a glob pattern.")
+    found = [path for source in sources for path in find_files(source, suffixes, what)]
+    by_place: dict[Path, Path] = {}
+    for path in found:
+        by_place.setdefault(path.parent.resolve() / path.name, path)  # links to one file are files of their own
+    return list(by_place.values())
 
 
 def find_files(source: str | Path, suffixes: Sequence[str], what: str) -> list[Path]:
@@ -256,8 +278,17 @@ def _upright_rgb(image: Image.Image, place: str) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, if it comes before the pixels. Pillow's PNG class would decode them to look behind them."""
-    return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))
+    """EXIF orientation that is left to apply, if it comes before the pixels; 1 if there is none or it is broken.
+
+    Pillow turns a TIFF itself when it loads it. Its PNG class would decode the pixels to look behind them.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except _DECODE_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _tail(path: str | Path) -> bytes:

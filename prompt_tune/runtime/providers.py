@@ -9,12 +9,15 @@ import ctypes
 import importlib.util
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prompt_tune.errors import GraphError, PromptTuneError, ProviderError
+from prompt_tune.version import install
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -29,12 +32,13 @@ CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 # float32 stays float32. ONNX Runtime cannot switch off TensorRT's TF32, nor its choice of kernels by timing. Law 2 is
 # not promised there, but `verify` measures it
 TENSORRT_OPTIONS = {"trt_fp16_enable": "0"}
-CUDA_CURE = "pip install 'prompt-tune[cuda]'"
+CUDA_CURE = install("cuda")
 TENSORRT_CURE = "pip install 'tensorrt-cu{major}-libs<11'"  # 11 brings libnvinfer.so.11
 TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 TENSORRT_PACKAGE = "tensorrt_libs"  # the folder of the wheel's libraries, which loaders do not search
 DRIVER_LIBRARY = "libcuda.so.1"  # comes with NVIDIA's driver; no pip package has it
 QUIET = 3  # ONNX Runtime's severity "error": its warnings about node placement do not help users
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _GPU_HINT = (
     "Check with `nvidia-smi` that a GPU is visible, and that its driver is new enough for this CUDA. Or use `cpu`."
 )
@@ -72,6 +76,17 @@ def open_session(path: Path, *, device: Device = "cpu", threads: int = 0) -> "on
     return _open(path, "cpu", threads)
 
 
+def quiet_onnxruntime() -> ModuleType:
+    """ONNX Runtime, with its telemetry off: it would store a device ID in the home folder, and send it."""
+    is_new = "onnxruntime" not in sys.modules
+    os.environ.setdefault(_NO_TELEMETRY, "1")  # read once, when onnxruntime is imported
+    import onnxruntime
+
+    if not is_new and os.environ[_NO_TELEMETRY] == "1":
+        onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
 def device_of(session: "onnxruntime.InferenceSession") -> Device:
     """Where a session runs, by its providers: "cpu", "cuda" or "tensorrt"."""
     providers = session.get_providers()
@@ -86,8 +101,7 @@ def prepare(device: Literal["cuda", "tensorrt"]) -> None:
     Raises:
         ProviderError: This onnxruntime does not have the provider, or a library for it cannot be loaded.
     """
-    import onnxruntime
-
+    onnxruntime = quiet_onnxruntime()
     available = onnxruntime.get_available_providers()
     if _provider_names(device)[0] not in available:
         raise ProviderError(
@@ -153,8 +167,7 @@ def missing_message(missing: list[str], device: Device, cuda_version: str) -> st
 
 def _open(path: Path, device: Literal["cpu", "cuda", "tensorrt"], threads: int) -> "onnxruntime.InferenceSession":
     """See `open_session`, without `auto`."""
-    import onnxruntime
-
+    onnxruntime = quiet_onnxruntime()
     if device != "cpu":
         prepare(device)
     wanted = _provider_names(device)

@@ -34,6 +34,8 @@ from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import Provenance
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
+MOSTLY = 0.95  # share of training images with an object from which background images are missed
+NOTHING = 0.05  # a fit with a lower AP50 came to nothing
 logger = logging.getLogger(__name__)
 
 
@@ -90,6 +92,7 @@ def fit(
     job = prepare(inputs, config or FitConfig(), device, recorded)
     run.open(job.as_json() | inputs.as_json(), resume=resume)
     job.original.save(run.original)
+    _say_if_no_background(job)
     started = time.perf_counter()
     folder = run.folder / CACHE_FOLDER if inputs.cache is None else Path(inputs.cache)
     caching = Caching(job.world, job.original, folder, job.config, progress)
@@ -102,6 +105,14 @@ def fit(
     seconds["train"] = time.perf_counter() - started
     chosen = _choose(trainer, job)
     _write(run, chosen, job)
+    if chosen.measured.ap50 < NOTHING:
+        logger.warning(
+            "The fit came to nothing: AP50 is %.3f on the validation images. The usual causes: boxes or class ids that "
+            "do not fit the images, too few images or epochs, validation images unlike the training images, objects "
+            "too small at image size %d, or class names that do not say what the objects look like (--names).",
+            chosen.measured.ap50,
+            job.config.image_size,
+        )
     val = job.dataset.val
     write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, chosen.found)
     return FitResult(
@@ -112,6 +123,19 @@ def fit(
         finished=trainer.epoch == job.config.epochs,
         seconds=seconds,
     )
+
+
+def _say_if_no_background(job: Job) -> None:
+    """Warn if nearly all training images show an object, so that nothing teaches the classes what they are not."""
+    samples = job.dataset.train.samples
+    shown = sum(len(sample.labels) > 0 for sample in samples)
+    if shown >= MOSTLY * len(samples) and not job.replayed.train.samples:
+        logger.warning(
+            "%d of %d training images show an object, so the classes may fire on similar things. Add images without "
+            "the objects, with --replay or as unlabelled training images, and count false alarms with `verify`.",
+            shown,
+            len(samples),
+        )
 
 
 def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool) -> None:
@@ -131,6 +155,8 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             save_state(run, trainer.state())
             note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
             progress("train", trainer.epoch, epochs, note)
+        kept = f"kept: epoch {trainer.best_epoch}  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
+        progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
     except KeyboardInterrupt:
         logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)
     if not trainer.best_epoch:

@@ -88,7 +88,7 @@ def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
     common = [name for name in old if name in new]
     pairs = {name: (old[name], new[name]) for name in common}
     fields = {name: (getattr(before, name), getattr(after, name)) for name in FIELDS}
-    one_side, other_side = (_flat("provenance", part.provenance) for part in (before, after))
+    one_side, other_side = (flat("provenance", part.provenance) for part in (before, after))
     fields |= {key: (one_side.get(key), other_side.get(key)) for key in sorted({*one_side, *other_side})}
     return VocabularyDiff(
         identical=before.to_bytes() == after.to_bytes(),
@@ -127,11 +127,11 @@ class _Class:
         return cls(np.unique(vocabulary.embeddings[row], axis=0), threshold, calibration, nms_iou)
 
 
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
+def flat(prefix: str, value: Any) -> dict[str, Any]:
     """The leaves of nested JSON objects, under their keys joined by dots."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {key: leaf for name, part in value.items() for key, leaf in _flat(f"{prefix}.{name}", part).items()}
+    return {key: leaf for name, part in value.items() for key, leaf in flat(f"{prefix}.{name}", part).items()}
 
 
 def _changes(values: Mapping[str, tuple[Any, Any]]) -> tuple[Change, ...]:

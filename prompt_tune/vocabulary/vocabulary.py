@@ -30,6 +30,7 @@ from prompt_tune.vocabulary.checks import (
 )
 from prompt_tune.vocabulary.format import FIELDS, Provenance, decode, encode
 from prompt_tune.vocabulary.names import check_names
+from prompt_tune.wording import counted
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -106,6 +107,11 @@ class Vocabulary:
             self._set("nms_iou", checked_nms_iou(self.nms_iou, n_cls))
         self._check_origin()
         self._set("provenance", cast(Provenance, plain_json(self.provenance)))
+
+    def __repr__(self) -> str:
+        """One line: how many classes of which kind, and their names."""
+        guide = ", guide mode own" if self.guide_mode == "own" else ""
+        return f"<Vocabulary of {counted(len(self.names), f'{self.kind} class')}{guide}: {listing(self.names)}>"
 
     @property
     def n_prompts(self) -> int:

@@ -30,7 +30,9 @@ def test_bake_says_how_original_detections_change(
     for index in range(3):
         Image.fromarray(original_scene(0, index).image).save(images / f"{index}.png")
     (images / "broken.png").write_bytes(b"no image")
-    done = run_command(capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt", "--images", images)
+    done = run_command(
+        capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt", "--images", images, *sorted(images.iterdir())
+    )
     assert done.status == 0, done.err
     first, second, third = done.out.splitlines()
     assert first == f"Wrote {tmp_path / 'custom.pt'}: 80 original and 2 learned classes."

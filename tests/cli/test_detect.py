@@ -19,6 +19,7 @@ from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.media.sources import open_source
 from prompt_tune.models.world import World
 from prompt_tune.runtime import detector as runtime
+from prompt_tune.wording import counted
 
 Capture = pytest.CaptureFixture[str]
 FEW = ("--threads", "1", "--show", "forklift")  # a random detector finds thousands of objects, which take long to draw
@@ -331,7 +332,7 @@ def test_stream_that_breaks_off_leaves_whole_files_and_status_1(bundle: Path, tm
     assert names(out) == ["detections.json", "stream.mp4"]
     n_frames = len(document(out)["images"])
     assert n_frames == open_source(out / "stream.mp4").total
-    missed = f", {3 - n_frames} frames missed" if n_frames < 3 else ""
+    missed = f", {counted(3 - n_frames, 'frame')} missed" if n_frames < 3 else ""
     assert f"detections in {n_frames} frame{'s' * (n_frames != 1)}{missed}: {out}" in done.out
     assert done.err.splitlines()[-1].startswith("Error: `http://127.0.0.1:")
     assert "/live` broke off after 3 frames: nothing came for 1 seconds." in done.err
@@ -373,3 +374,52 @@ def test_reader_that_leaves_ends_the_stream_in_silence(bundle: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frame"] == 0
     assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_several_sources_are_all_taken_and_each_image_once(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    (tmp_path / "more").mkdir()
+    Image.fromarray(photo(60, 90, seed=2)).save(tmp_path / "more" / "c.png")
+    every = ["more/c.png", "photos/a.png", "photos/b.jpg"]
+    a, b, more = photos / "a.png", photos / "b.jpg", tmp_path / "more"
+    several: tuple[list[object], ...] = (
+        ["--source", more, "--source", photos],
+        [more, a, b],
+        ["--source", more, a, b, a, photos],  # as a shell expands --source photos/*
+    )
+    for number, arguments in enumerate(several):
+        out = tmp_path / f"out-{number}"
+        done = run_command(capfd, "detect", bundle, *arguments, "--out", out, *FEW, "--save", "coco")
+        assert done.status == 0, done.err
+        assert [image["file_name"] for image in document(out)["images"]] == every
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        ([], 2, "Missing option '--source'"),
+        (
+            ["--source", "rtsp://nowhere/1", "a.png"],
+            1,
+            "must be the only source. Received: `rtsp://nowhere/1` and 1 more",
+        ),
+        (["a.png", "0"], 1, "must be the only source. Received: `0` and 1 more"),
+        (["a.png", "nowhere.png"], 1, "`nowhere.png`: no such file or folder"),
+        (["a.png", "--conf", "0.2", "--conf", "0.3"], 2, "Option '--conf' can be given only once"),
+    ],
+)
+def test_sources_that_do_not_go_together_are_refused(
+    bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    capfd: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    status: int,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(photos)
+    done = run_command(capfd, "detect", bundle, *arguments, "--out", tmp_path / "out", *FEW)
+    assert done.status == status and reason in done.err
+    assert not (tmp_path / "out").exists()

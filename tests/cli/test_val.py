@@ -1,6 +1,7 @@
 """`prompt-tune val`: tables, JSON, curves, and bad input as one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,36 @@ def test_val_json_is_the_same_in_both_engines(folder: Path, capfd: pytest.Captur
     assert [found[place]["engine"] for place in found] == ["torch", "onnx"]
 
 
+@pytest.mark.parametrize(("place", "options"), [("bundle", []), ("run", ["--engine", "onnx"])])
+def test_val_measures_further_vocabularies(
+    place: str,
+    options: list[str],
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy of the learned vocabulary under another label has the same numbers; each option counts."""
+    monkeypatch.setenv("COLUMNS", "200")  # no name is broken
+    files = [tmp_path / f"{label}.vocab.safetensors" for label in ("one", "two")]
+    for file in files:
+        shutil.copy(folder / "run" / "learned.vocab.safetensors", file)
+    more = [part for file in files for part in ("--learned", file)]
+    data = folder / "set" / "custom"
+    done = run_command(capfd, "val", folder / place, "--data", data, *more, *options, "--json")
+    assert done.status == 0, done.err
+    rows: dict[str, dict[str, float]] = {}
+    for row in json.loads(done.out)["classes"]:
+        rows.setdefault(row["vocabulary"], {})[row["name"]] = row["ap"]
+    assert rows.keys() == {"learned", "one", "two"}
+    assert rows["one"] == rows["two"] == pytest.approx(rows["learned"])
+    done = run_command(capfd, "val", folder / place, "--data", data, *more, *options)
+    table = cells(done.out)
+    n_classes = 3 * len(rows["learned"])
+    assert table[0][1] == f"learned ({n_classes})" and len(table) == 11 + n_classes
+    assert {row[0].split(": ")[0] for row in table[11:]} == {"learned", "one", "two"}
+
+
 def test_val_names_what_it_leaves_out(folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     images = folder / "set" / "custom" / "images" / "test"
     names = ["forklift", "gizmo", "sprocket", "widget", "flange", "thing"]
@@ -111,6 +142,12 @@ def test_val_curves_that_cannot_be_written_are_one_line_after_the_numbers(
             "is neither a run of `fit` (no config.json) nor a bundle (no detector",
         ),
         (["bundle", "--data", "set/custom", "--engine", "torch"], 1, "is a bundle, which only ONNX Runtime can run"),
+        (
+            ["run", "--data", "set/custom", "--learned", "run/learned.vocab.safetensors"],
+            1,
+            "Add --engine onnx, or give its bundle",
+        ),
+        (["bundle", "--data", "set/custom", "--learned", "nowhere.vocab.safetensors"], 1, "nowhere.vocab.safetensors"),
         (["run", "--data", "nowhere"], 1, "no such file or folder"),
         (
             ["run", "--data", "set/custom", "--names", "a, b, c, d, e, f"],
@@ -150,4 +187,6 @@ def test_val_of_bundle_needs_no_torch_but_says_what_it_needs(folder: Path) -> No
     assert json.loads(done.stdout)["images"] == 6
     done = run("torch", "yaml")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip() == "Error: yaml is not installed, and this needs it: pip install 'prompt-tune[fit]'"
+    assert (
+        done.stderr.strip() == "Error: yaml is not installed, and this needs it: pip install '.[fit]' (in a checkout)"
+    )

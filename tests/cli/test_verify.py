@@ -80,9 +80,34 @@ def test_verify_of_graph_that_leaks_exits_3(leaky: Path, scenes: Path) -> None:
     done = prompt_tune(leaky, "--images", scenes)
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines()[-1].startswith("FAILED: ")
-    done = prompt_tune(leaky, "--images", scenes, "--json")
+    done = prompt_tune(leaky, "--images", scenes, *sorted(scenes.glob("*.jpg")), "--json")  # each image once
     assert done.returncode == 3
     assert json.loads(done.stdout)["original_bits_changed"] > 0
+
+
+def test_verify_with_more_false_alarms_than_allowed_exits_3(bundle: Path, scenes: Path, tmp_path: Path) -> None:
+    """No bit changed, but the learned classes fire on photos that do not show them."""
+    done = prompt_tune(bundle, "--images", scenes, "--json", "--max-false-alarms", "0")
+    found = json.loads(done.stdout)
+    rate = found["false_alarms_per_1000"]
+    assert (done.returncode, found["too_many_false_alarms"], found["original_bits_changed"]) == (
+        3,
+        True,
+        0,
+    ) and rate > 0
+    assert found["max_false_alarms"] == 0
+    page = tmp_path / "page.html"
+    done = prompt_tune(bundle, "--images", scenes, "--max-false-alarms", f"{rate - 1}", "--report", page)
+    assert done.returncode == 3, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("FAILED: not one bit of ") and f" {rate:.1f} false alarms per 1,000 images (" in last
+    assert 'class="verdict bad">Failed: not one bit' in page.read_text(encoding="utf-8")
+    done = prompt_tune(bundle, "--images", scenes, "--max-false-alarms", f"{rate}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("Passed: not one bit of ")
+    (tmp_path / "file").touch()  # a page that cannot be written does not hide the verdict
+    done = prompt_tune(bundle, "--images", scenes, "--max-false-alarms", "0", "--report", tmp_path / "file" / "page")
+    assert done.returncode == 3 and done.stderr.splitlines()[-1].startswith("Error: Cannot write ")
 
 
 def test_verify_writes_its_page(bundle: Path, scenes: Path, tmp_path: Path) -> None:
@@ -135,7 +160,7 @@ def test_verify_with_labels_but_without_yaml_says_what_to_install(bundle: Path, 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().splitlines()[-1] == (
         "Error: `data` needs packages that come with `fit`, and `yaml` is missing. Install them "
-        "(pip install 'prompt-tune[fit]'), or verify without --data."
+        "(pip install '.[fit]' (in a checkout)), or verify without --data."
     )
 
 
@@ -164,6 +189,8 @@ def test_verify_of_vocabulary_for_another_guide_is_refused(bundle: Path, scenes:
         (["nowhere"], 2, "Missing option '--images'."),
         (["nowhere", "--images", "."], 1, "`nowhere` is not a complete bundle"),
         (["BUNDLE", "--images", "nowhere"], 1, "`nowhere`: no such file or folder."),
+        (["BUNDLE", "--images", ".", "--max-false-alarms", "-1"], 2, "-1.0 is not in the range x>=0"),
+        (["BUNDLE", "--images", ".", "--max-false-alarms", "nan"], 1, "max_false_alarms is nan"),
         (["BUNDLE", "--images", ".", "--device", "tpu"], 2, "'tpu' is not one of"),
     ],
 )

@@ -52,7 +52,28 @@ def test_vocab_show_prints_classes_and_origin(files: tuple[Path, Path]) -> None:
     for word in ("learned", "original", golden().digest[:12], DETECTOR[:12], "7" * 12, "9" * 12):
         assert word in words
     assert DETECTOR not in done.stdout
-    assert '{"metrics": {"ap50": 0.875}, "seed": 0}' in done.stdout
+    done = prompt_tune("vocab", "show", files[0], "--all")
+    assert done.stdout.splitlines()[-2:] == ["provenance.metrics.ap50  0.875", "provenance.seed  0"]
+
+
+def test_provenance_is_shown_and_compared_only_when_asked_for(files: tuple[Path, Path], tmp_path: Path) -> None:
+    assert "seed" not in prompt_tune("vocab", "show", files[1]).stdout
+    assert prompt_tune("vocab", "show", files[1], "--all").stdout.splitlines()[-1] == "provenance.seed  7"
+    other = tmp_path / "other.vocab.safetensors"
+    learned("car", n_prompts=3, thresholds=0.125, calibration=[[2, 0.5]], provenance={"seed": 8}).save(other)
+    done = prompt_tune("vocab", "diff", files[1], other)
+    assert done.stdout == "No class differs.\n1 change of the provenance not shown: --all lists all.\n"
+    done = prompt_tune("vocab", "diff", files[1], other, "--all")
+    assert "provenance.seed" in done.stdout and "not shown" not in done.stdout
+
+
+def test_no_word_is_broken_in_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, path = "a very long name of a pallet truck", tmp_path / "long.vocab.safetensors"
+    learned(name, calibration=[[2, 0.5]]).save(path)
+    learned("other").save(tmp_path / "other.vocab.safetensors")
+    monkeypatch.setenv("COLUMNS", "30")
+    assert name in prompt_tune("vocab", "show", path).stdout
+    assert name in prompt_tune("vocab", "diff", path, tmp_path / "other.vocab.safetensors").stdout
 
 
 def test_vocab_show_of_calibrated_file_prints_scale_and_shift(files: tuple[Path, Path]) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from data_sets import NAMES, TRAIN, VAL, coco_content, write_coco
+from data_sets import NAMES, TRAIN, VAL, coco_content, save_images, write_coco
 from places import ROOT
 
+from prompt_tune.datasets.coco import read_roboflow
 from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.errors import DataError
 
@@ -95,3 +96,18 @@ def test_read_coco_polygons_do_not_take_memory(tmp_path: Path) -> None:
     peak, n_rows = map(int, printed.split())
     assert n_rows == 4000
     assert peak < 2.5 * (tmp_path / "train.json").stat().st_size
+
+
+def test_read_roboflow_a_group_with_the_name_of_its_class_is_no_class(tmp_path: Path) -> None:
+    save_images(tmp_path / "train", ["a"])
+    content = coco_content({"a": [(0, 10, 10, 30, 30, False)]})
+    content["categories"] = [
+        {"id": 0, "name": "helmet", "supercategory": "none"},
+        {"id": 1, "name": "helmet", "supercategory": "helmet"},
+    ]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 1
+    (tmp_path / "train" / "_annotations.coco.json").write_text(json.dumps(content), "utf-8")
+    labels = read_roboflow(tmp_path)
+    assert labels.names == ("helmet",)
+    assert [row.class_id for row in labels.images("train")[0].rows] == [0]

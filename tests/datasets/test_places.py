@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tune.datasets.places import read_list, read_text, read_yaml, resolve, root_of
+from prompt_tune.datasets.places import files_under, read_list, read_text, read_yaml, resolve, root_of
 from prompt_tune.errors import DataError
 
 
@@ -75,3 +75,40 @@ def test_resolve_looks_up_a_parent_entry_below_the_root_as_well(tmp_path: Path) 
     assert resolve(root, "../train", description) == tmp_path / "train"
     with pytest.raises(DataError, match=r"there is no `.*gone`\. Correct the entry `\.\./gone`"):
         resolve(root, "../gone", description)
+
+
+def test_files_under_leaves_out_metadata_follows_links_and_names_broken_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, other = tmp_path / "images", tmp_path / "other"
+    for name in (
+        "a.JPG",
+        "._a.jpg",
+        ".ipynb_checkpoints/a.jpg",
+        "@eaDir/a.jpg",
+        "__MACOSX/a.jpg",
+        "Thumbs.db",
+        "b/c.jpg",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    other.mkdir()
+    (other / "d.jpg").touch()
+    (root / "linked").symlink_to(other)
+    (root / "b" / "loop").symlink_to(root)
+    (other / "loop").symlink_to(root)
+    (root / "gone.jpg").symlink_to(tmp_path / "nothing")
+    found = files_under(root, (".jpg",))
+    assert [path.relative_to(root).as_posix() for path in found] == ["a.JPG", "b/c.jpg", "linked/d.jpg"]
+    assert len(caplog.messages) == 1 and str(root / "gone.jpg") in caplog.messages[0]
+
+
+def test_resolve_parent_of_a_linked_folder_is_that_of_the_real_folder(tmp_path: Path) -> None:
+    (tmp_path / "real" / "cfg").mkdir(parents=True)
+    (tmp_path / "real" / "images").mkdir()
+    link = tmp_path / "elsewhere" / "current"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "real" / "cfg")
+    assert resolve(link, "../images", link / "data.yaml") == tmp_path / "real" / "images"
+    plain = tmp_path / "real" / "cfg"
+    assert resolve(plain, "../images", plain / "data.yaml") == tmp_path / "real" / "images"

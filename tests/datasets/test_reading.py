@@ -167,3 +167,66 @@ def test_read_dataset_raccoon_photos_are_read_whole() -> None:
 def test_read_split_without_a_box_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the 1 images of `test` have no box"):
         read_split(write_yolo(tmp_path, {"test": {"c": []}}), "test")
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "bad label", "bad id"])
+def test_read_dataset_a_bad_test_split_stops_nothing_that_does_not_use_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    source = write_yolo(tmp_path, {"train": TRAIN, "val": VAL, "test": VAL})
+    images = tmp_path / "images" / "test"
+    label = next((tmp_path / "labels" / "test").glob("*.txt"))
+    if fault in ("missing", "empty"):
+        for image in images.iterdir():
+            image.unlink()
+    if fault == "missing":
+        images.rmdir()
+    if fault == "bad label":
+        label.write_text("0 a b c d\n", "utf-8")
+    if fault == "bad id":
+        label.write_text("99 .5 .5 .1 .1\n", "utf-8")
+    data = read_dataset(source)
+    assert data.test is None and len(data.train.samples) == len(TRAIN)
+    assert sum("`test` split is not used" in message for message in caplog.messages) == 1
+    assert len(read_split(source, "val")[1].samples) == len(VAL)
+    with pytest.raises(DataError):
+        read_split(source, "test")
+
+
+@pytest.mark.parametrize("write", [write_coco, write_roboflow, write_voc, write_devkit])
+def test_read_dataset_a_bad_test_annotation_stops_nothing_that_does_not_use_it(
+    tmp_path: Path, write: Callable[[Path, dict[str, Boxes]], Path]
+) -> None:
+    boxes = {f"t{name}": rows for name, rows in VAL.items()}
+    source = write(tmp_path, {"train": TRAIN, "val": VAL, "test": boxes})
+    root = source if source.is_dir() else source.parent
+    files = [
+        path for path in root.rglob("*") if path.suffix in (".json", ".xml") and "test" in str(path)[len(str(root)) :]
+    ]
+    files = files or [path for path in root.rglob("*.xml") if path.stem in boxes]
+    for file in files:
+        file.write_text("{", "utf-8")
+    assert files
+    data = read_dataset(source)
+    assert data.test is None and data.names == tuple(NAMES)
+    with pytest.raises(DataError):
+        read_split(source, "test")
+
+
+@pytest.mark.parametrize("write", [write_yolo, write_voc, write_devkit])
+def test_read_dataset_metadata_is_no_data(
+    tmp_path: Path, write: Callable[[Path, dict[str, Boxes]], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, {"train": TRAIN})
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\xb0")
+        for folder in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+            (path.parent / folder).mkdir(exist_ok=True)
+            (path.parent / folder / path.name).write_bytes(path.read_bytes())
+    _, split = read_split(tmp_path, "train")
+    assert len(read_dataset(tmp_path).train.samples) < len(TRAIN)  # some are held out
+    samples = {sample.path for sample in split.samples} | {
+        sample.path for sample in read_split(tmp_path, "val")[1].samples
+    }
+    assert len(samples) == len(TRAIN)
+    assert not [message for message in caplog.messages if "skipped" in message]

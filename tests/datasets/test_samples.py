@@ -8,6 +8,7 @@ from data_sets import TRAIN, VAL, Boxes, write_coco, write_devkit, write_roboflo
 from PIL import Image
 
 from prompt_tune.datasets.reading import read_dataset
+from prompt_tune.datasets.samples import LabelledImage, Row, make_split
 from prompt_tune.errors import DataError
 
 
@@ -64,3 +65,9 @@ def test_read_dataset_declared_size_that_differs_raises(tmp_path: Path) -> None:
     Image.new("RGB", (200, 160)).save(tmp_path / "images" / "a.png")
     with pytest.raises(DataError, match=r"a\.png` is 200x160 pixels \(upright\), but its label was made for 100x80"):
         read_dataset(source)
+
+
+def test_make_split_normalised_boxes_in_a_format_of_pixels_are_refused(tmp_path: Path) -> None:
+    images = [LabelledImage(tmp_path / "a.jpg", [Row("`a.json`, annotation 1", 0, (0.1, 0.2, 0.5, 0.9))])]
+    with pytest.raises(DataError, match="annotation 1: all 1 boxes of `train` lie in"):
+        make_split(images, "train", 1)

@@ -14,7 +14,7 @@ from vocabularies import unit_rows
 from prompt_tune import Detector
 from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.datasets.sample import write_sample
-from prompt_tune.errors import DataError, GraphError, VocabularyError
+from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.evaluation.metrics import coco_evaluation
 from prompt_tune.evaluation.verify import Collision, FalseAlarms, Setting, Verification, changed_bits, verify
 from prompt_tune.runtime.images import find_images
@@ -235,6 +235,62 @@ def test_json_has_totals_and_leaves_precision_out_without_labels() -> None:
         "collisions": ({"vocabulary": "learned", "learned": "gizmo", "original": "red circle", "count": 1},),
         "labelled_images": 0,
     }
+
+
+ALARMS = Verification(
+    8, (), 50, (Setting(("learned",), 0),), (FalseAlarms("learned", "gizmo", 2),), ()
+)  # 250 in 1,000 images
+
+
+@pytest.mark.parametrize(
+    ("limit", "bits", "verdict"),
+    [
+        (
+            None,
+            0,
+            "Passed: not one bit of 50 original detections changed. 250.0 false alarms per 1,000 images; no limit is "
+            "set (--max-false-alarms).",
+        ),
+        (
+            250,
+            0,
+            "Passed: not one bit of 50 original detections changed. 250.0 false alarms per 1,000 images, within "
+            "--max-false-alarms 250.",
+        ),
+        (
+            249.5,
+            0,
+            "Failed: not one bit of 50 original detections changed. 250.0 false alarms per 1,000 images (2 in 8) "
+            "exceed --max-false-alarms 249.5. Fit with --replay on images like these.",
+        ),
+        (
+            1000,
+            1,
+            "Failed: 1 bit of 50 original detections changed. 250.0 false alarms per 1,000 images, within "
+            "--max-false-alarms 1000.",
+        ),
+    ],
+)
+def test_verdict_speaks_of_bits_and_of_false_alarms(limit: float | None, bits: int, verdict: str) -> None:
+    result = replace(ALARMS, max_false_alarms=limit, settings=(Setting(("learned",), bits),))
+    assert result.verdict == verdict
+    assert result.failed == verdict.startswith("Failed")
+    assert result.to_json().get("max_false_alarms") == limit
+    assert result.to_json().get("too_many_false_alarms") == (None if limit is None else limit < 250)
+
+
+def test_verdict_without_any_alarm_or_anything_to_compare() -> None:
+    quiet = replace(ALARMS, false_alarms=())
+    assert quiet.verdict.endswith(" changed. 0.0 false alarms per 1,000 images.")
+    assert not replace(quiet, max_false_alarms=0).failed
+    nothing = replace(quiet, original_detections=0)
+    assert nothing.verdict.startswith("Nothing was compared: ") and not nothing.failed
+
+
+@pytest.mark.parametrize("limit", [-1.0, float("nan"), float("inf")])
+def test_limit_of_false_alarms_that_is_none_is_refused(limit: float) -> None:
+    with pytest.raises(PromptTuneError, match=r"max_false_alarms is .* Leave it out for no limit"):
+        verify("nowhere", "nowhere", max_false_alarms=limit)
 
 
 def table(*scores: float) -> np.ndarray:

@@ -93,7 +93,7 @@ def test_annotate_names_characters_without_a_font_in_one_line(
         Detector(bundle, learned=[more], threads=1), open_source(photos), out=tmp_path / "out", show=["more:*"]
     )
     assert len(result.detections) > 0
-    (record,) = caplog.records
+    (record,) = {id(record): record for record in caplog.records}.values()  # some versions of pytest hand it on twice
     assert record.getMessage().startswith(f"No installed font can draw {' '.join(names)}: pictures show empty boxes")
 
 

@@ -1,9 +1,12 @@
 """Annotated pictures: what is drawn where, in which colour, and on any size of image."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from prompt_tune.errors import DataError
 from prompt_tune.media.draw import PAPER, class_colour, draw, side_by_side
 from prompt_tune.runtime.detections import Detections
 
@@ -66,13 +69,33 @@ def test_learned_classes_stand_out_from_original_ones() -> None:
     assert lines["learned"] == lines["shelf"] >= lines["original"] + 2
     for name in ("crate", "person", "forklift", "traffic light"):
         bright, muted = (np.ptp(class_colour(name, learned=learned)) for learned in (True, False))
-        assert bright > 200 and muted < 60
+        assert bright > 200 and muted < 100
 
 
 def test_colour_of_a_class_is_always_the_same_and_classes_differ() -> None:
     assert class_colour("raccoon", learned=True) == (242, 227, 19)  # from the name alone: the same in every picture
     colours = {class_colour(f"class {number}", learned=True) for number in range(30)}
     assert len(colours) > 25
+
+
+def test_original_classes_have_colours_that_can_be_told_apart() -> None:
+    names = ("person", "car", "truck", "bus", "bicycle", "dog", "cat", "chair", "bottle", "laptop", "book", "cup")
+    colours = np.array([class_colour(name, learned=False) for name in names], int)  # (12, 3)
+    apart = np.abs(colours[:, None] - colours[None]).max(axis=2)[np.triu_indices(len(names), 1)]
+    assert np.median(apart) > 50 and len({tuple(colour // 16) for colour in colours}) >= 9
+
+
+def test_equal_boxes_do_not_hide_one_another() -> None:
+    box = (50.0, 50.0, 250.0, 150.0)
+    rows: list[Row] = [
+        (*box, 0.9, "car", "original"),
+        (*box, 0.8, "truck", "original"),
+        (*box, 0.3, "crate", "learned"),
+    ]
+    picture = np.asarray(draw(grey(300, 200), found((300, 200), *rows)))
+    left = [tuple(pixel) for pixel in picture[130, 50:70]]  # across the left lines, below the labels
+    places = [left.index(class_colour(row[5], learned=row[6] != "original")) for row in rows]
+    assert places[2] == 0 < places[0] < places[1]  # the most important one at the box's edge, the others inside it
 
 
 def test_learned_boxes_lie_on_top_of_original_ones_whatever_the_score() -> None:
@@ -154,3 +177,19 @@ def test_caption_that_is_too_wide_stays_above_its_picture() -> None:
 def test_side_by_side_of_unequal_lists_is_refused(images: list[np.ndarray], captions: list[str]) -> None:
     with pytest.raises(ValueError, match="`captions` must be as many as `images`"):
         side_by_side(images, captions)
+
+
+def test_draw_takes_what_the_detector_takes(tmp_path: Path) -> None:
+    from prompt_tune import draw as public
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(tmp_path / "a.png", exif=exif)
+    right = np.asarray(public(pixels, found((60, 40), (5, 5, 50, 30, 0.9, "crate", "learned"))))
+    detections = found((60, 40), (5, 5, 50, 30, 0.9, "crate", "learned"))
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
+        np.testing.assert_array_equal(np.asarray(public(image, detections)), right)
+    np.testing.assert_array_equal(np.asarray(public(pixels[:, :, ::-1], detections, bgr=True)), right)
+    with pytest.raises(DataError, match="An image must be a path"):
+        public(None, detections)  # type: ignore[arg-type]

@@ -95,7 +95,7 @@ def test_characters_without_a_font_are_named_once_in_one_line(
     fonts.prepare([NOWHERE, "crate", CYRILLIC[0], *many])
     for _ in range(2):
         assert fonts.line(NOWHERE + CYRILLIC[0], 30).parts[0] == (NOWHERE, OWN)
-    (record,) = caplog.records
+    (record,) = {id(record): record for record in caplog.records}.values()  # some versions of pytest hand it on twice
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
         f"No installed font can draw {' '.join([NOWHERE, *many[:19]])} and 11 more: pictures show empty boxes instead. "

@@ -25,6 +25,16 @@ def test_video_filmed_sideways_is_upright(tmp_path: Path, turned: int) -> None:
     assert np.abs(upright.astype(int) - expected).mean() < 10
 
 
+def test_video_with_a_colon_in_its_relative_name_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = Path("2024-05-01T12:30:00.mp4")
+    write_clip(tmp_path / "clip.mp4", greys(3)).rename(name)
+    assert count_frames(name) == 3
+    source = open_source(name)
+    assert [(frame.name, frame.index) for frame in source.frames()] == [(str(name), index) for index in range(3)]
+    assert source.skipped == {}
+
+
 def test_video_with_a_hole_gives_the_rest_and_says_so(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(20)]
@@ -82,7 +92,7 @@ except DataError as error:
     print(error)
 """
     done = run_without_heavy_modules(code, tmp_path / name if name == "clip.mp4" else name)
-    assert "av, which reads it, is not installed: pip install 'prompt-tune[video]'" in done.stdout, done.stderr
+    assert "av, which reads it, is not installed: pip install '.[video]' (in a checkout)" in done.stdout, done.stderr
     assert done.stdout.count("\n") == 1
 
 

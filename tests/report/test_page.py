@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -234,6 +235,24 @@ def test_page_of_a_verification_says_that_it_failed(bundle: Path, tmp_path: Path
     assert "Failed: 7 bits of 50 original detections changed." in page.text[""]
     for number in ("0.500", "0.250", "0.750"):
         assert number in page.text["retention"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "look", "said"),
+    [
+        ({}, "open", "no limit is set (--max-false-alarms)."),
+        ({"false_alarms": ()}, "good", "0.0 false alarms per 1,000 images."),
+        ({"max_false_alarms": 250}, "good", "within --max-false-alarms 250."),
+        ({"max_false_alarms": 249}, "bad", "(2 in 8) exceed --max-false-alarms 249."),
+    ],
+)
+def test_banner_of_a_verification_speaks_of_false_alarms(
+    changes: dict[str, Any], look: str, said: str, bundle: Path, tmp_path: Path
+) -> None:
+    write_verification_page(tmp_path / "page.html", replace(VERIFIED, **changes), bundle)
+    page = Page(tmp_path / "page.html")
+    assert [p["class"] for p in page.all("p") if "verdict" in str(p.get("class"))] == [f"verdict {look}"]
+    assert said in page.text[""] and "not one bit of 50" in page.text[""]
 
 
 def test_verify_writes_its_page_where_torch_is_not_installed(tmp_path: Path) -> None:

@@ -1,12 +1,20 @@
 """The result of one image: selection, classes that are chosen, and COCO's JSON."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from prompt_tune.errors import PromptTuneError, VocabularyError
-from prompt_tune.runtime.detections import ClassKey, Detections, choose_classes, coco_categories, concatenate
+from prompt_tune.runtime.detections import (
+    ClassKey,
+    Detection,
+    Detections,
+    choose_classes,
+    coco_categories,
+    concatenate,
+)
 
 CLASSES: tuple[ClassKey, ...] = (("original", "car"), ("original", "truck"), ("learned", "truck"), ("shelf", "crate"))
 
@@ -143,5 +151,54 @@ def test_to_supervision_without_the_package_says_what_to_install(monkeypatch: py
     with pytest.raises(PromptTuneError) as refusal:
         three().to_supervision(CLASSES)
     assert str(refusal.value) == (
-        "supervision is not installed, and this needs it: pip install 'prompt-tune[supervision]'"
+        "supervision is not installed, and this needs it: pip install '.[supervision]' (in a checkout)"
     )
+
+
+def raccoons() -> Detections:
+    return Detections(
+        boxes_xyxy=np.array([[10, 20, 30, 40], [1, 1, 5, 5], [0, 1, 2, 3]], np.float32),
+        scores=np.array([0.5, 0.75, 0.25], np.float32),
+        class_ids=np.array([0, 3, 4]),
+        class_names=("person", "raccoon", "raccoon"),
+        vocabularies=("original", "learned", "learned"),
+        size_wh=(64, 48),
+    )
+
+
+def test_loop_and_index_give_single_detections() -> None:
+    found = raccoons()
+    assert [one.class_name for one in found] == ["person", "raccoon", "raccoon"]
+    assert found[-1] == Detection("raccoon", "learned", 0.25, (0.0, 1.0, 2.0, 3.0), 4)
+    assert found[np.int64(0)].vocabulary == "original"
+    assert found[0].box_xyxy == (10.0, 20.0, 30.0, 40.0)
+    with pytest.raises(IndexError):
+        found[3]
+    with pytest.raises(TypeError, match="indexed by row"):
+        found["raccoon"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("rows", "ids"),
+    [
+        (slice(1, None), [3, 4]),
+        (slice(None, None, -1), [4, 3, 0]),
+        ([2, 0], [4, 0]),
+        ([True, False, True], [0, 4]),
+        (np.array([False, True, False]), [3]),
+        ([], []),
+        (slice(5, 9), []),
+    ],
+)
+def test_slice_mask_or_rows_give_detections(rows: Any, ids: list[int]) -> None:
+    part = raccoons()[rows]
+    assert isinstance(part, Detections) and part.size_wh == (64, 48)
+    assert part.class_ids.tolist() == ids and len(part.class_names) == len(ids)
+
+
+def test_repr_is_one_line_that_says_what_was_found() -> None:
+    assert repr(raccoons()) == "<3 detections in 64 x 48 pixels: 2 'raccoon' (learned), 1 'person' (original)>"
+    assert repr(raccoons()[:0]) == "<0 detections in 64 x 48 pixels>"
+    assert repr(Detections(np.zeros((1, 4)), np.ones(1), np.array([7]))) == "<1 detection: 1 'class 7'>"
+    many = Detections(np.zeros((7, 4)), np.ones(7), np.arange(7), tuple("abcdefg"), ("x",) * 7, (1, 1))
+    assert repr(many).endswith("1 'e' (x), 2 more classes>")

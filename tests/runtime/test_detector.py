@@ -28,7 +28,7 @@ from prompt_tune.runtime import detector as runtime
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import letterbox
+from prompt_tune.runtime.images import ImageInput, letterbox
 from prompt_tune.runtime.providers import Device, device_of
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -539,6 +539,38 @@ def test_pil_images_give_what_their_files_give(detector: Detector, tmp_path: Pat
         ]
 
 
+def test_bgr_says_that_arrays_and_only_arrays_are_opencvs(detector: Detector, tmp_path: Path) -> None:
+    Image.fromarray(photo(60, 150)).save(tmp_path / "a.png")
+    right = content(detector.detect(photo(60, 150))[0])
+    opencv = np.ascontiguousarray(photo(60, 150)[:, :, ::-1])
+    assert content(detector.detect(opencv)[0]) != right
+    images: list[ImageInput] = [opencv, tmp_path / "a.png", Image.fromarray(photo(60, 150))]
+    assert [content(found) for found in detector.detect(images, bgr=True)] == [right] * 3
+
+
+def test_conf_is_for_all_classes_and_the_narrower_ones_override_it(detector: Detector) -> None:
+    def lowest(**confs: float) -> dict[str, float]:
+        (found,) = detector.detect(photo(60, 90), **confs)  # type: ignore[arg-type]
+        return {label: min(one.score for one in found if one.vocabulary == label) for label in set(found.vocabularies)}
+
+    def content_of(**confs: float) -> tuple[object, ...]:
+        return content(detector.detect(photo(60, 90), **confs)[0])  # type: ignore[arg-type]
+
+    assert set(lowest(conf=0.01)) == {"original", "learned"}
+    assert min(lowest(conf=0.01).values()) > 0.01
+    assert content_of(conf=0.01) == content_of(original_conf=0.01, learned_conf=0.01)
+    assert content_of(conf=0.01, learned_conf=1) == content_of(original_conf=0.01, learned_conf=1)
+    assert content_of(conf=1, learned_conf=0.01) == content_of(original_conf=1, learned_conf=0.01)
+    with pytest.raises(PromptTuneError, match=r"`conf` must be from 0 to 1\. Received: 25\."):
+        detector.detect(photo(60, 90), conf=25)
+
+
+def test_repr_is_one_line_that_says_what_it_detects(detector: Detector, bundle: Path) -> None:
+    assert repr(detector) == (
+        f"<Detector {str(bundle)!r}, cpu, float32, {IMAGE_SIZE} px: original (80 classes), learned (2 classes)>"
+    )
+
+
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
@@ -688,7 +720,7 @@ def test_pickled_detector_whose_bundle_was_replaced_is_refused(bundle: Path, tmp
 
 def test_bundle_that_lies_beside_its_place_is_named(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, backup_of(tmp_path / "bundle"))
-    with pytest.raises(GraphError, match=r"rename .*/\.bundle\.backup to get the old one"):
+    with pytest.raises(GraphError, match=r"rename .*/\.bundle\.prompt-tune-backup to get the old one"):
         Detector(tmp_path / "bundle")
 
 

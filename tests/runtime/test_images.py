@@ -1,14 +1,17 @@
 """Images: found, read upright, measured without decoding, letterboxed and back."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from places import ROOT
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import PAD_GREY, find_images, image_size, letterbox, read_rgb
 
+KIT = runpy.run_path(str(ROOT / "export" / "python" / "detect.py"))
 WIDTH, HEIGHT = 90, 60
 
 
@@ -65,13 +68,25 @@ def test_read_rgb_exif_orientation_is_applied_and_size_agrees(
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for suffix, tolerance in ((".png", 0), (".jpg", 12)):
+    for suffix, tolerance in ((".png", 0), (".jpg", 12), (".tif", 0), (".webp", 0)):
         path = tmp_path / f"{orientation}{suffix}"
-        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
+        options = {"lossless": True} if suffix == ".webp" else {"quality": 95}
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
         read = read_rgb(path)
         assert read.shape == pixels.shape
         assert np.abs(read.astype(int) - pixels).max() <= tolerance
         assert image_size(path) == (WIDTH, HEIGHT)
+        assert np.array_equal(KIT["read_image"](path), read)  # the Python kit agrees
+
+
+def test_broken_orientation_means_none(tmp_path: Path, pixels: np.ndarray) -> None:
+    text = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\2\0\0\0\2x\0\0\0\0\0\0\0"
+    for name, exif in {"rubbish": b"Exif\0\0XX*\0rubbish", "text": text}.items():
+        path = tmp_path / f"{name}.jpg"
+        Image.fromarray(pixels).save(path, exif=exif)
+        assert read_rgb(path).shape == pixels.shape
+        assert image_size(path) == (WIDTH, HEIGHT)
+        assert np.array_equal(KIT["read_image"](path), read_rgb(path))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])
@@ -193,3 +208,22 @@ def test_find_images_nothing_there_raises(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             find_images(source)
+
+
+def test_find_images_of_several_places_gives_each_image_once_in_order(tmp_path: Path, pixels: np.ndarray) -> None:
+    for name in ("x/b.png", "x/a.png", "y/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    places: list[str | Path] = [
+        tmp_path / "y",
+        tmp_path / "x" / "b.png",
+        str(tmp_path / "x"),
+        tmp_path / "x" / ".." / "y" / "c.png",
+    ]
+    assert [path.name for path in find_images(places)] == ["c.png", "b.png", "a.png"]
+    (tmp_path / "x" / "twin.png").symlink_to("a.png")
+    assert [path.name for path in find_images([tmp_path / "x", tmp_path / "x"])] == ["a.png", "b.png", "twin.png"]
+    with pytest.raises(DataError, match=r"nowhere`: no such file or folder"):
+        find_images([tmp_path / "y", tmp_path / "nowhere"])
+    with pytest.raises(DataError, match="No image was given"):
+        find_images([])

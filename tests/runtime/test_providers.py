@@ -1,5 +1,8 @@
 """Choosing a provider: what is asked for runs, or an error names what is missing."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +70,7 @@ def test_cuda_that_is_not_there_is_an_error_that_names_the_cure(relu: Path, capf
     text = str(refusal.value)
     assert text.startswith("`device='cuda'`") and "\n" not in text
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        assert "needs onnxruntime-gpu" in text and "pip install 'prompt-tune[cuda]'" in text
+        assert "needs onnxruntime-gpu" in text and "pip install '.[cuda]' (in a checkout)" in text
     else:
         missing = missing_libraries(cuda_libraries(onnxruntime.cuda_version))
         assert all(name in text for name in missing)
@@ -160,7 +163,7 @@ def test_missing_message_tells_wheels_from_the_driver() -> None:
     wheel = missing_message(["libcudnn.so.9", "libcurand.so.10"], "cuda", "13.0")
     assert wheel == (
         "`device='cuda'` is not usable: cannot load libcudnn.so.9, libcurand.so.10. "
-        "pip install 'prompt-tune[cuda]' brings libcudnn.so.9, libcurand.so.10. Or use `cpu`."
+        "pip install '.[cuda]' (in a checkout) brings libcudnn.so.9, libcurand.so.10. Or use `cpu`."
     )
     driver = missing_message(["libcuda.so.1"], "cuda", "13.0")
     assert "pip install" not in driver and "install the driver" in driver
@@ -170,10 +173,30 @@ def test_missing_message_tells_wheels_from_the_driver() -> None:
     assert tensorrt == (
         "`device='tensorrt'` is not usable: cannot load libnvinfer.so.10, libcurand.so.10. "
         "pip install 'tensorrt-cu12-libs<11' brings libnvinfer.so.10; "
-        "pip install 'prompt-tune[cuda]' brings libcurand.so.10. Or use `cpu`."
+        "pip install '.[cuda]' (in a checkout) brings libcurand.so.10. Or use `cpu`."
     )
 
 
 def test_cuda_options_keep_what_retention_needs() -> None:
     assert providers.CUDA_OPTIONS == {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
     assert providers.TENSORRT_OPTIONS["trt_fp16_enable"] == "0"
+
+
+@pytest.mark.parametrize("before", ["", "import onnxruntime"], ids=["imported by us", "imported before"])
+def test_telemetry_is_off_and_importing_the_package_changes_nothing(before: str, relu: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    names = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED", "XDG_CACHE_HOME", "CI")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | {"HOME": str(home)}
+    program = f"""
+import os, pathlib, sys
+{before}
+import prompt_tune
+from prompt_tune.runtime.providers import open_session
+assert "ORT_DISABLE_TELEMETRY" not in os.environ
+open_session(pathlib.Path(sys.argv[1]))
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+"""
+    subprocess.run([sys.executable, "-c", program, str(relu)], check=True, env=environment)
+    left = [path for path in home.rglob("*") if "onnxruntime" in str(path) and path.is_file()]
+    assert before or not left  # ONNX Runtime itself writes when it is imported without us

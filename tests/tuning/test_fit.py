@@ -39,10 +39,18 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_keeps_the_best_epoch_of_the_validation_images(custom: Path, tmp_path: Path) -> None:
-    result = fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=4, nms_iou=0.7))
+    notes: list[str] = []
+
+    def progress(stage: str, done: int, total: int | None, note: str) -> None:
+        if stage == "train":
+            notes.append(note)
+
+    inputs, config = FitInputs("tiny", custom), FitConfig(epochs=4, nms_iou=0.7)
+    result = fit(inputs, tmp_path / "run", config=config, progress=progress)
     lines = RunFolder(tmp_path / "run").read_metrics()
     best = max(lines, key=lambda line: line["ap"])
     assert result.epoch == best["epoch"]
+    assert notes[-1] == f"kept: epoch {result.epoch}  AP50 {best['ap50']:.3f}  AP {best['ap']:.3f}"
     assert (result.ap, result.ap50) == pytest.approx((best["ap"], best["ap50"]), abs=0.005)  # of scores below 0.01 too
     assert result.finished and lines[-1]["loss"] < lines[0]["loss"]
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
@@ -392,3 +400,51 @@ def test_fit_without_a_readable_labelled_validation_image_ends_before_training(t
     with pytest.raises(DataError, match=reason) as refusal:
         fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1))
     assert images[0].name in str(refusal.value) and not RunFolder(tmp_path / "run").metrics.exists()
+
+
+def _warned(caplog: pytest.LogCaptureFixture, begin: str) -> list[str]:
+    """The warnings that have a text."""
+    return [record.getMessage() for record in caplog.records if begin in record.getMessage()]
+
+
+@pytest.mark.parametrize("backgrounds", [0, 2])
+def test_fit_says_when_all_training_images_show_an_object(
+    backgrounds: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    custom = write_sample(tmp_path / "set", n_images=4)[0]
+    labels = sorted((custom.parent / "labels/train").iterdir())
+    for file in labels:
+        file.write_text("0 0.5 0.5 0.25 0.25\n")
+    for file in labels[:backgrounds]:
+        file.write_text("")
+    fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=1))
+    said = _warned(caplog, "training images show an object")
+    assert len(said) == (0 if backgrounds else 1)
+    if said:
+        assert said[0].startswith(f"{len(labels)} of {len(labels)} training") and "--replay" in said[0]
+        assert "\n" not in said[0]
+
+
+def test_fit_with_replay_does_not_ask_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    custom = write_sample(tmp_path / "set", n_images=4)[0]
+    for file in (custom.parent / "labels/train").iterdir():
+        file.write_text("0 0.5 0.5 0.25 0.25\n")
+    replay = [ReplaySource(str(custom.parent.parent / "original/images/val"), 1.0)]
+    fit(FitInputs("tiny", custom, replay=replay), tmp_path / "run", config=FitConfig(epochs=1))
+    assert not _warned(caplog, "training images show an object")
+
+
+def test_fit_that_came_to_nothing_says_the_usual_causes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    custom = write_sample(tmp_path / "set", n_images=4)[0]
+    for file in (custom.parent / "labels").rglob("*.txt"):
+        file.write_text("0 0.02 0.02 0.03 0.03\n")  # where nothing is
+    result = fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=1))
+    said = _warned(caplog, "The fit came to nothing")
+    assert result.ap50 < 0.05 and len(said) == 1 and f"AP50 is {result.ap50:.3f}" in said[0]
+
+
+def test_fit_that_learned_something_names_no_causes(
+    custom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fit(FitInputs("tiny", custom), tmp_path / "run", config=FitConfig(epochs=2)).ap50 >= 0.05
+    assert not _warned(caplog, "The fit came to nothing")

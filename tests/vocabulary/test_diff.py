@@ -125,7 +125,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_vocab_diff_prints_a_row_for_each_change(files: tuple[str, str]) -> None:
-    done = CliRunner().invoke(command, ["vocab", "diff", *files])
+    done = CliRunner().invoke(command, ["vocab", "diff", "--all", *files])
     assert done.exit_code == 0
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.stdout.splitlines() if "│" in line]
     assert rows == [

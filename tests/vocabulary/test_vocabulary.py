@@ -276,3 +276,9 @@ def test_import_without_torch_ultralytics_and_open_clip_works(tmp_path: Path) ->
     root = ROOT
     done = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("blocked\nlorry 80\n", "")
+
+
+def test_repr_is_one_line_that_names_the_classes() -> None:
+    assert repr(learned("car")) == "<Vocabulary of 1 learned class: 'car'>"
+    text = repr(learned(*(f"class {number}" for number in range(12))))
+    assert text.startswith("<Vocabulary of 12 learned classes: 'class 0', ") and text.endswith("... (12 in all)>")

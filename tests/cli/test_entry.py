@@ -153,7 +153,7 @@ finally:
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line[:4].strip()]
     assert listed == list(COMMANDS)
-    ours = "['prompt_tune', 'prompt_tune.cli', 'prompt_tune.errors', 'prompt_tune.version']"
+    ours = "['prompt_tune', 'prompt_tune.cli', 'prompt_tune.cli.entry', 'prompt_tune.errors', 'prompt_tune.version']"
     assert done.stderr.strip() == f"{ours} set()"
 
 
@@ -174,4 +174,4 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "Error: torch is not installed, and this needs it: pip install 'prompt-tune[fit]'\n"
+    assert done.stderr == "Error: torch is not installed, and this needs it: pip install '.[fit]' (in a checkout)\n"
