@@ -25,7 +25,8 @@ def hold_out(
     """Splits training images into training and validation images.
 
     About a fifth of the images with boxes and a fifth of the background are held out. Copies of one picture stay
-    together, and every class keeps a training image. One line names the classes that have no held-out image.
+    together, and every class keeps a training image. One line names the classes that have no held-out image. If no
+    image can be held out in this way, all images are both trained and validated on, and one line says so.
 
     Args:
         train: The images to divide.
@@ -39,7 +40,7 @@ def hold_out(
         The training and the validation images.
 
     Raises:
-        DataError: No image with boxes can be held out.
+        DataError: Only one image has boxes.
     """
     held: set[int] = set()
     if recorded:
@@ -51,11 +52,19 @@ def hold_out(
     if not held:
         held = _first_draw(train, seed, place)
         if recorded is None or recorded:
-            held = _by_the_rule(train, held, seed, place)
+            held = _by_the_rule(train, held, seed)
     kept, val = (
         tuple(sample for index, sample in enumerate(train.samples) if (index in held) == is_held)
         for is_held in (False, True)
     )
+    if not any(map(has_box, kept)) or not any(map(has_box, val)):
+        log.warning(
+            "`%s` has no `val`, and no image can be held out, because each picture with boxes is the only one of a "
+            "class. Validation uses the same images as training, so its figures are too good. Label more, or add "
+            "`val`.",
+            place,
+        )
+        return train, train
     validated = {int(k) for sample in val for k in _classes(sample)}
     rare = sorted({int(k) for sample in kept for k in _classes(sample)} - validated)
     if rare:
@@ -143,8 +152,11 @@ def _first_draw(train: Split, seed: int, place: Path) -> set[int]:
     return held
 
 
-def _by_the_rule(train: Split, first: set[int], seed: int, place: Path) -> set[int]:
-    """The first draw if it keeps copies together and every class trained; otherwise a draw of pictures that does."""
+def _by_the_rule(train: Split, first: set[int], seed: int) -> set[int]:
+    """The first draw if it keeps copies together and every class trained; otherwise a draw of pictures that does.
+
+    Empty if there is none.
+    """
     groups: dict[int, list[int]] = {}
     for index, number in enumerate(pictures([sample.path for sample in train.samples])):
         groups.setdefault(number, []).append(index)
@@ -173,10 +185,7 @@ def _by_the_rule(train: Split, first: set[int], seed: int, place: Path) -> set[i
         if boxes and not taken:
             possible = [number for number in order if all(left[k] > 1 for k in classes[number])]
             if not possible:
-                raise DataError(
-                    f"`{place}` has no `val`, and no image can be held out: each picture with boxes is the only one of "
-                    "a class. Label more, or add `val`."
-                )
+                return set()
             number = min(possible, key=lambda number: len(groups[number]))
             held.update(groups[number])
             for k in classes[number]:
