@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -156,7 +156,7 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
         DataError: No image is usable, a class id is not in 0..n_cls - 1, or a box is not inside its image.
     """
     _refuse_fractions(images, split)
-    samples, skipped, reasons, flat = [], [], [], []
+    samples, skipped, reasons, flat, repeated = [], [], [], [], []
     for image in sorted(images, key=lambda image: image.path):
         try:
             size_wh = image_size(image.path)
@@ -164,6 +164,8 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
             skipped.append(str(image.path))
             reasons.append(str(error))
             continue
+        image, twice = _without_repeats(image)
+        repeated += twice
         sample, dropped = _make_sample(image, size_wh, n_cls)
         samples.append(sample)
         flat += dropped
@@ -175,7 +177,19 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
         log.warning("%d of %d images of `%s` are skipped: %s", len(skipped), len(images), split, named)
     if flat:
         log.warning("%d boxes of `%s` have no area and are left out, the first: %s", len(flat), split, flat[0])
+    if repeated:
+        log.warning("%d boxes of `%s` stand twice and count once, the first: %s", len(repeated), split, repeated[0])
     return Split(tuple(samples), tuple(skipped))
+
+
+def _without_repeats(image: LabelledImage) -> tuple[LabelledImage, list[str]]:
+    """The image with each row once, and where the repeated ones stand. A box that is ignored once counts otherwise."""
+    first = {(row.class_id, row.box_xyxy, row.ignore): row for row in reversed(image.rows)}
+    kept = [row for row in image.rows if first[row.class_id, row.box_xyxy, row.ignore] is row]
+    if len(kept) == len(image.rows):
+        return image, []
+    known = set(map(id, kept))
+    return replace(image, rows=kept), [row.where for row in image.rows if id(row) not in known]
 
 
 def _refuse_fractions(images: Sequence[LabelledImage], split: str) -> None:

@@ -4,6 +4,7 @@ A line of a label file is `class x y w h`: centre and size as fractions of the i
 (`class x1 y1 x2 y2 x3 y3 ...`) is read as the box around it. An image without a label file is background.
 """
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
             continue
         try:
             paths = _image_paths(root, content[key], description, key)
-            splits[split] = [LabelledImage(path, _read_labels(_label_path(path)), normalised=True) for path in paths]
+            files = LabelFiles()
+            splits[split] = [
+                LabelledImage(path, _read_labels(files.find(_label_path(path))), normalised=True) for path in paths
+            ]
         except DataError as error:
             unusable[split] = str(error)
     return RawLabels(names, "yolo", splits, unusable)
@@ -100,8 +104,32 @@ def _label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(path: Path) -> list[Row]:
-    if not path.exists():
+class LabelFiles:
+    """Finds label files whose names are written in another way than those of the images.
+
+    macOS decomposes the accents of names, and some tools write suffixes in capitals.
+    """
+
+    def __init__(self) -> None:
+        """Start without any folder; each is listed at most once."""
+        self._folders: dict[Path, dict[str, Path]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """The file of that name; else the one whose name is the same in Unicode's composed form; else None."""
+        if path.exists():
+            return path
+        if path.parent not in self._folders:
+            files = path.parent.iterdir() if path.parent.is_dir() else iter(())
+            self._folders[path.parent] = {_composed(file): file for file in files if file.suffix.lower() == ".txt"}
+        return self._folders[path.parent].get(_composed(path))
+
+
+def _composed(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.stem) + path.suffix.lower()
+
+
+def _read_labels(path: Path | None) -> list[Row]:
+    if path is None:
         return []
     lines = enumerate(read_text(path).splitlines(), start=1)
     return [_row(line.split(), f"`{path}`, line {number}") for number, line in lines if line.strip()]

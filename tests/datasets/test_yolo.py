@@ -1,6 +1,8 @@
 """Data sets in ultralytics' format: paths, label lines, and one line that cures each mistake."""
 
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from PIL import Image
 
 from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.errors import DataError
+
+Form = Literal["NFC", "NFD"]
 
 
 def test_read_yolo_lists_path_and_name_mapping_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +115,27 @@ def test_read_yolo_bad_line_raises_with_file_and_line(tmp_path: Path, line: str,
 def test_read_yolo_bad_description_raises(tmp_path: Path, keys: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_dataset(write_yolo(tmp_path, {"train": TRAIN, "val": VAL}, **keys))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_read_yolo_line_that_stands_twice_counts_once(
+    tmp_path: Path, twice: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_yolo(tmp_path, {"train": TRAIN, "val": VAL})
+    label = tmp_path / "labels/train/a.txt"
+    first, *rest = label.read_text().splitlines()
+    label.write_text("\n".join([first, *rest, *([first] * twice)]) + "\n")
+    assert read_dataset(source).train.samples[0].labels.classes.tolist() == [0, 1]
+    told = f"1 boxes of `train` stand twice and count once, the first: `{label}`, line 3"
+    assert (told in caplog.text) == twice
+
+
+@pytest.mark.parametrize(("image", "label"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFC", "NFC")])
+def test_read_yolo_label_is_found_however_its_name_is_written(tmp_path: Path, image: Form, label: Form) -> None:
+    """macOS decomposes accents; some tools write suffixes in capitals."""
+    source = write_yolo(tmp_path, {"train": TRAIN, "val": VAL})
+    name = "kühler"
+    (tmp_path / "images/train/a.png").rename(tmp_path / "images/train" / (unicodedata.normalize(image, name) + ".png"))
+    (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train" / (unicodedata.normalize(label, name) + ".TXT"))
+    found = [s for s in read_dataset(source).train.samples if s.path.name.startswith("k")]
+    assert [sample.labels.classes.tolist() for sample in found] == [[0, 1]]
