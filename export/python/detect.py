@@ -220,7 +220,7 @@ def turn_of(image: Image.Image) -> Any:
 def read_image(path: Path) -> Image.Image:
     """An image as upright RGB; 16-bit grey is reduced to 8 bits. Raises: ValueError: it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:  # by its name, Pillow 13 garbles some turned TIFFs
             if image.mode in ("I", "F"):
                 raise ValueError("32-bit pixels have no known range; save it with 8 bits")
             turn = turn_of(image)

@@ -120,7 +120,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
         DataError: The file is missing, not an image, damaged or truncated, or has pixels that do not fit RGB.
     """
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:  # see `_orientation`
             return _upright_rgb(image, f"`{path}`")
     except _DECODE_ERRORS as error:
         raise _unreadable(f"`{path}`", error) from error
@@ -139,7 +139,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         DataError: The file is missing, not an image, or truncated.
     """
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:  # see `_orientation`
             sideways = _orientation(image) in _SIDEWAYS
             mark = _END_MARKS.get(image.format or "")
             if mark is None or mark not in _tail(path):
@@ -280,7 +280,8 @@ def _upright_rgb(image: Image.Image, place: str) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation that is left to apply, if it comes before the pixels; 1 if there is none or it is broken.
 
-    Pillow turns a TIFF itself when it loads it. Its PNG class would decode the pixels to look behind them.
+    Pillow turns a TIFF itself when it loads it, but not one that it maps into memory (13.0 mixes up its rows), so files
+    are opened here and not by Pillow. Its PNG class would decode the pixels to look behind them.
     """
     if image.format == "TIFF":
         return 1

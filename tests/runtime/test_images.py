@@ -227,3 +227,19 @@ def test_find_images_of_several_places_gives_each_image_once_in_order(tmp_path: 
         find_images([tmp_path / "y", tmp_path / "nowhere"])
     with pytest.raises(DataError, match="No image was given"):
         find_images([])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "I;16"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_read_rgb_pixels_of_a_sideways_tiff_are_upright(tmp_path: Path, mode: str, compression: str | None) -> None:
+    """Pillow 13 mixes up the rows of an uncompressed one that it maps into memory."""
+    grey = np.tile(np.arange(30, dtype=np.uint8) * 8, (20, 1))
+    grey[:10] //= 2
+    rgb = Image.fromarray(grey).convert("RGB")
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else rgb.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.tif", exif=exif, compression=compression)
+    wanted = np.rot90(np.asarray(rgb), -1)
+    np.testing.assert_allclose(read_rgb(tmp_path / "a.tif").astype(int), wanted.astype(int), atol=2)
+    assert image_size(tmp_path / "a.tif") == (20, 30)
