@@ -7,15 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tune.errors import DataError
+from prompt_tune.runtime.images import is_metadata
 
-_METADATA = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
 _NAMED = 5  # broken links named in a warning
 log = logging.getLogger(__name__)
-
-
-def is_metadata(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or was put there by a computer, so that it is no data."""
-    return name.startswith(".") or name.lower() in _METADATA
 
 
 def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -42,8 +37,11 @@ def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     """Everything that is not a folder below a folder; `above` are the real paths of the folder and those above it."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not is_metadata(entry.name))
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not is_metadata(entry.name))
+    except OSError as error:
+        raise DataError(f"`{folder}` cannot be read: {error.strerror}. Allow reading it, or leave it out.") from error
     for name in names:
         path = folder / name
         if not path.is_dir():

@@ -11,11 +11,12 @@ import numpy as np
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.held_out import copied, has_box, hold_out
-from prompt_tune.datasets.places import is_metadata, read_yaml
+from prompt_tune.datasets.places import read_yaml
 from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
+from prompt_tune.runtime.images import is_metadata
 
 SplitName = Literal["train", "val", "test"]
 _YAML_SUFFIXES = (".yaml", ".yml")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from prompt_tune.datasets.places import is_metadata, read_list, read_text
+from prompt_tune.datasets.places import read_list, read_text
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.images import IMAGE_SUFFIXES, is_metadata
 
 # Image folder, annotation folder, and the coordinate of the first pixel. The devkit counts pixels from 1 and its boxes
 # include the last one, so the edges are xmin - 1 and xmax; other tools write edges.

@@ -8,10 +8,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import clean_path, files_under, is_metadata, read_list, read_text, resolve, root_of
+from prompt_tune.datasets.places import clean_path, files_under, read_list, read_text, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.images import IMAGE_SUFFIXES, is_metadata
 
 _BOX_FIELDS = 5
 _LEAST_POLYGON_FIELDS = 7  # a class and three points

@@ -15,6 +15,7 @@ from prompt_tune.errors import DataError
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PAD_GREY = 114  # ultralytics' letterbox colour, which YOLO-World was trained with
 # what Pillow's decoders raise for files that are damaged, truncated, far too large, or not images
+_METADATA = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # by EXIF orientation: the operation that turns the stored pixels upright
@@ -202,6 +203,11 @@ def as_places(source: Places) -> list[str | Path]:
     return [source] if isinstance(source, (str, Path)) else list(source)
 
 
+def is_metadata(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or was put there by a computer, so that it is no data."""
+    return name.startswith(".") or name.lower() in _METADATA
+
+
 def find_images(source: Places) -> list[Path]:
     """The images that paths or patterns name: those of each one sorted, and each image once.
 
@@ -233,7 +239,8 @@ def find_files(source: str | Path, suffixes: Sequence[str], what: str) -> list[P
     """The files with certain suffixes that a path or pattern names, sorted.
 
     Args:
-        source: A file with any suffix, a folder (without its subfolders), or a glob pattern.
+        source: A file with any suffix, a folder (without its subfolders), or a glob pattern. Hidden files and what
+            computers add to folders (`._*`, `Thumbs.db`, ...) are left out.
         suffixes: In lower case, with the dot.
         what: What the files are, as the error names them.
 
@@ -244,14 +251,19 @@ def find_files(source: str | Path, suffixes: Sequence[str], what: str) -> list[P
     if place.is_file():
         return [place]
     if place.is_dir():
-        found = list(place.iterdir())
+        try:
+            found = list(place.iterdir())
+        except OSError as error:
+            raise DataError(f"`{source}` cannot be read: {error.strerror}. Allow reading it.") from error
         cure = f"Give a folder that has some, or a pattern such as '{place}/**/*.jpg'."
     elif glob.has_magic(str(source)):
         found = [Path(name) for name in glob.glob(str(place), recursive=True)]
         cure = "Check the pattern."
     else:
         raise DataError(f"`{source}`: no such file or folder. Give an {what}, a folder of them, or a glob pattern.")
-    files = sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
+    files = sorted(
+        path for path in found if path.suffix.lower() in suffixes and path.is_file() and not is_metadata(path.name)
+    )
     if not files:
         raise DataError(f"`{source}` has no {what} ({' '.join(suffixes)}). {cure}")
     return files

@@ -243,3 +243,22 @@ def test_read_rgb_pixels_of_a_sideways_tiff_are_upright(tmp_path: Path, mode: st
     wanted = np.rot90(np.asarray(rgb), -1)
     np.testing.assert_allclose(read_rgb(tmp_path / "a.tif").astype(int), wanted.astype(int), atol=2)
     assert image_size(tmp_path / "a.tif") == (20, 30)
+
+
+def test_find_images_leaves_out_what_computers_add(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".hidden.png", "B.PNG"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG")
+    assert [path.name for path in find_images(tmp_path)] == ["B.PNG", "a.png"]
+
+
+def test_find_images_in_a_folder_that_may_not_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of root may read everything, so the system's refusal is put in its place."""
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read: Permission denied\. Allow reading it\.$"):
+        find_images(tmp_path)
