@@ -330,6 +330,9 @@ class _Labels:
     def read(cls, data: str | Path, original: Vocabulary) -> "_Labels":
         """Read the validation images of a data set that names its classes as the original vocabulary does."""
         try:
+            import faster_coco_eval  # noqa: F401  # found missing now, not after all images
+            import yaml  # noqa: F401
+
             from prompt_tune.datasets.reading import read_split
         except ImportError as error:
             raise PromptTuneError(
