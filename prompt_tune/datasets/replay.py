@@ -152,9 +152,9 @@ def choose_replay(
         raise DataError("All replayed images belong to the data set itself. Give images without the new objects.")
     order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))
     held = set(order[: round(len(samples) * HELD_OUT / (1 + HELD_OUT))].tolist())
-    skipped = tuple(path for part in parts for path in part.skipped)
+    left_out = tuple(entry for part in parts for entry in part.left_out)
     return Replayed(
-        Split(tuple(sample for i, sample in enumerate(samples) if i not in held), skipped),
+        Split(tuple(sample for i, sample in enumerate(samples) if i not in held), left_out),
         Split(tuple(samples[i] for i in sorted(held))),
     )
 
@@ -179,7 +179,7 @@ def read_replay(
 
     Returns:
         The images, sorted by path, with labels that index `classes`. Damaged and missing images are left out, and are
-        counted and named in `Split.skipped` and in a warning.
+        counted and named in `Split.left_out` and in a warning.
 
     Raises:
         DataError: There is nothing to replay at `source`, no image can be read, or a label breaks a rule.

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from prompt_tune.runtime.images import image_size
 Kind = Literal["yolo", "coco", "voc"]
 EDGE_PIXELS = 2.0  # annotation tools round: a box may reach this far beyond the image, and is clipped
 EDGE_SHARE = 0.01  # or by this share of the image's side, if that is more; ultralytics allows the same
-_NAMED = 5  # damaged images named in a warning; `Split.skipped` lists all of them
+_NAMED = 5  # damaged images named in a warning; `Split.left_out` lists all of them
 log = logging.getLogger(__name__)
 
 
@@ -63,17 +64,41 @@ class Sample:
         return self.labels.classes
 
 
+class Reason(StrEnum):
+    """Why something of a data set is not used: what it is, in the singular, as the opening line counts it."""
+
+    IMAGE = "unreadable image"
+    FORMAT = "picture in a format that is not read"
+    LINK = "link that leads nowhere"
+    ROW = "bad label row"
+    FLAT = "box without an area"
+    TWICE = "box that stands twice"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something of a data set that is not used.
+
+    Attributes:
+        reason: Its kind.
+        what: File, line (or object) and what is wrong with it: a sentence.
+    """
+
+    reason: Reason
+    what: str
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """The images of a split.
 
     Attributes:
         samples: The usable images, sorted by path.
-        skipped: Paths of images that are damaged or missing.
+        left_out: What is not used.
     """
 
     samples: tuple[Sample, ...]
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +127,14 @@ class LabelledImage:
         rows: The boxes.
         normalised: Boxes are fractions of width and height; otherwise they are pixels of the original image.
         declared_wh: The image size that the labels were made for, or None if the format does not say.
+        left_out: Label rows that break a rule, which a reader passes over.
     """
 
     path: Path
     rows: list[Row]
     normalised: bool = False
     declared_wh: tuple[int, int] | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -119,12 +146,14 @@ class RawLabels:
         kind: The format.
         splits: The images by split: any of "train", "val" and "test".
         unusable: The splits that are named but cannot be read, with the error text of each.
+        left_out: What belongs to a split but to none of its images (links, pictures in other formats), by split.
     """
 
     names: tuple[str, ...]
     kind: Kind
     splits: dict[str, list[LabelledImage]]
     unusable: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
 
     def has(self, split: str) -> bool:
         """Whether the data set names this split, usable or not."""
@@ -150,46 +179,43 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split
         n_cls: The number of classes.
 
     Returns:
-        The samples. Images that cannot be read are left out, counted and named in a warning.
+        The samples, and what is left out: images that cannot be read, bad label rows, boxes without an area, and boxes
+        that stand twice.
 
     Raises:
-        DataError: No image is usable, a class id is not in 0..n_cls - 1, or a box is not inside its image.
+        DataError: No image is usable, a class id is not in 0..n_cls - 1, an image has another size than its label says, or
+            the numbers of all boxes cannot be meant.
     """
     _refuse_fractions(images, split)
-    samples, skipped, reasons, flat, repeated = [], [], [], [], []
+    samples, left_out = [], [entry for image in images for entry in image.left_out]
     for image in sorted(images, key=lambda image: image.path):
         try:
             size_wh = image_size(image.path)
         except DataError as error:
-            skipped.append(str(image.path))
-            reasons.append(str(error))
+            left_out.append(LeftOut(Reason.IMAGE, str(error)))
             continue
         image, twice = _without_repeats(image)
-        repeated += twice
         sample, dropped = _make_sample(image, size_wh, n_cls)
         samples.append(sample)
-        flat += dropped
+        left_out += twice + dropped
     if not samples:
-        what = f"none of its {len(skipped)} images can be read. The first: {reasons[0]}" if skipped else "no images."
+        what = (
+            f"none of its {len(images)} images can be read. The first: {left_out[0].what}" if images else "no images."
+        )
         raise DataError(f"the `{split}` split cannot be used: {what}")
-    if skipped:
-        named = "; ".join(reasons[:_NAMED]) + (f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else "")
-        log.warning("%d of %d images of `%s` are skipped: %s", len(skipped), len(images), split, named)
-    if flat:
-        log.warning("%d boxes of `%s` have no area and are left out, the first: %s", len(flat), split, flat[0])
-    if repeated:
-        log.warning("%d boxes of `%s` stand twice and count once, the first: %s", len(repeated), split, repeated[0])
-    return Split(tuple(samples), tuple(skipped))
+    return Split(tuple(samples), tuple(left_out))
 
 
-def _without_repeats(image: LabelledImage) -> tuple[LabelledImage, list[str]]:
-    """The image with each row once, and where the repeated ones stand. A box that is ignored once counts otherwise."""
+def _without_repeats(image: LabelledImage) -> tuple[LabelledImage, list[LeftOut]]:
+    """The image with each row once, and the repeated ones. A box that is ignored once counts otherwise."""
     first = {(row.class_id, row.box_xyxy, row.ignore): row for row in reversed(image.rows)}
     kept = [row for row in image.rows if first[row.class_id, row.box_xyxy, row.ignore] is row]
     if len(kept) == len(image.rows):
         return image, []
     known = set(map(id, kept))
-    return replace(image, rows=kept), [row.where for row in image.rows if id(row) not in known]
+    return replace(image, rows=kept), [
+        LeftOut(Reason.TWICE, f"{row.where}: the box stands twice.") for row in image.rows if id(row) not in known
+    ]
 
 
 def _refuse_fractions(images: Sequence[LabelledImage], split: str) -> None:
@@ -202,14 +228,14 @@ def _refuse_fractions(images: Sequence[LabelledImage], split: str) -> None:
         )
 
 
-def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> tuple[Sample, list[str]]:
-    """The sample, and the places of boxes without an area, which it leaves out."""
+def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> tuple[Sample, list[LeftOut]]:
+    """The sample, and the rows that it leaves out."""
     if image.declared_wh is not None and min(image.declared_wh) > 0 and image.declared_wh != size_wh:
         raise DataError(
             f"`{image.path}` is {_by(size_wh)} pixels (upright), but its label was made for {_by(image.declared_wh)}: "
             "the boxes would be off. Use the image that was labelled, or label this one."
         )
-    boxes, flat = [], []
+    boxes, left_out = [], []
     for row in image.rows:
         if not 0 <= row.class_id < n_cls:
             raise DataError(
@@ -217,11 +243,15 @@ def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> 
                 "Correct the id, or add its name."
             )
         scale = size_wh if image.normalised else (1, 1)
-        box = _clipped(row, [value * scale[i % 2] for i, value in enumerate(row.box_xyxy)], size_wh)
+        try:
+            box = _clipped(row, [value * scale[i % 2] for i, value in enumerate(row.box_xyxy)], size_wh)
+        except DataError as error:
+            left_out.append(LeftOut(Reason.ROW, str(error)))
+            continue
         if box[2] > box[0] and box[3] > box[1]:
             boxes.append((row, box))
         else:
-            flat.append(row.where)
+            left_out.append(LeftOut(Reason.FLAT, f"{row.where}: the box has no area in its image."))
     sample = Sample(
         image.path,
         Labels(
@@ -231,7 +261,7 @@ def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> 
         ),
         size_wh,
     )
-    return sample, flat
+    return sample, left_out
 
 
 def _clipped(row: Row, box: list[float], size_wh: tuple[int, int]) -> list[float]:
