@@ -27,6 +27,7 @@ class RunFolder:
         self.reliability = folder / "reliability.png"
         self.report = folder / "report.html"
         self.state = folder / "state.safetensors"
+        self.left_out = folder / "left_out.txt"  # all that is left out of the data, a line each
 
     def open(self, config: dict[str, Any], *, resume: bool) -> None:
         """Start a run, or resume one that was started with the same configuration.

@@ -120,7 +120,7 @@ def write_devkit(root: Path, splits: dict[str, Boxes]) -> Path:
 
 def check_split(split: Split, expected: Boxes, *, with_ignored: bool) -> None:
     assert [sample.path.stem for sample in split.samples] == list(expected)
-    assert split.skipped == ()
+    assert split.left_out == ()
     for sample in split.samples:
         rows = [row for row in expected[sample.path.stem] if with_ignored or not row[5]]
         assert sample.size_wh == SIZE_WH

@@ -82,6 +82,12 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     "built in the same way, and its classes that are not in the data set stay as they are.",
 )
 @_setting(_APART)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse a data set of which anything would be left out: unreadable images, bad label rows, boxes without an "
+    "area or that stand twice. Otherwise they are counted, and left_out.txt in --out lists them.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
     "--cache",
@@ -103,6 +109,7 @@ def command(
     names: str | None,
     replay: tuple[str, ...],
     from_run: Path | None,
+    strict: bool,
     resume: bool,
     cache: Path | None,
     device: str,
@@ -132,7 +139,15 @@ def command(
         given=frozenset(name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT),
     )
     with stages() as progress:
-        result = fit(inputs, out, config=FitConfig(**settings), resume=resume, device=device, progress=progress)
+        result = fit(
+            inputs,
+            out,
+            config=FitConfig(**settings),
+            resume=resume,
+            strict=strict,
+            device=device,
+            progress=progress,
+        )
     click.echo(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
         f"{result.ap:.3f} on the validation images. Cached in {result.seconds['cache']:.1f} s, trained in "

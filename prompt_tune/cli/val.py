@@ -72,6 +72,7 @@ LABELS = {
     show_default=True,
     help=f"Where it runs. With ONNX Runtime: {DEVICE_HELP} With torch: any of its devices.",
 )
+@click.option("--strict", is_flag=True, help="Refuse a data set of which anything would be left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 @click.option(
     "--curves",
@@ -87,6 +88,7 @@ def command(
     engine: str | None,
     names: str | None,
     device: str,
+    strict: bool,
     as_json: bool,
     curves: Path | None,
 ) -> None:
@@ -112,6 +114,7 @@ def command(
             engine=engine,  # type: ignore[arg-type]
             names=None if names is None else [prompts[0] for prompts in read_classes(names)],
             device=device,
+            strict=strict,
             progress=progress,
         )
     for reason in result.skipped:
@@ -134,6 +137,7 @@ def validate(
     engine: "Engine | None" = None,
     names: Sequence[str] | None = None,
     device: str = "cpu",
+    strict: bool = False,
     progress: "Progress | None" = None,
 ) -> "Validation":
     """Measure a run folder of `fit` or a bundle of `export`, whichever `place` is.
@@ -147,6 +151,7 @@ def validate(
             a temporary bundle.
         names: Class names to use instead of the data set's own, in class-id order.
         device: A device of torch or of ONNX Runtime.
+        strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
 
     Raises:
@@ -157,7 +162,7 @@ def validate(
     from prompt_tune.evaluation.validate import validate_bundle, validate_run
 
     place = Path(place)
-    options: dict[str, Any] = {"split": split, "names": names, "device": device, "progress": progress}
+    options: dict[str, Any] = {"split": split, "names": names, "device": device, "strict": strict, "progress": progress}
     if (place / GRAPH_FILE).is_file():
         if engine == "torch":
             raise RunError(f"`{place}` is a bundle, which only ONNX Runtime can run. For torch, give the run itself.")

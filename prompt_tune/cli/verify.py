@@ -52,6 +52,7 @@ UNLABELLED = (
     metavar="N",
     help="How many false alarms per 1,000 images are allowed. With more, the exit status is 3.",
 )
+@click.option("--strict", is_flag=True, help="Refuse images and a data set of which anything would be left out.")
 @device_option
 @click.option(
     "--report",
@@ -68,6 +69,7 @@ def command(
     learned: tuple[Path, ...],
     data: Path | None,
     max_false_alarms: float | None,
+    strict: bool,
     device: str,
     page: Path | None,
     as_json: bool,
@@ -96,6 +98,7 @@ def command(
             data=data,
             max_false_alarms=max_false_alarms,
             device=device,  # type: ignore[arg-type]  # click.Choice has checked it
+            strict=strict,
             progress=progress,
         )
     for reason in result.skipped:

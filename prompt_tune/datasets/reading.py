@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +11,14 @@ import numpy as np
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.held_out import copied, has_box, hold_out
+from prompt_tune.datasets.opening import named, tell
 from prompt_tune.datasets.places import read_yaml
 from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import is_metadata
+from prompt_tune.wording import counted
 
 SplitName = Literal["train", "val", "test"]
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -24,6 +26,7 @@ _WANTED = (
     "Give an ultralytics YAML, a YAML that names COCO files (`train: {images: FOLDER, annotations: FILE}`), a folder "
     f"with `{ROBOFLOW_FOLDERS['train']}/{ROBOFLOW_FILE}`, or a Pascal VOC folder (`images` and `annotations`)."
 )
+_HELD_OUT = "the validation images are held out of the training images, drawn with seed {}"
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +38,6 @@ class DataSet:
         names: The classes, in class-id order.
         train: Training images.
         val: Validation images.
-        test: Test images, or None if there are none that can be used.
         source: The file or folder that was read.
         kind: The format.
         held_out: Whether `val` was split off from the training images.
@@ -44,7 +46,6 @@ class DataSet:
     names: tuple[str, ...]
     train: Split
     val: Split
-    test: Split | None
     source: Path
     kind: Kind
     held_out: bool
@@ -56,22 +57,25 @@ def read_dataset(
     seed: int = 0,
     names: Sequence[str] | None = None,
     recorded: Collection[str] | None = None,
+    strict: bool = False,
 ) -> DataSet:
-    """Reads a data set in any of the formats and checks its boxes against the headers of its images.
+    """Reads training and validation images in any of the formats and checks boxes against the headers of images.
 
-    Images without objects are background. Damaged or missing images are left out, and are counted and named in
-    `Split.skipped` and in a warning. Damage in the middle of a file shows only when the image is decoded. A `test`
-    split that cannot be used is a warning. Without validation images, a fifth of the training images is held out.
+    Images without objects are background. What cannot be used, above all damaged or missing images and bad label rows,
+    is left out, see `Split.left_out`; one log line counts it, and a warning names the first few. Damage in the middle
+    of a file shows only when the image is decoded. Without validation images, a fifth of the training images is held
+    out. A `test` split is not looked at.
 
     Args:
         source: A YAML file or a folder.
         seed: Draws the images that are held out.
         names: Class names to use instead of the data set's own, in class-id order.
         recorded: What a run says of the images that it held out; see `hold_out`.
+        strict: Whether anything that is left out is an error.
 
     Raises:
-        DataError: There is no data set that can be read, a label breaks a rule, `train` or `val` has no box, or `names`
-            do not fit.
+        DataError: There is no data set that can be read, its labels cannot be meant, see `make_split`, `train` or `val`
+            has no box, `names` do not fit, or `strict`, and something is left out.
     """
     place = Path(source).expanduser()
     labels = _read_labels(place)
@@ -80,26 +84,22 @@ def read_dataset(
     n_cls = len(labels.names)
     chosen = _chosen_names(labels.names, names, place)
     used = [split for split in ("train", "val") if labels.has(split)]
-    splits = {split: make_split(labels.images(split), split, n_cls) for split in used}
+    splits = {split: _checked(labels, split) for split in used}
     _require_boxes(splits["train"], "train", place)
     held_out = "val" not in splits
     if held_out:
         splits["train"], splits["val"] = hold_out(splits["train"], chosen, seed, place, recorded)
-        log.info(
-            "`%s` has no validation images: %d of its %d training images, drawn with seed %d, are held out.",
-            place,
-            len(splits["val"].samples),
-            sum(len(splits[split].samples) for split in ("train", "val")),
-            seed,
-        )
     else:
         _require_boxes(splits["val"], "val", place)
+    tell(place, splits, n_cls, note=_HELD_OUT.format(seed) if held_out else "", strict=strict)
+    if not held_out:
         _warn_of_shared_images(splits["train"], splits["val"])
     counts = _box_counts(splits["train"], n_cls)
     without = [name for name, count in zip(chosen, counts, strict=True) if count == 0]
     if without:
-        log.warning("%d classes have no box in the training images: %s", len(without), ", ".join(without))
-    return DataSet(chosen, splits["train"], splits["val"], _test_split(labels, n_cls), place, labels.kind, held_out)
+        have = "has" if len(without) == 1 else "have"
+        log.warning("%s %s no box in the training images: %s", counted(len(without), "class"), have, ", ".join(without))
+    return DataSet(chosen, splits["train"], splits["val"], place, labels.kind, held_out)
 
 
 def read_split(
@@ -109,6 +109,7 @@ def read_split(
     seed: int = 0,
     names: Sequence[str] | None = None,
     recorded: Collection[str] | None = None,
+    strict: bool = False,
 ) -> tuple[tuple[str, ...], Split]:
     """Reads the classes and one split of a data set, which needs no other split.
 
@@ -119,6 +120,7 @@ def read_split(
         seed: Draws the images that are held out.
         names: Class names to use instead of the data set's own, in class-id order.
         recorded: What a run says of the images that it held out; see `hold_out`.
+        strict: Whether anything that is left out is an error.
 
     Returns:
         The class names and the split.
@@ -133,17 +135,12 @@ def read_split(
     stored = "train" if held_out else split
     if not labels.has(stored):
         raise DataError(f"`{place}` has no `{split}` images. It has: {', '.join(labels.splits) or 'none at all'}.")
-    images = make_split(labels.images(stored), stored, len(labels.names))
+    images = _checked(labels, stored)
     if held_out:
         train, val = hold_out(images, chosen, seed, place, recorded)
-        images = val if split == "val" else train
-        log.info(
-            "`%s` has no validation images: `%s` is split off from its training images with seed %d.",
-            place,
-            split,
-            seed,
-        )
+        images = replace(val if split == "val" else train, left_out=images.left_out)
     _require_boxes(images, split, place)
+    tell(place, {split: images}, len(chosen), note=_HELD_OUT.format(seed) if held_out else "", strict=strict)
     return chosen, images
 
 
@@ -189,15 +186,9 @@ def _read_labels(place: Path) -> RawLabels:
     return labels
 
 
-def _test_split(labels: RawLabels, n_cls: int) -> Split | None:
-    """The test images, which nothing that reads a whole data set depends on: what is wrong with them is a warning."""
-    if not labels.has("test"):
-        return None
-    try:
-        return make_split(labels.images("test"), "test", n_cls)
-    except DataError as error:
-        log.warning("The `test` split is not used: %s", error)
-        return None
+def _checked(labels: RawLabels, split: str) -> Split:
+    """A split that the data set has, checked against its images."""
+    return make_split(labels.images(split), split, len(labels.names), labels.left_out.get(split, ()))
 
 
 def _read_description(file: Path) -> RawLabels:
@@ -231,9 +222,10 @@ def _chosen_names(own: tuple[str, ...], names: Sequence[str] | None, place: Path
 
 def _require_boxes(split: Split, name: str, place: Path) -> None:
     if not any(has_box(sample) for sample in split.samples):
+        left_out = f" Left out: {named(split.left_out)}" if split.left_out else ""
         raise DataError(
-            f"`{place}`: the {len(split.samples)} images of `{name}` have no box. Check that the label files are where "
-            "the format wants them (ultralytics: `labels/` beside `images/`)."
+            f"`{place}`: the {counted(len(split.samples), 'image')} of `{name}` have no box. Check that the label "
+            f"files are where the format wants them (ultralytics: `labels/` beside `images/`).{left_out}"
         )
 
 
@@ -248,7 +240,8 @@ def _box_counts(split: Split, n_cls: int) -> np.ndarray:
 def _warn_of_shared_images(train: Split, val: Split) -> None:
     shared = {sample.path for sample in train.samples} & {sample.path for sample in val.samples}
     if shared:
-        log.warning("%d validation images are training images too: the metrics will be too high.", len(shared))
+        what, are = counted(len(shared), "validation image"), "is" if len(shared) == 1 else "are"
+        log.warning("%s %s among the training images too: the metrics will be too high.", what, are)
     paths = [sample.path for sample in val.samples if sample.path not in shared]
     copies = sum(copied(paths, [sample.path for sample in train.samples]))
     if copies:

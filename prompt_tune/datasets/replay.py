@@ -23,11 +23,13 @@ from prompt_tune.datasets.grounding import (
     read_grounding_yaml,
 )
 from prompt_tune.datasets.held_out import copied
+from prompt_tune.datasets.opening import tell_left_out
 from prompt_tune.datasets.places import files_under, read_yaml
 from prompt_tune.datasets.reading import find_labels
-from prompt_tune.datasets.samples import LabelledImage, RawLabels, Split, make_split
+from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Split, make_split
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.wording import counted
 
 RATIO = 3.0  # replayed images per labelled one: at most half the false alarms for one point of AP (bench_methods.py)
 HELD_OUT = 0.2  # further images, as a share of those in training; thresholds are chosen on them
@@ -106,6 +108,7 @@ def choose_replay(
     n_labelled: int,
     seed: int,
     labelled: Collection[Path] = (),
+    strict: bool = False,
 ) -> Replayed:
     """Draws the replayed images of a training.
 
@@ -118,6 +121,7 @@ def choose_replay(
         n_labelled: The number of labelled training images.
         seed: Draws the images.
         labelled: Images of the data set itself. They show the new objects, so neither they nor copies are replayed.
+        strict: Whether anything that is left out is an error.
 
     Returns:
         The images of all sources, sorted by path.
@@ -136,7 +140,9 @@ def choose_replay(
                 f"Replay from `{source.place}`: {source.ratio:g} times {n_labelled} labelled training images is less "
                 "than one image. Raise the ratio."
             )
-        parts.append(read_replay(source.place, classes, count=count + round(HELD_OUT * count), seed=seed))
+        parts.append(
+            read_replay(source.place, classes, count=count + round(HELD_OUT * count), seed=seed, strict=strict)
+        )
     own = {path.resolve() for path in labelled}
     drawn = sorted((sample for part in parts for sample in part.samples), key=lambda sample: sample.path)
     copies = copied([sample.path for sample in drawn], sorted(own))
@@ -144,10 +150,8 @@ def choose_replay(
         sample for sample, copy in zip(drawn, copies, strict=True) if not copy and sample.path.resolve() not in own
     ]
     if len(samples) < len(drawn):
-        log.warning(
-            "%d images are not replayed: they are labelled images of the data set, or copies.",
-            len(drawn) - len(samples),
-        )
+        what = counted(len(drawn) - len(samples), "image")
+        log.warning("Not replayed: %s, labelled in the data set itself or copied from it.", what)
     if not samples:
         raise DataError("All replayed images belong to the data set itself. Give images without the new objects.")
     order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))
@@ -160,7 +164,12 @@ def choose_replay(
 
 
 def read_replay(
-    source: str | Path, classes: Sequence[tuple[str, ...]], *, count: int | None = None, seed: int = 0
+    source: str | Path,
+    classes: Sequence[tuple[str, ...]],
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
 ) -> Split:
     """Reads images to replay. None of their boxes is a positive: all are `ignore`, where a learned class may be.
 
@@ -176,19 +185,22 @@ def read_replay(
         count: The number of images to draw, before any is opened; None takes all. Missing files are replaced by further
             draws, damaged ones are not.
         seed: Draws the images.
+        strict: Whether anything that is left out is an error.
 
     Returns:
-        The images, sorted by path, with labels that index `classes`. Damaged and missing images are left out, and are
-        counted and named in `Split.left_out` and in a warning.
+        The images, sorted by path, with labels that index `classes`. What cannot be used is left out, see
+        `Split.left_out`, and counted and named as in `read_dataset`.
 
     Raises:
-        DataError: There is nothing to replay at `source`, no image can be read, or a label breaks a rule.
+        DataError: There is nothing to replay at `source`, no image can be read, its labels cannot be meant, or
+            `strict`, and something is left out.
     """
     if count is not None and count < 1:
         raise DataError(f"`count`, the images to replay, must be at least 1. Received: {count}.")
     place = Path(source).expanduser()
     patterns = [name_pattern(prompts) for prompts in classes]
     found = _captioned(place)
+    left_out: Sequence[LeftOut] = ()
     if found is not None:
         images = [ignored_regions(image, patterns) for image in _draw(found, count, seed, place)]
     else:
@@ -198,13 +210,14 @@ def read_replay(
             raise DataError(f"`{place}` has no `train` and no `val`: it has no images to replay. {_WANTED}")
         named = [[i for i, pattern in enumerate(patterns) if pattern.search(name)] for name in labels.names]
         drawn = _draw(sorted(labels.images(split), key=lambda image: image.path), count, seed, place)
-        images = [_ignoring(image, named) for image in drawn]
-    replayed = make_split(images, "replay", len(classes))
-    log.info(
-        "`%s`: %d images to replay; %d of them name learned classes, which are left out of their negatives.",
-        place,
-        len(replayed.samples),
-        sum(len(sample.labels.classes) > 0 for sample in replayed.samples),
+        images, left_out = [_ignoring(image, named) for image in drawn], labels.left_out.get(split, ())
+    replayed = make_split(images, "replay", len(classes), left_out)
+    naming = sum(len(sample.labels.classes) > 0 for sample in replayed.samples)
+    tell_left_out(
+        f"`{place}`: {counted(len(replayed.samples), 'image')} to replay; {naming} of them name learned classes, whose "
+        "regions are no negatives there",
+        replayed.left_out,
+        strict=strict,
     )
     return replayed
 

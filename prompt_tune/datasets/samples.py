@@ -1,6 +1,5 @@
 """Labels in two stages: as a reader found them (`RawLabels`), and checked against the images (`Split`)."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,6 @@ from prompt_tune.runtime.images import image_size
 Kind = Literal["yolo", "coco", "voc"]
 EDGE_PIXELS = 2.0  # annotation tools round: a box may reach this far beyond the image, and is clipped
 EDGE_SHARE = 0.01  # or by this share of the image's side, if that is more; ultralytics allows the same
-_NAMED = 5  # damaged images named in a warning; `Split.left_out` lists all of them
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class Sample:
 
 
 class Reason(StrEnum):
-    """Why something of a data set is not used: what it is, in the singular, as the opening line counts it."""
+    """Why something of a data set is not used: what it is, in the singular. `PLURALS` has the plural."""
 
     IMAGE = "unreadable image"
     FORMAT = "picture in a format that is not read"
@@ -73,6 +70,16 @@ class Reason(StrEnum):
     ROW = "bad label row"
     FLAT = "box without an area"
     TWICE = "box that stands twice"
+
+
+PLURALS = {
+    Reason.IMAGE: "unreadable images",
+    Reason.FORMAT: "pictures in a format that is not read",
+    Reason.LINK: "links that lead nowhere",
+    Reason.ROW: "bad label rows",
+    Reason.FLAT: "boxes without an area",
+    Reason.TWICE: "boxes that stand twice",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,40 +177,42 @@ class RawLabels:
         return self.splits[split]
 
 
-def make_split(images: Sequence[LabelledImage], split: str, n_cls: int) -> Split:
+def make_split(images: Sequence[LabelledImage], split: str, n_cls: int, left_out: Sequence[LeftOut] = ()) -> Split:
     """Checks the labels of a split against the headers of its images.
 
     Args:
         images: The images and their raw labels.
         split: The name of the split, for error texts.
         n_cls: The number of classes.
+        left_out: What the reader left out of the split.
 
     Returns:
-        The samples, and what is left out: images that cannot be read, bad label rows, boxes without an area, and boxes
-        that stand twice.
+        The samples, and what is left out: also images that cannot be read, bad label rows, boxes without an area, and
+        boxes that stand twice.
 
     Raises:
-        DataError: No image is usable, a class id is not in 0..n_cls - 1, an image has another size than its label says, or
-            the numbers of all boxes cannot be meant.
+        DataError: No image is usable, a class id is not in 0..n_cls - 1, an image has another size than its label
+            says, or the numbers of all boxes cannot be meant.
     """
     _refuse_fractions(images, split)
-    samples, left_out = [], [entry for image in images for entry in image.left_out]
+    samples = []
+    found = [*left_out, *(entry for image in images for entry in image.left_out)]
     for image in sorted(images, key=lambda image: image.path):
         try:
             size_wh = image_size(image.path)
         except DataError as error:
-            left_out.append(LeftOut(Reason.IMAGE, str(error)))
+            found.append(LeftOut(Reason.IMAGE, str(error)))
             continue
         image, twice = _without_repeats(image)
         sample, dropped = _make_sample(image, size_wh, n_cls)
         samples.append(sample)
-        left_out += twice + dropped
+        found += twice + dropped
     if not samples:
-        what = (
-            f"none of its {len(images)} images can be read. The first: {left_out[0].what}" if images else "no images."
-        )
+        unread = [entry for entry in found if entry.reason == Reason.IMAGE]
+        what = f"none of its {len(unread)} images can be read. The first: {unread[0].what}" if unread else "no images."
         raise DataError(f"the `{split}` split cannot be used: {what}")
-    return Split(tuple(samples), tuple(left_out))
+    _refuse_specks(samples, split)
+    return Split(tuple(samples), tuple(found))
 
 
 def _without_repeats(image: LabelledImage) -> tuple[LabelledImage, list[LeftOut]]:
@@ -225,6 +234,18 @@ def _refuse_fractions(images: Sequence[LabelledImage], split: str) -> None:
         raise DataError(
             f"{rows[0].where}: all {len(rows)} boxes of `{split}` lie in 0..1, so they look normalised, but COCO and "
             "Pascal VOC want pixels. Multiply them by the width and height of their images."
+        )
+
+
+def _refuse_specks(samples: Sequence[Sample], split: str) -> None:
+    """Refuses boxes that are all under a pixel: their numbers cannot be meant."""
+    boxes = [sample.labels.boxes_xyxy for sample in samples if len(sample.labels)]
+    if boxes and all((xyxy[:, 2:] - xyxy[:, :2] < 1).all() for xyxy in boxes):
+        first = next(sample for sample in samples if len(sample.labels))
+        raise DataError(
+            f"All {sum(map(len, boxes))} boxes of `{split}` are under a pixel wide and high, the first in "
+            f"`{first.path}`, so their numbers cannot be meant. Check the units: ultralytics wants fractions of the "
+            "image, COCO and Pascal VOC want pixels."
         )
 
 

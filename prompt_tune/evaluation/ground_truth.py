@@ -55,6 +55,8 @@ class GroundTruth:
         names: Sequence[str] | None,
         vocabularies: Mapping[str, Vocabulary],
         recorded: Collection[str] | None = None,
+        *,
+        strict: bool = False,
     ) -> "GroundTruth":
         """Read the labels of a data set and match its classes by name.
 
@@ -64,13 +66,15 @@ class GroundTruth:
             names: Class names to use instead of the data set's own, in class-id order.
             vocabularies: The vocabularies by label.
             recorded: What a run says of the images that it held out; see `hold_out`.
+            strict: Whether anything of the data that is left out is an error.
 
         Raises:
             DataError: The data set cannot be read, or has no label of a class that a vocabulary has.
         """
         from prompt_tune.datasets.reading import read_split  # needs PyYAML
 
-        names, images = read_split(data, split, seed=_seed(vocabularies), names=names, recorded=recorded)
+        seed = _seed(vocabularies)
+        names, images = read_split(data, split, seed=seed, names=names, recorded=recorded, strict=strict)
         own = {name for vocabulary in vocabularies.values() for name in vocabulary.names}
         unknown = tuple(name for name in names if name not in own)
         if len(unknown) == len(names):

@@ -104,6 +104,7 @@ def validate_run(
     split: "SplitName" = "val",
     names: Sequence[str] | None = None,
     device: str = "cpu",
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
     """Measure a run through torch, on all anchors, with the suppression that the graph has.
@@ -114,6 +115,7 @@ def validate_run(
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
         device: A torch device.
+        strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
 
     Raises:
@@ -129,9 +131,9 @@ def validate_run(
     check_device(device)
     config, world, original, learned = load_run(Path(run), device)
     vocabularies = {ORIGINAL: original, LEARNED: learned}
-    truth = GroundTruth.read(data, split, names, vocabularies, RunFolder(Path(run)).held_out())
+    truth = GroundTruth.read(data, split, names, vocabularies, RunFolder(Path(run)).held_out(), strict=strict)
     detect = _torch_detector(world, config["image_size"], vocabularies, truth)
-    return _measure("torch", truth, detect, progress)
+    return _measure("torch", truth, detect, progress, strict=strict)
 
 
 def validate_bundle(
@@ -142,6 +144,7 @@ def validate_bundle(
     split: "SplitName" = "val",
     names: Sequence[str] | None = None,
     device: str = "cpu",
+    strict: bool = False,
     progress: Progress | None = None,
     recorded: Collection[str] | None = None,
 ) -> Validation:
@@ -154,6 +157,7 @@ def validate_bundle(
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
         device: "cpu" or "cuda".
+        strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
         recorded: What the run behind the bundle says of the images that it held out; see `hold_out`.
 
@@ -164,8 +168,8 @@ def validate_bundle(
         ProviderError: The device is not available.
     """
     detector = Detector(bundle, device=device, learned=learned)  # type: ignore[arg-type]  # it checks the name
-    truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded)
-    return _measure("onnx", truth, _onnx_detector(detector, truth), progress)
+    truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded, strict=strict)
+    return _measure("onnx", truth, _onnx_detector(detector, truth), progress, strict=strict)
 
 
 def _torch_detector(
@@ -231,13 +235,17 @@ def _onnx_detector(detector: Detector, truth: GroundTruth) -> Detect:
     return detect
 
 
-def _measure(engine: Engine, truth: GroundTruth, detect: Detect, progress: Progress | None) -> Validation:
+def _measure(
+    engine: Engine, truth: GroundTruth, detect: Detect, progress: Progress | None, *, strict: bool
+) -> Validation:
     """Detect in all images, and evaluate."""
     labels, founds, skipped = [], [], []
     for done, sample in enumerate(truth.samples, 1):
         try:
             image = read_rgb(sample.path)
         except DataError as error:
+            if strict:
+                raise
             skipped.append(str(error))
             continue
         labels.append(truth.labels(sample))

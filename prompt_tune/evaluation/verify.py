@@ -25,6 +25,7 @@ from prompt_tune.runtime.packing import Packed, from_rows
 from prompt_tune.runtime.providers import Device
 from prompt_tune.version import install
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.datasets.samples import Sample
@@ -179,6 +180,7 @@ def verify(
     data: str | Path | None = None,
     max_false_alarms: float | None = None,
     device: Device = "cpu",
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
     """Run a bundle with the original vocabulary alone, with each learned one, and with all of them in two orders.
@@ -192,6 +194,7 @@ def verify(
             measured on its validation images, and original detections are compared on them too.
         max_false_alarms: How many false alarms per thousand images are allowed. With more, the result has `failed`.
         device: Where ONNX Runtime computes.
+        strict: Whether an image or anything of the data set that is left out is an error.
         progress: Called after each image.
 
     Returns:
@@ -211,10 +214,11 @@ def verify(
         )
     detector = Detector(bundle, device=device, learned=learned)
     vocabularies = {label: part for label, part in detector.vocabularies.items() if label != ORIGINAL}
-    labels = None if data is None else _Labels.read(data, detector.vocabularies[ORIGINAL])
+    labels = None if data is None else _Labels.read(data, detector.vocabularies[ORIGINAL], strict=strict)
     unlabelled = {path.resolve(): path for path in find_images(images)}
+    logger.info("False alarms are counted in %s, which need no labels.", counted(len(unlabelled), "image"))
     places = unlabelled | ({} if labels is None else {path: sample.path for path, sample in labels.samples.items()})
-    tally = _Tally(detector, vocabularies)
+    tally = _Tally(detector, vocabularies, strict=strict)
     for done, (key, path) in enumerate(places.items(), 1):
         tally.add(path, count=key in unlabelled, measure=None if labels is None else labels.samples.get(key))
         if progress:
@@ -250,9 +254,10 @@ def changed_bits(before: np.ndarray, after: np.ndarray) -> int:
 class _Tally:
     """Counts over images, for one detector whose learned vocabularies are loaded and unloaded."""
 
-    def __init__(self, detector: Detector, vocabularies: Mapping[str, Vocabulary]) -> None:
+    def __init__(self, detector: Detector, vocabularies: Mapping[str, Vocabulary], *, strict: bool) -> None:
         """Plan the settings: each vocabulary alone; if there are several, also all of them, as given and in reverse."""
         self._detector = detector
+        self._strict = strict
         self._vocabularies = vocabularies
         self._packed = Packed.of({ORIGINAL: detector.vocabularies[ORIGINAL]})
         labels = tuple(vocabularies)
@@ -269,6 +274,8 @@ class _Tally:
         try:
             image = read_rgb(path)
         except DataError as error:
+            if self._strict:
+                raise
             self.skipped.append(str(error))
             return
         pixels, placed = letterbox(image, self._detector.image_size)
@@ -327,7 +334,7 @@ class _Labels:
     n_cls: int
 
     @classmethod
-    def read(cls, data: str | Path, original: Vocabulary) -> "_Labels":
+    def read(cls, data: str | Path, original: Vocabulary, *, strict: bool) -> "_Labels":
         """Read the validation images of a data set that names its classes as the original vocabulary does."""
         try:
             import faster_coco_eval  # noqa: F401  # found missing now, not after all images
@@ -339,7 +346,7 @@ class _Labels:
                 f"`data` needs packages that come with `fit`, and `{error.name}` is missing. Install them "
                 f"({install('fit')}), or verify without --data."
             ) from error
-        names, split = read_split(data, "val")
+        names, split = read_split(data, "val", strict=strict)
         unknown = [name for name in names if name not in original.names]
         if unknown:
             shown = ", ".join(map(repr, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")

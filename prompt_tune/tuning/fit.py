@@ -14,21 +14,24 @@ import torch
 
 from prompt_tune.config import FitConfig
 from prompt_tune.contract import NMS_IOU
+from prompt_tune.datasets.opening import listed, require_all
+from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.calibration import apply_calibration, fit_calibration
 from prompt_tune.evaluation.matching import Matched, match_classes
 from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds
+from prompt_tune.files import saving
 from prompt_tune.models.prompts_file import save_context
 from prompt_tune.models.world import check_device
 from prompt_tune.progress import Progress, silent
 from prompt_tune.report.figures import draw_reliability, draw_training
-from prompt_tune.run import CACHE_FOLDER, RunFolder
+from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.tuning.job import FitInputs, Job, prepare
 from prompt_tune.tuning.state import load_state, save_state
 from prompt_tune.tuning.summary import write_fit_report
-from prompt_tune.tuning.tasks import Caching
+from prompt_tune.tuning.tasks import Caching, Task
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import Provenance
@@ -66,6 +69,7 @@ def fit(
     *,
     config: FitConfig | None = None,
     resume: bool = False,
+    strict: bool = False,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> FitResult:
@@ -76,6 +80,8 @@ def fit(
         out: The run folder to write.
         config: The settings; None takes the defaults.
         resume: Continue the run in `out`.
+        strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
+            Otherwise it is counted, and the run folder lists it.
         device: A torch device.
         progress: Called as the work proceeds. KeyboardInterrupt, raised by it or by the user, ends the training; what
             was learned until then is kept.
@@ -89,7 +95,7 @@ def fit(
     check_device(device)
     run = RunFolder(Path(out))
     recorded = run.held_out() if resume and run.config.is_file() else None
-    job = prepare(inputs, config or FitConfig(), device, recorded)
+    job = prepare(inputs, config or FitConfig(), device, recorded, strict=strict)
     run.open(job.as_json() | inputs.as_json(), resume=resume)
     job.original.save(run.original)
     _say_if_no_background(job)
@@ -97,6 +103,7 @@ def fit(
     folder = run.folder / CACHE_FOLDER if inputs.cache is None else Path(inputs.cache)
     caching = Caching(job.world, job.original, folder, job.config, progress)
     task = caching.task(job.dataset, job.replayed)
+    _list_left_out(run, job, task, strict=strict)
     seconds = {"cache": time.perf_counter() - started}
 
     started = time.perf_counter()
@@ -123,6 +130,22 @@ def fit(
         finished=trainer.epoch == job.config.epochs,
         seconds=seconds,
     )
+
+
+def _list_left_out(run: RunFolder, job: Job, task: Task, *, strict: bool) -> None:
+    """Write all that is left out of the data to the run folder; images are decoded by now.
+
+    Raises:
+        DataError: `strict`, and an image is damaged in its middle.
+        RunError: The file cannot be written.
+    """
+    damaged = [LeftOut(Reason.IMAGE, what) for cache in (task.train, task.val) for what in cache.skipped]
+    require_all(damaged, strict=strict)
+    parts = {"train": job.dataset.train, "val": job.dataset.val, "replay": job.replayed.train}
+    entries = {name: split.left_out for name, split in parts.items()} | {"while decoding": tuple(damaged)}
+    if text := listed(entries):
+        with saving(run.left_out, RunError, cure=RESUME) as path:
+            path.write_text(text, "utf-8", errors="surrogateescape")
 
 
 def _say_if_no_background(job: Job) -> None:

@@ -109,7 +109,14 @@ class Job:
         } | held_out
 
 
-def prepare(inputs: FitInputs, config: FitConfig, device: str, recorded: Collection[str] | None = None) -> Job:
+def prepare(
+    inputs: FitInputs,
+    config: FitConfig,
+    device: str,
+    recorded: Collection[str] | None = None,
+    *,
+    strict: bool = False,
+) -> Job:
     """Read and check everything that `fit` is given; nothing is written.
 
     Args:
@@ -117,6 +124,7 @@ def prepare(inputs: FitInputs, config: FitConfig, device: str, recorded: Collect
         config: The settings.
         device: A torch device.
         recorded: What the run that is resumed says of its held-out images; see `hold_out`.
+        strict: Whether anything of the data that is left out is an error.
 
     Raises:
         PromptTuneError: Something cannot be used.
@@ -135,7 +143,7 @@ def prepare(inputs: FitInputs, config: FitConfig, device: str, recorded: Collect
     if earlier is not None:
         earlier.check(world.digest, vocabulary.digest, config.guide)
     names = None if inputs.classes is None else [prompts[0] for prompts in inputs.classes]
-    dataset = read_dataset(inputs.data, seed=config.seed, names=names, recorded=recorded)
+    dataset = read_dataset(inputs.data, seed=config.seed, names=names, recorded=recorded, strict=strict)
     classes = inputs.classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
     context = PromptContext(
         tower,
@@ -151,7 +159,7 @@ def prepare(inputs: FitInputs, config: FitConfig, device: str, recorded: Collect
     replayed = Replayed()
     if inputs.replay:
         labelled = [sample.path for sample in dataset.train.samples + dataset.val.samples]
-        replayed = choose_replay(inputs.replay, classes, len(dataset.train.samples), config.seed, labelled)
+        replayed = choose_replay(inputs.replay, classes, len(dataset.train.samples), config.seed, labelled, strict)
     teacher = None
     if config.teacher_weight:
         teacher = torch.from_numpy(template_embeddings(tower, context.texts)).to(world.device)

@@ -172,6 +172,9 @@ def test_verify_names_skipped_images(bundle: Path, scenes: Path, tmp_path: Path)
     assert done.returncode == 0
     assert "b.jpg" in done.stderr and "Skipped: " in done.stderr
     assert "1 image (1 more skipped): " in done.stdout
+    assert done.stderr.startswith("False alarms are counted in 2 images, which need no labels.")
+    strict = prompt_tune(bundle, "--images", tmp_path, "--strict")
+    assert (strict.returncode, strict.stdout) == (1, "") and "b.jpg" in strict.stderr
 
 
 def test_verify_of_vocabulary_for_another_guide_is_refused(bundle: Path, scenes: Path, tmp_path: Path) -> None:

@@ -39,8 +39,7 @@ def test_read_dataset_every_format_gives_the_same_boxes(
     with_ignored = kind != "yolo"
     check_split(data.train, TRAIN, with_ignored=with_ignored)
     check_split(data.val, VAL, with_ignored=with_ignored)
-    assert data.test is not None
-    check_split(data.test, VAL, with_ignored=with_ignored)
+    check_split(read_split(source, "test")[1], VAL, with_ignored=with_ignored)
 
 
 @pytest.mark.parametrize("write", [write_yolo, write_coco, write_roboflow, write_voc, write_devkit])
@@ -54,7 +53,7 @@ def test_read_dataset_no_validation_holds_out_a_seeded_fifth(
 
     def stems(seed: int) -> list[str]:
         data = read_dataset(source, seed=seed)
-        assert data.held_out and data.test is None
+        assert data.held_out
         train, val = ([sample.path.stem for sample in split.samples] for split in (data.train, data.val))
         assert sorted(train + val) == list(boxes)
         assert val == sorted(val)
@@ -64,8 +63,10 @@ def test_read_dataset_no_validation_holds_out_a_seeded_fifth(
 
     with caplog.at_level(logging.INFO):
         assert stems(0) == stems(0) != stems(1)
+    one = f"`{source}`: train 24 images, 32 boxes, 8 background images; val 6 images, 8 boxes, 2 background images; "
+    drawn = "the validation images are held out of the training images, drawn with seed 0; 2 classes."
+    assert caplog.messages[0] == f"{one}{drawn} Left out: nothing."
     assert len(caplog.records) == 3
-    assert "6 of its 30 training images, drawn with seed 0, are held out" in caplog.messages[0]
 
 
 def test_read_dataset_folder_with_one_yaml_is_read(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_read_dataset_no_boxes_raises(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the 2 images of `val` have no box"):
         read_dataset(write_coco(tmp_path / "coco", {"train": TRAIN, "val": empty}))
     ignored: Boxes = {"a": [(0, 1, 1, 9, 9, True)]}
-    with pytest.raises(DataError, match="the 1 images of `train` have no box"):
+    with pytest.raises(DataError, match="the 1 image of `train` have no box"):
         read_dataset(write_voc(tmp_path / "voc", {"train": ignored, "val": VAL}))
     with pytest.raises(DataError, match="one image with boxes cannot be split"):
         read_dataset(write_yolo(tmp_path / "one", {"train": {"a": TRAIN["a"], "b": []}}))
@@ -148,7 +149,7 @@ def test_read_split_needs_no_other_split(tmp_path: Path) -> None:
 
 def test_read_dataset_validation_on_training_images_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_dataset(write_yolo(tmp_path, {"train": TRAIN}, val="images/train"))
-    assert "3 validation images are training images too" in caplog.text
+    assert "3 validation images are among the training images too" in caplog.text
 
 
 @pytest.mark.skipif(
@@ -156,16 +157,16 @@ def test_read_dataset_validation_on_training_images_warns(tmp_path: Path, caplog
 )
 def test_read_dataset_raccoon_photos_are_read_whole() -> None:
     data: DataSet = read_dataset(RACCOON)
-    assert (data.names, data.kind, data.held_out, data.test) == (("raccoon",), "voc", False, None)
+    assert (data.names, data.kind, data.held_out) == (("raccoon",), "voc", False)
     assert (len(data.train.samples), len(data.val.samples)) == (160, 40)
-    assert data.train.skipped == data.val.skipped == ()
+    assert data.train.left_out == data.val.left_out == ()
     assert sum(len(sample.labels.classes) for split in (data.train, data.val) for sample in split.samples) == 217
     first = next(sample for sample in data.train.samples if sample.path.stem == "raccoon-1")
     assert (first.size_wh, first.labels.boxes_xyxy.tolist()) == ((650, 417), [[81, 88, 522, 408]])
 
 
 def test_read_split_without_a_box_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the 1 images of `test` have no box"):
+    with pytest.raises(DataError, match="the 1 image of `test` have no box"):
         read_split(write_yolo(tmp_path, {"test": {"c": []}}), "test")
 
 
@@ -186,8 +187,7 @@ def test_read_dataset_a_bad_test_split_stops_nothing_that_does_not_use_it(
     if fault == "bad id":
         label.write_text("99 .5 .5 .1 .1\n", "utf-8")
     data = read_dataset(source)
-    assert data.test is None and len(data.train.samples) == len(TRAIN)
-    assert sum("`test` split is not used" in message for message in caplog.messages) == 1
+    assert len(data.train.samples) == len(TRAIN) and not caplog.messages
     assert len(read_split(source, "val")[1].samples) == len(VAL)
     with pytest.raises(DataError):
         read_split(source, "test")
@@ -208,7 +208,7 @@ def test_read_dataset_a_bad_test_annotation_stops_nothing_that_does_not_use_it(
         file.write_text("{", "utf-8")
     assert files
     data = read_dataset(source)
-    assert data.test is None and data.names == tuple(NAMES)
+    assert data.names == tuple(NAMES)
     with pytest.raises(DataError):
         read_split(source, "test")
 
@@ -229,4 +229,4 @@ def test_read_dataset_metadata_is_no_data(
         sample.path for sample in read_split(tmp_path, "val")[1].samples
     }
     assert len(samples) == len(TRAIN)
-    assert not [message for message in caplog.messages if "skipped" in message]
+    assert not [message for message in caplog.messages if "Left out" in message]

@@ -193,7 +193,7 @@ def test_read_replay_count_draws_by_seed_and_opens_no_other_image(tmp_path: Path
         if Path(name).stem not in first:
             (folder / name).write_bytes(b"nothing")  # would be skipped and named if it were opened
     again = read_replay(folder, CLASSES, count=8, seed=1)
-    assert (stems(again), again.skipped) == (first, ())
+    assert (stems(again), again.left_out) == (first, ())
     with pytest.raises(DataError, match=r"must be at least 1\. Received: 0"):
         read_replay(folder, CLASSES, count=0)
 
@@ -202,8 +202,8 @@ def test_read_replay_damaged_image_is_skipped_and_named(tmp_path: Path, caplog: 
     folder = save_images(tmp_path, "a.jpg", "b.jpg")
     (folder / "b.jpg").write_bytes(b"nothing")
     replayed = read_replay(folder, CLASSES)
-    assert (stems(replayed), replayed.skipped) == (["a"], (str(folder / "b.jpg"),))
-    assert caplog.messages[0].startswith(f"1 of 2 images of `replay` are skipped: `{folder / 'b.jpg'}`")
+    assert (stems(replayed), len(replayed.left_out)) == (["a"], 1)
+    assert caplog.messages[0].startswith(f"Left out: `{folder / 'b.jpg'}` cannot be read")
     (folder / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(DataError, match="`replay` split cannot be used: none of its 2 images can be read"):
         read_replay(folder, CLASSES)
@@ -217,7 +217,7 @@ def test_read_replay_missing_images_of_a_part_of_a_set_are_replaced_and_named(tm
     replayed = read_replay(file, CLASSES, count=10, seed=3)
     assert len(replayed.samples) == 10
     assert all(int(stem) % 2 == 1 for stem in stems(replayed))
-    assert replayed.skipped and all(int(Path(path).stem) % 2 == 0 for path in replayed.skipped)
+    assert replayed.left_out and all(int(Path(entry.what.split("`")[1]).stem) % 2 == 0 for entry in replayed.left_out)
     assert len(read_replay(file, CLASSES, count=30).samples) == 20
 
 
@@ -290,7 +290,7 @@ def test_choose_replay_takes_of_each_source_its_share(tmp_path: Path, caplog: py
     assert len(set(both)) == 13 and len(chosen.held_out.samples) == 2  # a fifth as many as are trained on
     for split in (chosen.train, chosen.held_out):
         assert [sample.path for sample in split.samples] == sorted(sample.path for sample in split.samples)
-    assert chosen.train.skipped == (str(few / "f2.jpg"),)
+    assert [entry.what.split("`")[1] for entry in chosen.train.left_out] == [str(few / "f2.jpg")]
     told = [message for message in caplog.messages if "fewer than" in message]
     assert told == [f"`{few}` has 3 images, fewer than the 14 to replay: all are taken."]
     assert stems(choose_replay(sources, CLASSES, n_labelled=12, seed=4).train) == stems(chosen.train)
@@ -301,7 +301,7 @@ def test_choose_replay_leaves_labelled_images_out(tmp_path: Path, caplog: pytest
     folder = save_images(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
     labelled = [folder / "b.jpg"]
     chosen = choose_replay([ReplaySource(str(folder), 1.0)], CLASSES, 3, 0, labelled)
-    assert stems(chosen.train) == ["a", "c"] and "1 images are not replayed: they are labelled" in caplog.text
+    assert stems(chosen.train) == ["a", "c"] and "Not replayed: 1 image, labelled in" in caplog.text
     with pytest.raises(DataError, match="All replayed images belong to the data set itself"):
         choose_replay([ReplaySource(str(folder), 1.0)], CLASSES, 3, 0, sorted(folder.iterdir()))
 

@@ -126,7 +126,7 @@ def test_read_yolo_line_that_stands_twice_counts_once(
     first, *rest = label.read_text().splitlines()
     label.write_text("\n".join([first, *rest, *([first] * twice)]) + "\n")
     assert read_dataset(source).train.samples[0].labels.classes.tolist() == [0, 1]
-    told = f"1 boxes of `train` stand twice and count once, the first: `{label}`, line 3"
+    told = f"Left out: `{label}`, line 3: the box stands twice."
     assert (told in caplog.text) == twice
 
 

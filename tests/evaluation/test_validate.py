@@ -268,6 +268,8 @@ def test_damaged_image_is_skipped_and_named(run: Path, sample: Path, tmp_path: P
     result = validate_run(run, tmp_path / "set")
     assert result.images + len(result.skipped) == 10 and len(result.skipped) == 1
     assert "0003.jpg" in result.skipped[0]
+    with pytest.raises(DataError, match=r"0003\.jpg"):
+        validate_run(run, tmp_path / "set", strict=True)
 
 
 def test_json_has_everything_but_nan(measured: Validation) -> None:

@@ -366,8 +366,18 @@ def test_replay_that_is_not_there_stops_the_fit_before_it_writes(custom: Path, t
 
 def test_damaged_training_images_are_not_counted_as_learned_from(tmp_path: Path) -> None:
     data = write_sample(tmp_path / "set", n_images=4)[0]
-    damage(data.parent / "images/train/0002.jpg")
+    image = data.parent / "images/train/0002.jpg"
+    content = image.read_bytes()
+    image.write_bytes(content[:300] + b"\0" * 400 + content[-2:])  # its beginning and end are whole
+    label = data.parent / "labels/train/0001.txt"
+    label.write_text(label.read_text() + "0 7 7 0.1 0.1\n")
+    with pytest.raises(DataError, match=r"1 bad label row\), which --strict forbids: `.*0001\.txt`, line"):
+        fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1), strict=True)
+    assert not (tmp_path / "run").exists()
     fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1))
+    lines = (tmp_path / "run" / "left_out.txt").read_text("utf-8").splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"train: bad label row: `{label}`, line ")
+    assert lines[1].startswith("while decoding: unreadable image: ") and "0002.jpg" in lines[1]
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
     assert (provenance["train_images"], provenance["replay_images"], provenance["val_images"]) == (3, 0, 4)
 
