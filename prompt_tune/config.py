@@ -100,9 +100,10 @@ class FitConfig:
         0, "Side of the network's input in pixels. 0: 256 for tiny, 640 for checkpoints.", least=0
     )
     views: int = setting(
-        1,
-        "Cached views of each training image: the image itself and augmented copies. 4 help with few images.",
-        least=1,
+        0,
+        "Cached views of each training image: the image itself and augmented copies. 0: 16 with at most ten images of "
+        "a class, fewer with more, 1 with a hundred images.",
+        least=0,
     )
     region_budget: tuple[int, int, int] = setting(
         (RegionBudget.in_box, RegionBudget.top, RegionBudget.random),

@@ -148,9 +148,12 @@ def command(
             device=device,
             progress=progress,
         )
+    measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
+    if result.folds == 1:
+        measured = "on the picture that was trained on"
     click.echo(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
-        f"{result.ap:.3f} on the validation images. Cached in {result.seconds['cache']:.1f} s, trained in "
+        f"{result.ap:.3f} {measured}. Cached in {result.seconds['cache']:.1f} s, trained in "
         f"{result.seconds['train']:.1f} s."
     )
     click.echo(f"Next: prompt-tune export {result.run} --out BUNDLE")

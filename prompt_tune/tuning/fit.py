@@ -6,6 +6,7 @@ prompts. What is left to train is `ctx` (CoOp, arXiv 2109.01134), through the fr
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from prompt_tune.progress import Progress, silent
 from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.tuning.folds import Judged, cross_validate, make_folds
 from prompt_tune.tuning.job import FitInputs, Job, prepare
 from prompt_tune.tuning.state import load_state, save_state
 from prompt_tune.tuning.summary import write_fit_report
@@ -52,6 +54,8 @@ class FitResult:
         ap: AP of the learned classes on the validation images, in 0..1.
         ap50: AP50 of the same.
         finished: False if training was stopped before the last epoch.
+        folds: 0 if there are validation images. Otherwise all images were trained on, and AP is that of a
+            cross-validation with so many folds; 1 for a single picture, on which AP was then measured.
         seconds: Time by stage, "cache" and "train".
     """
 
@@ -60,6 +64,7 @@ class FitResult:
     ap: float
     ap50: float
     finished: bool
+    folds: int
     seconds: dict[str, float]
 
 
@@ -96,6 +101,7 @@ def fit(
     run = RunFolder(Path(out))
     recorded = run.held_out() if resume and run.config.is_file() else None
     job = prepare(inputs, config or FitConfig(), device, recorded, strict=strict)
+    few = job.dataset.few
     run.open(job.as_json() | inputs.as_json(), resume=resume)
     job.original.save(run.original)
     _say_if_no_background(job)
@@ -107,20 +113,23 @@ def fit(
     seconds = {"cache": time.perf_counter() - started}
 
     started = time.perf_counter()
-    trainer = Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen)
+    folds = make_folds([job.dataset.train.samples[i] for i in task.train.kept], job.config.seed) if few else []
+    judged = _cross_validate(job, task, folds, run, progress) if folds else None
+    trainer = _trainer(job, task, select=not few)
     _train(run, trainer, progress, resume=resume)
     seconds["train"] = time.perf_counter() - started
-    chosen = _choose(trainer, job)
+    chosen = _choose(trainer, job, judged, len(folds))
     _write(run, chosen, job)
     if chosen.measured.ap50 < NOTHING:
         logger.warning(
-            "The fit came to nothing: AP50 is %.3f on the validation images. The usual causes: boxes or class ids that "
+            "The fit came to nothing: AP50 is %.3f on %s. The usual causes: boxes or class ids that "
             "do not fit the images, too few images or epochs, validation images unlike the training images, objects "
             "too small at image size %d, or class names that do not say what the objects look like (--names).",
             chosen.measured.ap50,
+            "images that were left out of the training" if few else "the validation images",
             job.config.image_size,
         )
-    val = job.dataset.val
+    val = job.dataset.measured
     write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, chosen.found)
     return FitResult(
         run.folder,
@@ -128,6 +137,7 @@ def fit(
         chosen.measured.ap,
         chosen.measured.ap50,
         finished=trainer.epoch == job.config.epochs,
+        folds=len(folds) or int(few),
         seconds=seconds,
     )
 
@@ -161,6 +171,30 @@ def _say_if_no_background(job: Job) -> None:
         )
 
 
+def _trainer(job: Job, task: Task, images: Sequence[int] | None = None, *, select: bool) -> Trainer:
+    """A trainer of the job's context; see `Trainer`."""
+    return Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen, images=images, select=select)
+
+
+def _cross_validate(job: Job, task: Task, folds: Sequence[Sequence[int]], run: RunFolder, progress: Progress) -> Judged:
+    """Labels and detections of the training images, by prompts that were not trained on them."""
+    return cross_validate(
+        task,
+        job.context,
+        lambda images: _trainer(job, task, images, select=False),
+        lambda: _embeddings(job),
+        folds,
+        run,
+        progress,
+        known=() if job.earlier is None else range(len(job.context.classes)),
+    )
+
+
+def _embeddings(job: Job) -> np.ndarray:
+    """The embeddings of the context as it is: (n_cls, n_prompts, 512) float32."""
+    return job.context.embeddings() if job.earlier is None else job.earlier.keep(job.context, job.frozen)
+
+
 def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool) -> None:
     """Train epoch after epoch until all are done or the user stops; the state after each one is kept on disk.
 
@@ -176,9 +210,11 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             line = trainer.run_epoch()
             run.add_metrics(line)
             save_state(run, trainer.state())
-            note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
-            progress("train", trainer.epoch, epochs, note)
-        kept = f"kept: epoch {trainer.best_epoch}  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
+            measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if trainer.select else ""
+            progress("train", trainer.epoch, epochs, f"loss {line['loss']:.3f}{measured}")
+        kept = f"kept: epoch {trainer.best_epoch}"
+        if trainer.select:
+            kept += f"  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
         progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
     except KeyboardInterrupt:
         logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)
@@ -207,21 +243,25 @@ class _Chosen:
     calibrated: list[Matched] | None
 
 
-def _choose(trainer: Trainer, job: Job) -> _Chosen:
+def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> _Chosen:
     """Take the context of the best epoch, and choose NMS IoU, calibration and thresholds for it.
 
-    They are chosen on the validation images together with the replayed images that were held out.
+    They are chosen on the validation images, or on what the cross-validation found, together with the replayed images
+    that were held out.
     """
     context, config, task = job.context, job.config, trainer.task
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
     names = tuple(prompts[0] for prompts in context.classes)
-    embeddings = context.embeddings() if job.earlier is None else job.earlier.keep(context, job.frozen)
-    labels, found = task.detect(embeddings, replayed=True)
+    embeddings = _embeddings(job)
+    n_val = len(task.val.files) - task.val.n_replay
+    labels, found = task.detect(embeddings) if judged is None else judged
+    if task.val.n_replay:
+        more = task.detect(embeddings, images=range(n_val, len(task.val.files)))
+        labels, found = labels + more[0], found + more[1]
     iou = config.nms_iou or choose_nms_iou(labels, found, len(names))
     nms_iou = np.full(len(names), iou, np.float32)
     found = [part.distinct(nms_iou) for part in found]
-    n_val = len(task.val.files) - task.val.n_replay
     measured = average_precision(labels[:n_val], found[:n_val], len(names))
     matched = match_classes(labels, found, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
@@ -246,6 +286,13 @@ def _choose(trainer: Trainer, job: Job) -> _Chosen:
         "val_images": n_val,
         "thresholds": thresholds.as_json(names),
     }
+    if job.dataset.few:
+        provenance["cross_validated"] = n_folds or 1
+        if not n_folds:
+            logger.warning(
+                "A single picture shows the classes: thresholds and AP come from the picture that was trained on, so "
+                "they are too good. Label more."
+            )
     learned = Vocabulary(
         names=names,
         embeddings=embeddings,

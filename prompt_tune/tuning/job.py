@@ -21,6 +21,7 @@ from prompt_tune.models.text_tower import TextTower, template_embeddings
 from prompt_tune.models.world import TINY, World
 from prompt_tune.run import HELD_OUT
 from prompt_tune.tuning.continuation import Earlier
+from prompt_tune.tuning.views import automatic_views
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -143,7 +144,12 @@ def prepare(
     if earlier is not None:
         earlier.check(world.digest, vocabulary.digest, config.guide)
     names = None if inputs.classes is None else [prompts[0] for prompts in inputs.classes]
-    dataset = read_dataset(inputs.data, seed=config.seed, names=names, recorded=recorded, strict=strict)
+    dataset = read_dataset(
+        inputs.data, seed=config.seed, names=names, recorded=recorded, strict=strict, keep_few=not recorded
+    )
+    if not config.views:
+        own = config.guide == "own"  # its cache is large, and augmented views of it were not measured
+        config = replace(config, views=1 if own else automatic_views(dataset.train.samples))
     classes = inputs.classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
     context = PromptContext(
         tower,

@@ -24,6 +24,7 @@ from prompt_tune.tuning.loss import class_loss
 from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, Regions, cache_regions
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
+REPLAY_VIEWS = 4  # at most: there are several replayed images for each labelled one
 logger = logging.getLogger(__name__)
 
 
@@ -47,14 +48,14 @@ class Task(Protocol):
         """
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, images: Sequence[int] | None = None
     ) -> tuple[list[Labels], list[Detections]]:
-        """Labels and detections of the validation images, in pixels of the network's input; see `detect_regions`.
+        """Labels and detections of images in `val`, in pixels of the network's input; see `detect_regions`.
 
         Args:
             embeddings: (n_cls, n_prompts, 512) float32.
             conf: Scores at or below it are dropped.
-            replayed: Add the replayed images that were held out, at the end.
+            images: Which images; None takes all but the replayed ones, which come last.
         """
 
 
@@ -75,11 +76,11 @@ class RegionTask:
         return class_loss(self.world, embeddings, regions, self._anchors)
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, images: Sequence[int] | None = None
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
-        images = (self.val.load(i) for i in range(_count(self.val, replayed)))
-        return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
+        regions = (self.val.load(i) for i in _or_labelled(images, self.val))
+        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
 
 
 class GuidedTask:
@@ -103,17 +104,17 @@ class GuidedTask:
         return class_loss(self.world, embeddings, regions, self._anchors)
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, images: Sequence[int] | None = None
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
-        images = self._val_regions(embeddings, _count(self.val, replayed))
-        return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
+        regions = self._val_regions(embeddings, _or_labelled(images, self.val))
+        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
 
-    def _val_regions(self, embeddings: np.ndarray, count: int) -> Iterator[Regions]:
-        """All anchors of the first validation images, a few images at a time."""
+    def _val_regions(self, embeddings: np.ndarray, images: Sequence[int]) -> Iterator[Regions]:
+        """All anchors of images in `val`, a few images at a time."""
         rows = torch.from_numpy(embeddings).to(self.world.device)
-        for first in range(0, count, FORWARD_BATCH):
-            chosen = range(first, min(first + FORWARD_BATCH, count))
+        for first in range(0, len(images), FORWARD_BATCH):
+            chosen = images[first : first + FORWARD_BATCH]
             with torch.no_grad():  # not around the yield: it would hold in the caller too
                 regions = self._regions(self.val, rows, chosen, [0] * len(chosen))
             yield from regions
@@ -135,9 +136,9 @@ class GuidedTask:
         ]
 
 
-def _count(cache: RegionCache, replayed: bool) -> int:
-    """How many images of a cache to measure."""
-    return len(cache.files) - (0 if replayed else cache.n_replay)
+def _or_labelled(images: Sequence[int] | None, cache: RegionCache) -> Sequence[int]:
+    """The images, or all of a cache but the replayed ones."""
+    return range(len(cache.files) - cache.n_replay) if images is None else images
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,7 @@ class Caching:
     progress: Progress
 
     def task(self, dataset: DataSet, replayed: Replayed) -> Task:
-        """Cache training images in their views, and validation images with all anchors. Replayed ones come last.
+        """Cache training images in their views, and those to measure on with all anchors. Replayed ones come last.
 
         Raises:
             DataError: No readable training or validation image has a box, or no replayed image can be read.
@@ -170,8 +171,9 @@ class Caching:
         train = self._run(guide, dataset.train, "cache train", self.config.views, budget)
         _require_object(train, "training", dataset)
         if replayed.train.samples:
-            train = train.with_replay(self._run(guide, replayed.train, "cache replay", self.config.views, budget))
-        val = self._run(guide, dataset.val, "cache val", 1, None)
+            views = min(self.config.views, REPLAY_VIEWS)
+            train = train.with_replay(self._run(guide, replayed.train, "cache replay", views, budget))
+        val = self._run(guide, dataset.measured, "cache val", 1, None)
         _require_object(val, "validation", dataset)
         if replayed.held_out.samples:
             val = val.with_replay(self._run(guide, replayed.held_out, "cache replay held out", 1, None))

@@ -107,7 +107,7 @@ def test_guided_detections_do_not_change_when_prompts_are_repeated(guided_task: 
 
 
 def test_validation_regions_leave_gradients_on_for_the_caller(guided_task: GuidedTask, rows: Tensor) -> None:
-    regions = next(guided_task._val_regions(rows.numpy(), 1))
+    regions = next(guided_task._val_regions(rows.numpy(), [0]))
     assert torch.is_grad_enabled() and not regions.head.requires_grad
 
 
