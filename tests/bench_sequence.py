@@ -47,7 +47,7 @@ Json = dict[str, Any]
 @click.option("--text-tower", help="As for `fit`.")
 @click.option("--shots", default="1,3,5,10,all", show_default=True, help="Images of each class that are learned from.")
 @click.option("--seeds", default=3, show_default=True, help="Number of draws.")
-@click.option("--coco", type=click.Path(exists=True, path_type=Path), help="Labels of the original classes.")
+@click.option("--coco", type=click.Path(path_type=Path), help="Labels of the original classes.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for all files. Default: a new one.")
 @click.option("--sample-jobs", is_flag=True, help="First write three sample jobs for `tiny` into the folder.")
 @click.option("--setting", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of `fit`, as JSON.")
