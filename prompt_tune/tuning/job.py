@@ -221,7 +221,7 @@ def _label_digest(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
         for sample in split.samples:
-            digest.update(f"{sample.path.name} {len(sample.labels)}\n".encode())
+            digest.update(f"{sample.path.name} {len(sample.labels)}\n".encode("utf-8", "surrogateescape"))
             for part in (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore):
                 digest.update(part.tobytes())
         digest.update(b"\n")
