@@ -2,12 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import is_metadata
+from prompt_tune.runtime.folders import is_broken_link, walk
 
 _NAMED = 5  # broken links named in a warning
 log = logging.getLogger(__name__)
@@ -24,30 +23,15 @@ def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """
     found: list[Path] = []
     broken: list[Path] = []
-    for path in _walk(folder, (os.path.realpath(folder),)):
+    for path in walk(folder):
         if path.suffix.lower() in suffixes and path.is_file():
             found.append(path)
-        elif path.is_symlink() and not path.exists():
+        elif is_broken_link(path):
             broken.append(path)
     if broken:
         named = ", ".join(f"`{path}`" for path in sorted(broken)[:_NAMED]) + (", ..." if len(broken) > _NAMED else "")
         log.warning("%d links lead nowhere and are left out: %s", len(broken), named)
     return sorted(found)
-
-
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Everything that is not a folder below a folder; `above` are the real paths of the folder and those above it."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not is_metadata(entry.name))
-    except OSError as error:
-        raise DataError(f"`{folder}` cannot be read: {error.strerror}. Allow reading it, or leave it out.") from error
-    for name in names:
-        path = folder / name
-        if not path.is_dir():
-            yield path
-        elif (real := os.path.realpath(path)) not in above:
-            yield from _walk(path, (*above, real))
 
 
 def clean_path(path: Path) -> Path:
