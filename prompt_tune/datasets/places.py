@@ -4,14 +4,15 @@ import codecs
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import is_metadata
+from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
+from prompt_tune.runtime.images import unread_picture
 from prompt_tune.wording import counted
 
 _NAMED = 5  # files named in a warning
@@ -26,30 +27,33 @@ def files_under(folder: Path, suffixes: tuple[str, ...], passed: dict[Path, Left
     Args:
         folder: The folder.
         suffixes: In lower case, with the dot.
-        passed: Receives what is passed over, by path: broken links. If None, a warning names them.
+        passed: Receives what is passed over, by path: broken links, and pictures in formats that are not read. If None,
+            a warning names them.
     """
     found: list[Path] = []
-    broken: dict[Path, LeftOut] = {}
-    for path in _walk(folder, (os.path.realpath(folder),)):
+    over: dict[Path, LeftOut] = {}
+    for path in walk(folder):
         if path.suffix.lower() in suffixes and path.is_file():
             found.append(path)
         elif entry := broken_link(path):
-            broken[path] = entry
+            over[path] = entry
+        elif reason := unread_picture(path):
+            over[path] = LeftOut(Reason.FORMAT, f"`{path}` is not read, {reason}.")
     if passed is not None:
-        passed.update(broken)
-    elif broken:
-        log.warning("%d links lead nowhere and are left out: %s", len(broken), _first(broken))
+        passed.update(over)
+    elif over:
+        log.warning("Left out: %s", "; ".join(entry.what.rstrip(".") for entry in list(over.values())[:_NAMED]) + ".")
     return sorted(found)
 
 
 def has_file(folder: Path, suffix: str) -> bool:
     """Whether a folder or a subfolder has a file with a suffix, which is in lower case."""
-    return any(path.suffix.lower() == suffix for path in _walk(folder, (os.path.realpath(folder),)))
+    return any(path.suffix.lower() == suffix for path in walk(folder))
 
 
 def broken_link(path: Path) -> LeftOut | None:
     """What to say of a link that leads nowhere; None for any other path."""
-    if path.is_symlink() and not path.exists():
+    if is_broken_link(path):
         return LeftOut(Reason.LINK, f"`{path}` is a link that leads nowhere. Restore its target, or remove it.")
     return None
 
@@ -155,21 +159,6 @@ def warn_of_sharing(shared: Mapping[Path, Sequence[Path]]) -> None:
 def _first(paths: Sequence[Path] | Mapping[Path, object]) -> str:
     """The first few of some paths."""
     return ", ".join(f"`{path}`" for path in sorted(paths)[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
-
-
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Everything that is not a folder below a folder; `above` are the real paths of the folder and those above it."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not is_metadata(entry.name))
-    except OSError as error:
-        raise DataError(f"`{folder}` cannot be read: {error.strerror}. Allow reading it, or leave it out.") from error
-    for name in names:
-        path = folder / name
-        if not path.is_dir():
-            yield path
-        elif (real := os.path.realpath(path)) not in above:
-            yield from _walk(path, (*above, real))
 
 
 def clean_path(path: Path) -> Path:
