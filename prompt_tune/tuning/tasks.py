@@ -47,7 +47,13 @@ class Task(Protocol):
         """
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+        self,
+        embeddings: np.ndarray,
+        *,
+        conf: float = METRIC_CONF,
+        replayed: bool = False,
+        only: Sequence[int] | None = None,
+        trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """Labels and detections of the validation images, in pixels of the network's input; see `detect_regions`.
 
@@ -55,6 +61,8 @@ class Task(Protocol):
             embeddings: (n_cls, n_prompts, 512) float32.
             conf: Scores at or below it are dropped.
             replayed: Add the replayed images that were held out, at the end.
+            only: The images to take, by number; None takes all.
+            trained: Take the training images, in their first view and with the anchors of their budget.
         """
 
 
@@ -75,10 +83,17 @@ class RegionTask:
         return class_loss(self.world, embeddings, regions, self._anchors)
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+        self,
+        embeddings: np.ndarray,
+        *,
+        conf: float = METRIC_CONF,
+        replayed: bool = False,
+        only: Sequence[int] | None = None,
+        trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
-        images = (self.val.load(i) for i in range(_count(self.val, replayed)))
+        cache = self.train if trained else self.val
+        images = (cache.load(i) for i in _chosen(cache, replayed, only))
         return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
 
 
@@ -103,19 +118,26 @@ class GuidedTask:
         return class_loss(self.world, embeddings, regions, self._anchors)
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, replayed: bool = False
+        self,
+        embeddings: np.ndarray,
+        *,
+        conf: float = METRIC_CONF,
+        replayed: bool = False,
+        only: Sequence[int] | None = None,
+        trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
-        images = self._val_regions(embeddings, _count(self.val, replayed))
+        cache = self.train if trained else self.val
+        images = self._all_regions(cache, embeddings, _chosen(cache, replayed, only))
         return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
 
-    def _val_regions(self, embeddings: np.ndarray, count: int) -> Iterator[Regions]:
-        """All anchors of the first validation images, a few images at a time."""
+    def _all_regions(self, cache: RegionCache, embeddings: np.ndarray, images: Sequence[int]) -> Iterator[Regions]:
+        """All anchors of some images of a cache, a few images at a time."""
         rows = torch.from_numpy(embeddings).to(self.world.device)
-        for first in range(0, count, FORWARD_BATCH):
-            chosen = range(first, min(first + FORWARD_BATCH, count))
+        for first in range(0, len(images), FORWARD_BATCH):
+            chosen = images[first : first + FORWARD_BATCH]
             with torch.no_grad():  # not around the yield: it would hold in the caller too
-                regions = self._regions(self.val, rows, chosen, [0] * len(chosen))
+                regions = self._regions(cache, rows, chosen, [0] * len(chosen))
             yield from regions
 
     def _regions(
@@ -135,9 +157,9 @@ class GuidedTask:
         ]
 
 
-def _count(cache: RegionCache, replayed: bool) -> int:
-    """How many images of a cache to measure."""
-    return len(cache.files) - (0 if replayed else cache.n_replay)
+def _chosen(cache: RegionCache, replayed: bool, only: Sequence[int] | None) -> Sequence[int]:
+    """The images of a cache to measure."""
+    return range(len(cache.files) - (0 if replayed else cache.n_replay)) if only is None else only
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +252,7 @@ def detect_regions(
     Args:
         world: The frozen detector.
         embeddings: (n_cls, n_prompts, 512) float32.
-        images: The regions of each image, with all anchors.
+        images: The regions of each image.
         anchors: From `World.anchors`, for the input size.
         conf: Scores at or below it are dropped.
     """
@@ -238,7 +260,9 @@ def detect_regions(
     level = anchors[2]
     labels, founds = [], []
     for regions in images:
-        scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
+        scores = region_logits(
+            world, regions.head.to(world.device), level[regions.anchor.to(level.device)], rows
+        ).sigmoid()
         found = find(regions.boxes_xyxy.to(world.device), scores, conf=conf)
         founds.append(_cut(found, regions.frame_xyxy))
         labels.append(regions.labels)
