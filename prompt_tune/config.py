@@ -85,6 +85,12 @@ class FitConfig:
         "name.",
         least=0,
     )
+    stand_ins: float = setting(
+        0.0,
+        "Weight of negatives that need no image: the embedding of each original class in the place of regions that "
+        "show it. More weight gives fewer false alarms on what the original vocabulary knows.",
+        least=0,
+    )
     guide: GuideMode = setting(
         "original",
         "What steers the neck: the original vocabulary, or the learned classes themselves, which takes a second pass.",
@@ -100,9 +106,10 @@ class FitConfig:
         0, "Side of the network's input in pixels. 0: 256 for tiny, 640 for checkpoints.", least=0
     )
     views: int = setting(
-        1,
-        "Cached views of each training image: the image itself and augmented copies. 4 help with few images.",
-        least=1,
+        0,
+        "Cached views of each training image: the image itself and augmented copies. 0: 16 with at most ten images of "
+        "a class, fewer with more, 1 with a hundred images.",
+        least=0,
     )
     region_budget: tuple[int, int, int] = setting(
         (RegionBudget.in_box, RegionBudget.top, RegionBudget.random),

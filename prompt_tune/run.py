@@ -27,6 +27,7 @@ class RunFolder:
         self.reliability = folder / "reliability.png"
         self.report = folder / "report.html"
         self.state = folder / "state.safetensors"
+        self.folds = folder / "folds.safetensors"  # contexts of the cross-validation
         self.left_out = folder / "left_out.txt"  # all that is left out of the data, a line each
 
     def open(self, config: dict[str, Any], *, resume: bool) -> None:

@@ -15,7 +15,7 @@ from prompt_tune.errors import RunError
     [
         ({"epochs": 0}, "`epochs` must be at least 1. Received: 0."),
         ({"context_length": 0}, "`context_length` must be at least 1"),
-        ({"views": 0}, "`views`"),
+        ({"views": -1}, "`views`"),
         ({"batch": -1}, "`batch`"),
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"learning_rate": 0.0}, "`learning_rate` must be above 0 and below 10. Received: 0.0."),

@@ -10,14 +10,14 @@ import numpy as np
 
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
-from prompt_tune.datasets.held_out import copied, has_box, hold_out
+from prompt_tune.datasets.held_out import HELD_OUT_SHARE, copied, has_box, hold_out
 from prompt_tune.datasets.opening import named, tell
 from prompt_tune.datasets.places import read_yaml
 from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import is_metadata
+from prompt_tune.runtime.folders import is_metadata
 from prompt_tune.wording import counted
 
 SplitName = Literal["train", "val", "test"]
@@ -26,6 +26,8 @@ _WANTED = (
     "Give an ultralytics YAML, a YAML that names COCO files (`train: {images: FOLDER, annotations: FILE}`), a folder "
     f"with `{ROBOFLOW_FOLDERS['train']}/{ROBOFLOW_FILE}`, or a Pascal VOC folder (`images` and `annotations`)."
 )
+MIN_VAL = 20  # images with boxes: AP and thresholds from fewer are chance
+_FEW = "no image is held out, since a fifth would be too few to validate on: all are trained on, and cross-validated"
 _HELD_OUT = "the validation images are held out of the training images, drawn with seed {}"
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class DataSet:
         source: The file or folder that was read.
         kind: The format.
         held_out: Whether `val` was split off from the training images.
+        few: Whether there are too few images to hold some out: `val` is empty, and `train` has all of them.
     """
 
     names: tuple[str, ...]
@@ -49,6 +52,12 @@ class DataSet:
     source: Path
     kind: Kind
     held_out: bool
+    few: bool = False
+
+    @property
+    def measured(self) -> Split:
+        """The images to measure on: `val`, or with few images those of `train`, to be cross-validated."""
+        return self.train if self.few else self.val
 
 
 def read_dataset(
@@ -58,6 +67,7 @@ def read_dataset(
     names: Sequence[str] | None = None,
     recorded: Collection[str] | None = None,
     strict: bool = False,
+    keep_few: bool = False,
 ) -> DataSet:
     """Reads training and validation images in any of the formats and checks boxes against the headers of images.
 
@@ -72,6 +82,7 @@ def read_dataset(
         names: Class names to use instead of the data set's own, in class-id order.
         recorded: What a run says of the images that it held out; see `hold_out`.
         strict: Whether anything that is left out is an error.
+        keep_few: Whether no image is held out if fewer than `MIN_VAL` images with boxes would be.
 
     Raises:
         DataError: There is no data set that can be read, its labels cannot be meant, see `make_split`, `train` or `val`
@@ -87,19 +98,20 @@ def read_dataset(
     splits = {split: _checked(labels, split) for split in used}
     _require_boxes(splits["train"], "train", place)
     held_out = "val" not in splits
-    if held_out:
+    few = held_out and keep_few and sum(map(has_box, splits["train"].samples)) * HELD_OUT_SHARE < MIN_VAL
+    note = _FEW if few else _HELD_OUT.format(seed) if held_out else ""
+    if held_out and not few:
         splits["train"], splits["val"] = hold_out(splits["train"], chosen, seed, place, recorded)
-    else:
-        _require_boxes(splits["val"], "val", place)
-    tell(place, splits, n_cls, note=_HELD_OUT.format(seed) if held_out else "", strict=strict)
+    tell(place, splits, n_cls, note=note, strict=strict)
     if not held_out:
+        _require_boxes(splits["val"], "val", place)
         _warn_of_shared_images(splits["train"], splits["val"])
     counts = _box_counts(splits["train"], n_cls)
     without = [name for name, count in zip(chosen, counts, strict=True) if count == 0]
     if without:
         have = "has" if len(without) == 1 else "have"
         log.warning("%s %s no box in the training images: %s", counted(len(without), "class"), have, ", ".join(without))
-    return DataSet(chosen, splits["train"], splits["val"], place, labels.kind, held_out)
+    return DataSet(chosen, splits["train"], splits.get("val", Split(())), place, labels.kind, held_out and not few, few)
 
 
 def read_split(
@@ -110,6 +122,7 @@ def read_split(
     names: Sequence[str] | None = None,
     recorded: Collection[str] | None = None,
     strict: bool = False,
+    trained_on_all: bool = False,
 ) -> tuple[tuple[str, ...], Split]:
     """Reads the classes and one split of a data set, which needs no other split.
 
@@ -121,18 +134,28 @@ def read_split(
         names: Class names to use instead of the data set's own, in class-id order.
         recorded: What a run says of the images that it held out; see `hold_out`.
         strict: Whether anything that is left out is an error.
+        trained_on_all: Whether what is to be measured was trained on all images of its data set, so that none can be
+            held out.
 
     Returns:
         The class names and the split.
 
     Raises:
-        DataError: See `read_dataset`; or the data set has no such split, or the split has no box.
+        DataError: See `read_dataset`; or the data set has no such split, or the split has no box; or
+            `trained_on_all`, and images would have to be held out.
     """
     place = Path(source).expanduser()
     labels = _read_labels(place)
     chosen = _chosen_names(labels.names, names, place)
     held_out = not labels.has("val") and split != "test"
     stored = "train" if held_out else split
+    if held_out and split == "val" and trained_on_all:
+        raise DataError(
+            f"`{place}` has no `val`, and these prompts were trained on all images of a data set without `val`, since "
+            "there were few; the run has the AP of its cross-validation. Give --data a set with `val`, or measure on "
+            "`--split train` if these are other images."
+        )
+    held_out = held_out and not (split == "train" and trained_on_all)
     if not labels.has(stored):
         raise DataError(f"`{place}` has no `{split}` images. It has: {', '.join(labels.splits) or 'none at all'}.")
     images = _checked(labels, stored)

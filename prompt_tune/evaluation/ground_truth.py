@@ -74,7 +74,10 @@ class GroundTruth:
         from prompt_tune.datasets.reading import read_split  # needs PyYAML
 
         seed = _seed(vocabularies)
-        names, images = read_split(data, split, seed=seed, names=names, recorded=recorded, strict=strict)
+        few = any("cross_validated" in vocabulary.provenance for vocabulary in vocabularies.values())
+        names, images = read_split(
+            data, split, seed=seed, names=names, recorded=recorded, strict=strict, trained_on_all=few
+        )
         own = {name for vocabulary in vocabularies.values() for name in vocabulary.names}
         unknown = tuple(name for name in names if name not in own)
         if len(unknown) == len(names):

@@ -81,7 +81,7 @@ def draw_reliability(path: Path, before: Sequence[Matched], after: Sequence[Matc
 
 
 def draw_training(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw loss, AP and AP50 over the epochs; without an epoch, nothing is written.
+    """Draw loss over the epochs, and AP and AP50 if they were measured; without an epoch, nothing is written.
 
     Args:
         path: The .png file to write.
@@ -93,17 +93,19 @@ def draw_training(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     if not lines:
         return
     epochs = [line["epoch"] for line in lines]
-    figure = _new_figure(9, 3.6)
-    left, right = figure.subplots(1, 2)
-    left.plot(epochs, [line["loss"] for line in lines], color="tab:red")
-    left.set(title="training loss", xlabel="epoch", yscale="log")
-    for key, label in (("ap50", "AP50"), ("ap", "AP")):
-        right.plot(epochs, [line[key] for line in lines], label=label)
-    best = max(lines, key=lambda line: line["ap"])
-    right.axvline(best["epoch"], color="grey", linestyle=":", label=f"kept: epoch {best['epoch']}")
-    right.set(title="validation, learned classes", xlabel="epoch", ylim=(0, 1))
-    right.legend()
-    for axes in (left, right):
+    measured = [line for line in lines if "ap" in line]
+    figure = _new_figure(9 if measured else 4.5, 3.6)
+    panels = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
+    panels[0].plot(epochs, [line["loss"] for line in lines], color="tab:red")
+    panels[0].set(title="training loss", xlabel="epoch", yscale="log")
+    if measured:
+        for key, label in (("ap50", "AP50"), ("ap", "AP")):
+            panels[1].plot([line["epoch"] for line in measured], [line[key] for line in measured], label=label)
+        best = max(measured, key=lambda line: line["ap"])
+        panels[1].axvline(best["epoch"], color="grey", linestyle=":", label=f"kept: epoch {best['epoch']}")
+        panels[1].set(title="validation, learned classes", xlabel="epoch", ylim=(0, 1))
+        panels[1].legend()
+    for axes in panels:
         axes.grid(alpha=0.3)
     _save(figure, path)
 

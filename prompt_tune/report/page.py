@@ -94,6 +94,7 @@ class FitReport:
         epochs: The number of epochs in the settings.
         train_images: The number of training images.
         val_images: The number of validation images.
+        folds: The number of folds if the images were cross-validated; see `Provenance`.
         original_classes: The number of original classes.
         classes: The learned classes.
         pictured: The number of classes with pictures: those with the lowest AP50 if there are many.
@@ -116,6 +117,7 @@ class FitReport:
     epochs: int
     train_images: int
     val_images: int
+    folds: int
     original_classes: int
     classes: tuple[ClassSection, ...]
     pictured: int
@@ -249,7 +251,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
     }
     text = environment.get_template(template).render({**constants, **content})
     with saving(path, RunError) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _number(value: float | None) -> str:

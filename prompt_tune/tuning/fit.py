@@ -6,6 +6,7 @@ prompts. What is left to train is `ctx` (CoOp, arXiv 2109.01134), through the fr
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.tuning.comparison import training_ap50, unlearned, why_nothing
+from prompt_tune.tuning.folds import Judged, cross_validate, make_folds
 from prompt_tune.tuning.job import FitInputs, Job, prepare
 from prompt_tune.tuning.state import load_state, save_state
 from prompt_tune.tuning.summary import write_fit_report
@@ -55,6 +57,8 @@ class FitResult:
         ap50: AP50 of the same.
         unlearned: What the plain class names and the best template give on the same images.
         finished: False if training was stopped before the last epoch.
+        folds: 0 if there are validation images. Otherwise all images were trained on, and AP is that of a
+            cross-validation with so many folds; 1 for a single picture, on which AP was then measured.
         seconds: Time by stage, "cache" and "train".
     """
 
@@ -64,6 +68,7 @@ class FitResult:
     ap50: float
     unlearned: tuple[Baseline, ...]
     finished: bool
+    folds: int
     seconds: dict[str, float]
 
 
@@ -100,6 +105,7 @@ def fit(
     run = RunFolder(Path(out))
     recorded = run.held_out() if resume and run.config.is_file() else None
     job = prepare(inputs, config or FitConfig(), device, recorded, strict=strict)
+    few = job.dataset.few
     run.open(job.as_json() | inputs.as_json(), resume=resume)
     job.original.save(run.original)
     _say_if_no_background(job)
@@ -111,16 +117,19 @@ def fit(
     seconds = {"cache": time.perf_counter() - started}
 
     started = time.perf_counter()
-    trainer = Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen)
+    folds = make_folds([job.dataset.train.samples[i] for i in task.train.kept], job.config.seed) if few else []
+    judged = _cross_validate(job, task, folds, run, progress) if folds else None
+    trainer = _trainer(job, task, select=not few)
     _train(run, trainer, progress, resume=resume)
     seconds["train"] = time.perf_counter() - started
-    chosen = _choose(trainer, job)
+    chosen = _choose(trainer, job, judged, len(folds))
     _write(run, chosen, job)
     boxes = sum(part.n_objects for part in chosen.matched)  # replayed images have none
-    verdict = why_nothing(chosen.measured.ap50, chosen.trained_ap50, boxes, job.config.image_size)
+    where = "images that were left out of the training" if few else "the validation images"
+    verdict = why_nothing(chosen.measured.ap50, chosen.trained_ap50, boxes, job.config.image_size, where)
     if verdict:
         logger.warning("%s %s shows training images with their boxes.", verdict, run.report)
-    val = job.dataset.val
+    val = job.dataset.measured
     write_fit_report(
         run,
         job.world,
@@ -139,6 +148,7 @@ def fit(
         chosen.measured.ap50,
         chosen.unlearned,
         finished=trainer.epoch == job.config.epochs,
+        folds=len(folds) or int(few),
         seconds=seconds,
     )
 
@@ -172,6 +182,40 @@ def _say_if_no_background(job: Job) -> None:
         )
 
 
+def _trainer(job: Job, task: Task, images: Sequence[int] | None = None, *, select: bool) -> Trainer:
+    """A trainer of the job's context; see `Trainer`."""
+    negatives = job.stand_ins()
+    return Trainer(
+        task,
+        job.context,
+        job.config,
+        teacher=job.teacher,
+        stand_ins=negatives,
+        frozen=job.frozen,
+        images=images,
+        select=select,
+    )
+
+
+def _cross_validate(job: Job, task: Task, folds: Sequence[Sequence[int]], run: RunFolder, progress: Progress) -> Judged:
+    """Labels and detections of the training images, by prompts that were not trained on them."""
+    return cross_validate(
+        task,
+        job.context,
+        lambda images: _trainer(job, task, images, select=False),
+        lambda: _embeddings(job),
+        folds,
+        run,
+        progress,
+        known=() if job.earlier is None else range(len(job.context.classes)),
+    )
+
+
+def _embeddings(job: Job) -> np.ndarray:
+    """The embeddings of the context as it is: (n_cls, n_prompts, 512) float32."""
+    return job.context.embeddings() if job.earlier is None else job.earlier.keep(job.context, job.frozen)
+
+
 def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool) -> None:
     """Train epoch after epoch until all are done or the user stops; the state after each one is kept on disk.
 
@@ -187,15 +231,17 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             line = trainer.run_epoch()
             run.add_metrics(line)
             save_state(run, trainer.state())
-            note = f"loss {line['loss']:.3f}  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}"
-            progress("train", trainer.epoch, epochs, note)
+            measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if trainer.select else ""
+            progress("train", trainer.epoch, epochs, f"loss {line['loss']:.3f}{measured}")
     except KeyboardInterrupt:
         logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)
     if not trainer.best_epoch:
         raise RunError(
             f"Training in {run.folder} was stopped before the first epoch was done. Start it again: the cache is kept."
         )
-    kept = f"kept: epoch {trainer.best_epoch}  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
+    kept = f"kept: epoch {trainer.best_epoch}"
+    if trainer.select:
+        kept += f"  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
     with suppress(KeyboardInterrupt):  # the training is over in any case
         progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
 
@@ -223,21 +269,25 @@ class _Chosen:
     calibrated: list[Matched] | None
 
 
-def _choose(trainer: Trainer, job: Job) -> _Chosen:
+def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> _Chosen:
     """Take the context of the best epoch, and choose NMS IoU, calibration and thresholds for it.
 
-    They are chosen on the validation images together with the replayed images that were held out.
+    They are chosen on the validation images, or on what the cross-validation found, together with the replayed images
+    that were held out.
     """
     context, config, task = job.context, job.config, trainer.task
     with torch.no_grad():
         context.ctx.copy_(trainer.best_ctx)
     names = tuple(prompts[0] for prompts in context.classes)
-    embeddings = context.embeddings() if job.earlier is None else job.earlier.keep(context, job.frozen)
-    labels, found = task.detect(embeddings, replayed=True)
+    embeddings = _embeddings(job)
+    n_val = len(task.val.files) - task.val.n_replay
+    labels, found = task.detect(embeddings) if judged is None else judged
+    if task.val.n_replay:
+        more = task.detect(embeddings, images=range(n_val, len(task.val.files)))
+        labels, found = labels + more[0], found + more[1]
     iou = config.nms_iou or choose_nms_iou(labels, found, len(names))
     nms_iou = np.full(len(names), iou, np.float32)
     found = [part.distinct(nms_iou) for part in found]
-    n_val = len(task.val.files) - task.val.n_replay
     measured = average_precision(labels[:n_val], found[:n_val], len(names))
     trained_ap50 = training_ap50(task, embeddings, nms_iou)
     names_alone = unlearned(task, context)
@@ -269,6 +319,13 @@ def _choose(trainer: Trainer, job: Job) -> _Chosen:
         provenance["train_ap50"] = round(trained_ap50, 6)
     if job.dataset.held_out:
         provenance["held_out"] = len(job.dataset.val.samples)
+    if job.dataset.few:
+        provenance["cross_validated"] = n_folds or 1
+        if not n_folds:
+            logger.warning(
+                "A single picture shows the classes: thresholds and AP come from the picture that was trained on, so "
+                "they are too good. Label more."
+            )
     learned = Vocabulary(
         names=names,
         embeddings=embeddings,

@@ -119,6 +119,7 @@ def write_fit_report(
             epochs=config["settings"]["epochs"],
             train_images=learned.provenance["train_images"],
             val_images=len(seen.images),
+            folds=learned.provenance.get("cross_validated", 0),
             original_classes=len(original.names),
             classes=tuple(sections),
             pictured=len(pictured),

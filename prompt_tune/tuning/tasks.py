@@ -24,6 +24,7 @@ from prompt_tune.tuning.loss import class_loss
 from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, Regions, cache_regions
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
+REPLAY_VIEWS = 4  # at most: there are several replayed images for each labelled one
 logger = logging.getLogger(__name__)
 
 
@@ -51,17 +52,15 @@ class Task(Protocol):
         embeddings: np.ndarray,
         *,
         conf: float = METRIC_CONF,
-        replayed: bool = False,
-        only: Sequence[int] | None = None,
+        images: Sequence[int] | None = None,
         trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
-        """Labels and detections of the validation images, in pixels of the network's input; see `detect_regions`.
+        """Labels and detections of images in `val`, in pixels of the network's input; see `detect_regions`.
 
         Args:
             embeddings: (n_cls, n_prompts, 512) float32.
             conf: Scores at or below it are dropped.
-            replayed: Add the replayed images that were held out, at the end.
-            only: The images to take, by number; None takes all.
+            images: Which images; None takes all but the replayed ones, which come last.
             trained: Take the training images, in their first view and with the anchors of their budget.
         """
 
@@ -87,14 +86,13 @@ class RegionTask:
         embeddings: np.ndarray,
         *,
         conf: float = METRIC_CONF,
-        replayed: bool = False,
-        only: Sequence[int] | None = None,
+        images: Sequence[int] | None = None,
         trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
         cache = self.train if trained else self.val
-        images = (cache.load(i) for i in _chosen(cache, replayed, only))
-        return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
+        regions = (cache.load(i) for i in _or_labelled(images, cache))
+        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
 
 
 class GuidedTask:
@@ -122,14 +120,13 @@ class GuidedTask:
         embeddings: np.ndarray,
         *,
         conf: float = METRIC_CONF,
-        replayed: bool = False,
-        only: Sequence[int] | None = None,
+        images: Sequence[int] | None = None,
         trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
         cache = self.train if trained else self.val
-        images = self._all_regions(cache, embeddings, _chosen(cache, replayed, only))
-        return detect_regions(self.world, embeddings, images, self._anchors, conf=conf)
+        regions = self._all_regions(cache, embeddings, _or_labelled(images, cache))
+        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
 
     def _all_regions(self, cache: RegionCache, embeddings: np.ndarray, images: Sequence[int]) -> Iterator[Regions]:
         """All anchors of some images of a cache, a few images at a time."""
@@ -157,9 +154,9 @@ class GuidedTask:
         ]
 
 
-def _chosen(cache: RegionCache, replayed: bool, only: Sequence[int] | None) -> Sequence[int]:
-    """The images of a cache to measure."""
-    return range(len(cache.files) - (0 if replayed else cache.n_replay)) if only is None else only
+def _or_labelled(images: Sequence[int] | None, cache: RegionCache) -> Sequence[int]:
+    """The images, or all of a cache but the replayed ones."""
+    return range(len(cache.files) - cache.n_replay) if images is None else images
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +178,7 @@ class Caching:
     progress: Progress
 
     def task(self, dataset: DataSet, replayed: Replayed) -> Task:
-        """Cache training images in their views, and validation images with all anchors. Replayed ones come last.
+        """Cache training images in their views, and those to measure on with all anchors. Replayed ones come last.
 
         Raises:
             DataError: No readable training or validation image has a box, or no replayed image can be read.
@@ -192,8 +189,9 @@ class Caching:
         train = self._run(guide, dataset.train, "cache train", self.config.views, budget)
         _require_object(train, "training", dataset)
         if replayed.train.samples:
-            train = train.with_replay(self._run(guide, replayed.train, "cache replay", self.config.views, budget))
-        val = self._run(guide, dataset.val, "cache val", 1, None)
+            views = min(self.config.views, REPLAY_VIEWS)
+            train = train.with_replay(self._run(guide, replayed.train, "cache replay", views, budget))
+        val = self._run(guide, dataset.measured, "cache val", 1, None)
         _require_object(val, "validation", dataset)
         if replayed.held_out.samples:
             val = val.with_replay(self._run(guide, replayed.held_out, "cache replay held out", 1, None))

@@ -13,6 +13,7 @@ from prompt_tune.config import FitConfig
 from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.models.context import PromptContext
 from prompt_tune.tuning.loss import teacher_distance
+from prompt_tune.tuning.stand_ins import StandIns
 from prompt_tune.tuning.state import TrainState
 from prompt_tune.tuning.tasks import Task
 
@@ -29,7 +30,10 @@ class Trainer:
         config: FitConfig,
         *,
         teacher: Tensor | None = None,
+        stand_ins: StandIns | None = None,
         frozen: Sequence[bool] = (),
+        images: Sequence[int] | None = None,
+        select: bool = True,
     ) -> None:
         """Prepare; nothing is trained yet.
 
@@ -39,9 +43,16 @@ class Trainer:
             config: The settings.
             teacher: (n_cls, n_prompts, 512) float32, unit rows. The embeddings are kept near to them, with the weight
                 `config.teacher_weight`.
+            stand_ins: Negatives without images, with the weight `config.stand_ins`.
             frozen: For each class, whether its context stays as it is. Empty if all are trained.
+            images: The labelled images to train on; None takes all.
+            select: Whether each epoch is measured on the validation images, and the best one is kept. Otherwise the
+                last one is.
         """
         self.task, self.context, self.config, self.teacher = task, context, config, teacher
+        self.select, self.stand_ins = select, stand_ins
+        n_labelled = len(task.train.files) - task.train.n_replay
+        self.images = np.arange(n_labelled) if images is None else np.array(images)
         if any(frozen):
             moving = ~torch.tensor(frozen, device=context.ctx.device)
             context.ctx.register_hook(lambda gradient: gradient * moving[:, None, None, None])
@@ -51,7 +62,7 @@ class Trainer:
         self.best_ctx = context.ctx.detach().clone()
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train on every cached image, once or several times, each time in one of its views, and measure.
+        """Train on every image, once or several times, each time in one of its views, and measure.
 
         Returns:
             The line for metrics.jsonl.
@@ -68,20 +79,23 @@ class Trainer:
             loss = self.task.loss(embeddings, chosen.tolist(), view.tolist())
             if self.teacher is not None:
                 loss = loss + self.config.teacher_weight * teacher_distance(embeddings, self.teacher)
+            if self.stand_ins is not None:
+                loss = loss + self.config.stand_ins * self.stand_ins.loss(embeddings)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             total += loss.item() * len(chosen)
-        measured = self._measure()
         self.epoch += 1
-        if measured.ap > self.best_ap:
-            self.best_ap, self.best_ap50, self.best_epoch = measured.ap, measured.ap50, self.epoch
-            self.best_ctx = self.context.ctx.detach().clone()
+        metrics = self._measure() if self.select else None
+        if metrics is None or metrics.ap > self.best_ap:
+            self.best_epoch, self.best_ctx = self.epoch, self.context.ctx.detach().clone()
+            if metrics is not None:
+                self.best_ap, self.best_ap50 = metrics.ap, metrics.ap50
+        measured = {} if metrics is None else {"ap": metrics.ap, "ap50": metrics.ap50}
         return {
             "epoch": self.epoch,
             "loss": total / sum(len(chosen) for chosen, _ in batches),
-            "ap": measured.ap,
-            "ap50": measured.ap50,
+            **measured,
             "learning_rate": rate,
             "seconds": round(time.perf_counter() - started, 3),
         }
@@ -92,17 +106,18 @@ class Trainer:
         All labelled images are seen equally often. In each pass over them, every replayed image is seen once; replayed
         images are added to these updates and do not make their number larger.
         """
-        n_replay = self.task.train.n_replay
-        n_labelled, size = len(self.task.train.files) - n_replay, self.config.batch
+        files, n_replay = self.task.train.files, self.task.train.n_replay
+        n_labelled, size = len(self.images), self.config.batch
         n_steps = math.ceil(n_labelled / size)
+        replay_views = len(files[-1]) if n_replay else 1
         batches = []
         for _ in range(max(1, self.config.updates // n_steps)):
-            order, view = rng.permutation(n_labelled), rng.integers(self.config.views, size=n_labelled)
-            replayed = np.array_split(n_labelled + rng.permutation(n_replay), n_steps)
+            order, view = rng.permutation(n_labelled), rng.integers(max(1, self.config.views), size=n_labelled)
+            replayed = np.array_split(len(files) - n_replay + rng.permutation(n_replay), n_steps)
             for k, more in enumerate(replayed):
                 own = order[k * size : (k + 1) * size]
-                views = np.concatenate([view[own], rng.integers(self.config.views, size=len(more))])
-                batches.append((np.concatenate([own, more]), views))
+                views = np.concatenate([view[own], rng.integers(replay_views, size=len(more))])
+                batches.append((np.concatenate([self.images[own], more]), views))
         return batches
 
     def _measure(self) -> Metrics:

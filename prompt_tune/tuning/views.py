@@ -1,5 +1,6 @@
 """Views of a training image: the image as it is, and augmented copies that are cached beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,24 @@ ZOOM = (0.6, 1.4)  # scale of an augmented copy against the plain view
 SHIFT = 0.15  # of the side, in either direction
 LIGHT = (0.7, 1.3)  # gain of brightness, contrast and saturation, each
 MIN_VISIBLE = 0.3  # share of its area that must stay inside the picture; otherwise the box is ignored
+MOST_VIEWS, SEEN, PASSES, MANY = 16, 160, 480, 100  # see `automatic_views`
 SMALLEST_BOX = 16.0  # pixels: the assigner widens smaller boxes to this, so anchors there are kept too
+
+
+def automatic_views(samples: Sequence[Sample]) -> int:
+    """How many views of each training image are cached if the settings do not say it.
+
+    Each class should be seen in about `SEEN` views, at most `MOST_VIEWS` of one image, as long as a data set has fewer
+    than `MANY` images and needs no more than `PASSES` passes of the detector. docs/benchmarks.md has the measurements.
+
+    Args:
+        samples: The training images.
+    """
+    if len(samples) >= MANY:
+        return 1
+    shown = np.concatenate([np.unique(sample.labels.classes[~sample.labels.ignore]) for sample in samples])
+    typical = np.median(np.unique(shown, return_counts=True)[1])  # images of a class
+    return int(np.clip(round(min(SEEN / typical, PASSES / len(samples))), 1, MOST_VIEWS))
 
 
 @dataclass(frozen=True, eq=False)

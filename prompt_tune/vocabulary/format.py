@@ -43,6 +43,9 @@ class Provenance(TypedDict, total=False):
         train_images: Number of training images, without replayed ones.
         replay_images: Number of replayed images among the training images.
         val_images: Number of validation images, without replayed ones.
+        cross_validated: If there were too few images to hold some out, so that all were trained on: the number of
+            folds of the cross-validation, or 1 if a single picture was trained and measured on. `val_images` then are
+            the training images.
         thresholds: `rule`, in words, and `expected`: precision and recall by class name.
         carried: `names` of the classes kept from an earlier run, and `from`, the digest of its vocabulary.
         merged: `digest` and `provenance` of each vocabulary that was merged.
@@ -67,6 +70,7 @@ class Provenance(TypedDict, total=False):
     train_images: int
     replay_images: int
     val_images: int
+    cross_validated: int
     thresholds: dict[str, Any]
     carried: dict[str, Any]
     merged: list[dict[str, Any]]

@@ -75,7 +75,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     data = write_sample(folder / "set", n_images=10)[0]
     for path in (data.parent / "images").rglob("*.jpg"):
         _cut(path)
-    fit(FitInputs("tiny", data, classes=CLASSES), folder / "run", config=FitConfig(epochs=3))
+    fit(FitInputs("tiny", data, classes=CLASSES), folder / "run", config=FitConfig(epochs=3, views=1))
     return RunFolder(folder / "run")
 
 
@@ -194,7 +194,9 @@ def test_same_run_gives_the_same_page(run: RunFolder, tmp_path: Path) -> None:
     config = json.loads(run.config.read_text())
     before = run.report.read_bytes()
     learned = run.learned.read_bytes()
-    fit(FitInputs("tiny", config["data"], classes=CLASSES), run.folder, config=FitConfig(epochs=3), resume=True)
+    fit(
+        FitInputs("tiny", config["data"], classes=CLASSES), run.folder, config=FitConfig(epochs=3, views=1), resume=True
+    )
     assert run.report.read_bytes() == before and run.learned.read_bytes() == learned
 
 
@@ -202,14 +204,14 @@ def test_image_that_went_missing_is_named_and_costs_one_picture(tmp_path: Path) 
     data = write_sample(tmp_path / "set", n_images=3)[0]
     gone = sorted((data.parent / "images" / "val").iterdir())[0]
     inputs = FitInputs("tiny", data, cache=tmp_path / "cache")
-    fit(inputs, tmp_path / "whole", config=FitConfig(epochs=1))
+    fit(inputs, tmp_path / "whole", config=FitConfig(epochs=1, views=1))
     content = gone.read_bytes()
 
     def damage(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train":
             gone.write_bytes(content[: len(content) // 2])
 
-    fit(inputs, tmp_path / "run", config=FitConfig(epochs=1), progress=damage)
+    fit(inputs, tmp_path / "run", config=FitConfig(epochs=1, views=1), progress=damage)
     whole, run = Page(tmp_path / "whole" / "report.html"), Page(tmp_path / "run" / "report.html")
     assert gone.name in run.text["pictures"] and gone.name not in whole.text["pictures"]
     assert 2 < len(run.all("img")) < len(whole.all("img"))
@@ -338,6 +340,6 @@ def test_page_of_a_fit_that_cannot_be_written_is_one_line(run: RunFolder, tmp_pa
     config = json.loads(run.config.read_text())
     inputs = FitInputs("tiny", config["data"], classes=CLASSES, cache=run.folder / "regions")
     with pytest.raises(RunError) as refusal:
-        fit(inputs, tmp_path, config=FitConfig(epochs=3), resume=True)
+        fit(inputs, tmp_path, config=FitConfig(epochs=3, views=1), resume=True)
     expected = f"Cannot write {tmp_path / 'report.html'}: Is a directory. Choose another place or make room."
     assert str(refusal.value) == expected

@@ -45,7 +45,7 @@ def test_prepare_resolves_what_was_left_open_and_writes_nothing(custom: Path, tm
     before = sorted(tmp_path.rglob("*"))
     job = job_of(FitInputs("tiny", custom))
     assert sorted(tmp_path.rglob("*")) == before
-    assert job.config == FitConfig(image_size=TINY_IMAGE_SIZE)
+    assert job.config == FitConfig(image_size=TINY_IMAGE_SIZE, views=16)
     assert job.context.classes == [(name,) for name in CLASSES] and len(job.original.names) == 80
     assert (job.earlier, job.frozen, job.teacher) == (None, [], None) and not job.replayed.train.samples
 
@@ -139,9 +139,10 @@ def test_freeze_old_without_an_earlier_run_is_refused_before_anything_is_loaded(
 
 def test_job_records_held_out_images_only_without_validation_images(custom: Path, tmp_path: Path) -> None:
     assert "held_out" not in job_of(FitInputs("tiny", custom)).as_json()
-    custom = write_sample(tmp_path / "more", n_images=30)[0]
+    custom = write_sample(tmp_path / "more", n_images=110)[0]
     content = yaml.safe_load(custom.read_text())
     del content["val"]
     custom.write_text(yaml.safe_dump(content))
     job = job_of(FitInputs("tiny", custom))
+    assert (job.config.views, job.dataset.few, len(job.dataset.val.samples)) == (5, False, 22)
     assert job.as_json()["held_out"] == sorted(content_digest(sample.path) for sample in job.dataset.val.samples)

@@ -108,7 +108,7 @@ def test_guided_detections_do_not_change_when_prompts_are_repeated(guided_task: 
 
 def test_detection_in_chosen_images_is_that_of_all_images_in_those(region_task: RegionTask, rows: Tensor) -> None:
     _, found = region_task.detect(rows.numpy())
-    _, chosen = region_task.detect(rows.numpy(), only=[len(found) - 1])
+    _, chosen = region_task.detect(rows.numpy(), images=[len(found) - 1])
     assert len(chosen) == 1
     np.testing.assert_array_equal(chosen[0].scores, found[-1].scores)
     _, trained = region_task.detect(rows.numpy(), trained=True)  # its training images are the same, with all anchors

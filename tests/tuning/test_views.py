@@ -7,7 +7,7 @@ import pytest
 
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.runtime.images import letterbox
-from prompt_tune.tuning.views import MIN_VISIBLE, View, make_view
+from prompt_tune.tuning.views import MIN_VISIBLE, View, automatic_views, make_view
 
 RED, BLUE = (230, 30, 20), (20, 40, 230)
 SIZE = 256
@@ -115,3 +115,12 @@ def test_view_of_the_same_seed_is_the_same() -> None:
         and one.labels.boxes_xyxy.tobytes() == same.labels.boxes_xyxy.tobytes()
     )
     assert one.image.tobytes() != other.image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("n_images", "n_cls", "views"),
+    [(1, 1, 16), (10, 1, 16), (20, 1, 8), (30, 1, 5), (99, 1, 2), (100, 1, 1), (5000, 80, 1), (40, 4, 12), (99, 33, 5)],
+)
+def test_automatic_views_fall_from_sixteen_to_one(n_images: int, n_cls: int, views: int) -> None:
+    classes = [Labels(np.zeros((1, 4), np.float32), np.array([i % n_cls]), np.zeros(1, bool)) for i in range(n_images)]
+    assert automatic_views([Sample(Path("a.jpg"), labels, (8, 8)) for labels in classes]) == views
