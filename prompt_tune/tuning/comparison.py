@@ -15,7 +15,7 @@ from prompt_tune.vocabulary.names import read_templates
 CHOSEN_ON = 30  # validation images on which the template is chosen: all templates on all images would take too long
 TRAINED = 100  # training images whose AP50 is compared with that of the validation images
 NOTHING = 0.05  # a fit with a lower AP50 came to nothing
-FAR = 0.5  # so did one whose AP50 is below this share of that of its own training images: the usual gap is under 0.1
+FAR = 0.5  # so did one whose AP50 is below this share of that of its own training images: a usual gap is far smaller
 ENOUGH = 10  # labelled boxes; with fewer, chance alone can halve AP50
 
 
@@ -54,7 +54,8 @@ def unlearned(task: Task, context: PromptContext) -> tuple[Baseline, ...]:
 def training_ap50(task: Task, embeddings: np.ndarray, nms_iou: np.ndarray) -> float | None:
     """AP50 on training images as they are, without the replayed ones; at most `TRAINED` of them.
 
-    A training image has only the anchors of its region budget, which makes AP50 too good by less than 0.01.
+    A training image has only the anchors of its region budget. In two fits, their AP50 was 0.983 and 0.874, and that of
+    all anchors 0.981 and 0.893.
 
     Args:
         task: The images.
@@ -71,7 +72,7 @@ def training_ap50(task: Task, embeddings: np.ndarray, nms_iou: np.ndarray) -> fl
     return average_precision(labels, [part.distinct(nms_iou) for part in found], len(embeddings)).ap50
 
 
-def why_nothing(ap50: float, trained: float | None, boxes: int, image_size: int, *, few: bool = False) -> str:
+def why_nothing(ap50: float, trained: float | None, boxes: int, image_size: int, where: str) -> str:
     """What to say of a fit that came to nothing: the figures and the usual causes. Empty if it did not.
 
     Args:
@@ -79,13 +80,12 @@ def why_nothing(ap50: float, trained: float | None, boxes: int, image_size: int,
         trained: On training images, from `training_ap50`.
         boxes: The number of labelled boxes in the validation images.
         image_size: The side of the network's input in pixels.
-        few: Whether the first is that of a cross-validation.
+        where: The validation images in words.
     """
-    where = "images that were left out of the training" if few else "the validation images"
     if ap50 < NOTHING:
         return (
-            f"The fit came to nothing: AP50 is {ap50:.3f} on {where}. The usual causes: boxes or class ids "
-            "that do not fit the images, too few images or epochs, validation images unlike the training images, "
+            f"The fit came to nothing: AP50 is {ap50:.3f} on {where}. The usual causes: boxes or class "
+            "ids that do not fit the images, too few images or epochs, validation images unlike the training images, "
             f"objects too small at image size {image_size}, or class names that do not say what the objects look like "
             "(--names)."
         )

@@ -125,7 +125,8 @@ def fit(
     chosen = _choose(trainer, job, judged, len(folds))
     _write(run, chosen, job)
     boxes = sum(part.n_objects for part in chosen.matched)  # replayed images have none
-    verdict = why_nothing(chosen.measured.ap50, chosen.trained_ap50, boxes, job.config.image_size, few=few)
+    where = "images that were left out of the training" if few else "the validation images"
+    verdict = why_nothing(chosen.measured.ap50, chosen.trained_ap50, boxes, job.config.image_size, where)
     if verdict:
         logger.warning("%s %s shows training images with their boxes.", verdict, run.report)
     val = job.dataset.measured
@@ -314,6 +315,10 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         "val_images": n_val,
         "thresholds": thresholds.as_json(names),
     }
+    if trained_ap50 is not None:
+        provenance["train_ap50"] = round(trained_ap50, 6)
+    if job.dataset.held_out:
+        provenance["held_out"] = len(job.dataset.val.samples)
     if job.dataset.few:
         provenance["cross_validated"] = n_folds or 1
         if not n_folds:
@@ -321,10 +326,6 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
                 "A single picture shows the classes: thresholds and AP come from the picture that was trained on, so "
                 "they are too good. Label more."
             )
-    if trained_ap50 is not None:
-        provenance["train_ap50"] = round(trained_ap50, 6)
-    if job.dataset.held_out:
-        provenance["held_out"] = len(job.dataset.val.samples)
     learned = Vocabulary(
         names=names,
         embeddings=embeddings,

@@ -98,7 +98,7 @@ def test_names_under_their_own_guide_are_measured_too(custom: Path, tmp_path: Pa
 def test_fit_that_came_to_nothing_is_told_by_its_figures(
     ap50: float, trained: float | None, boxes: int, wanted: str
 ) -> None:
-    said = why_nothing(ap50, trained, boxes, 640)
+    said = why_nothing(ap50, trained, boxes, 640, "the validation images")
     assert said.startswith(wanted) and bool(said) == bool(wanted)
 
 
