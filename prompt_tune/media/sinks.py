@@ -16,7 +16,7 @@ from prompt_tune.files import saving, told
 from prompt_tune.media.draw import draw
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.runtime.images import IMAGE_SUFFIXES, save_image
+from prompt_tune.runtime.images import WRITTEN_SUFFIXES, save_image
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -115,7 +115,7 @@ class Pictures(_Drawings):
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
         if frame.index is None:
-            with saving(self._place(frame.name, IMAGE_SUFFIXES, ".png"), DataError, cure=OTHER_OUT) as temporary:
+            with saving(self._place(frame.name, WRITTEN_SUFFIXES, ".png"), DataError, cure=OTHER_OUT) as temporary:
                 save_image(temporary, draw(frame.image, found), quality=JPEG_QUALITY)
 
 
