@@ -1,5 +1,6 @@
 """Everything below a folder: links, metadata, and what cannot be read."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import pytest
 
 from prompt_tune.errors import DataError
-from prompt_tune.runtime import folders
 from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
 
 
@@ -43,14 +43,14 @@ def test_walk_subfolder_that_may_not_be_read_is_named_and_the_rest_is_read(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of root may read everything, so the system's refusal is put in its place."""
-    scan = folders.os.scandir
+    scan = os.scandir
 
     def refuse(folder: Path) -> Iterator[Any]:
         if folder.name == "b":
             raise PermissionError(13, "Permission denied")
         return scan(folder)
 
-    monkeypatch.setattr(folders.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     reasons: list[str] = []
     assert names(root, unreadable=reasons) == ["a.jpg", "gone.jpg", "linked/e.jpg"]
     assert reasons == [f"`{root / 'b'}` cannot be read: Permission denied. Allow reading it, or leave it out."]
