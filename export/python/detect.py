@@ -372,17 +372,27 @@ def walk(folder: Path, above: tuple[str, ...], recursive: bool) -> Iterator[Path
             yield from walk(path, (*above, real), recursive)
 
 
+def named(path: Path, end: str) -> Path:
+    """The path with an end in place of its suffix, and with a shorter stem where a disk would refuse its length."""
+    stem = path.stem
+    while len(os.fsencode(stem + end)) > 255:
+        stem = stem[:-1]
+    return path.with_name(stem + end)
+
+
 def places(images: list[Path], folder: Path) -> list[Path]:
     """Where the drawings go: the images' own names below their common folder, all different even if case is ignored."""
     root = os.path.commonpath([Path(os.path.abspath(path)).parent for path in images])
     taken: dict[str, Path] = {}
     for path in images:
         first = folder / Path(os.path.abspath(path)).relative_to(root)
-        place = first = first if first.suffix.lower() in WRITTEN else first.with_name(f"{first.name}.png")
+        if first.suffix.lower() not in WRITTEN:
+            first = named(first.with_name(f"{first.name}.png"), ".png")
+        place = first
         number = 1
         while str(place).casefold() in taken:
             number += 1
-            place = first.with_stem(f"{first.stem}-{number}")
+            place = named(first, f"-{number}{first.suffix}")
         if place.resolve() in {image.resolve() for image in images}:
             raise SystemExit(f"{place}: the drawing would replace an image of yours; choose another --draw.")
         taken[str(place).casefold()] = place
