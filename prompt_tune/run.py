@@ -11,7 +11,7 @@ from prompt_tune.files import saving
 CONFIG_FILE = "config.json"
 HELD_OUT = "held_out"  # key of the images that were held out; runs of 0.1.0 lack it
 IMAGES = "sample_images"  # key of the digest of all images; runs of 0.1.0 lack it
-PLACES = ("model", "data", "replay", "text_tower")  # may move: digests say whether they are the same
+PLACES = ("model", "data", "replay", "text_tower", "against")  # may move: digests say whether they are the same
 CACHE_FOLDER = "regions"  # may exist before the run does
 RESUME = "Make room or allow writing, then continue with --resume."  # the cure if a file cannot be written
 logger = logging.getLogger(__name__)

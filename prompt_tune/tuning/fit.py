@@ -173,7 +173,17 @@ def _say_if_no_background(job: Job) -> None:
 
 def _trainer(job: Job, task: Task, images: Sequence[int] | None = None, *, select: bool) -> Trainer:
     """A trainer of the job's context; see `Trainer`."""
-    return Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen, images=images, select=select)
+    negatives = job.stand_ins()
+    return Trainer(
+        task,
+        job.context,
+        job.config,
+        teacher=job.teacher,
+        stand_ins=negatives,
+        frozen=job.frozen,
+        images=images,
+        select=select,
+    )
 
 
 def _cross_validate(job: Job, task: Task, folds: Sequence[Sequence[int]], run: RunFolder, progress: Progress) -> Judged:
