@@ -251,7 +251,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
     }
     text = environment.get_template(template).render({**constants, **content})
     with saving(path, RunError) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may not be text
 
 
 def _number(value: float | None) -> str:
