@@ -22,6 +22,7 @@ from prompt_tune.report.pictures import Picture, pictures
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.evaluation.verify import FalseAlarms, Verification
@@ -242,6 +243,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["counted"] = counted
     constants = {
         "hit_iou": HIT_IOU,
         "same_box_iou": SAME_BOX_IOU,
