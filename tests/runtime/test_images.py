@@ -8,6 +8,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,9 @@ def test_read_rgb_float_pixels_raises(tmp_path: Path) -> None:
         read_rgb(tmp_path / "f.tif")
 
 
-FORMATS = {  # that hold an orientation: what a file of each is saved with, and how far its colours may be off
+FORMATS: dict[
+    str, tuple[dict[str, Any], int]
+] = {  # that hold an orientation: what a file of each is saved with, and how far its colours may be off
     ".png": ({}, 0),
     ".jpg": ({"quality": 95}, 12),
     ".jfif": ({"quality": 95}, 12),
