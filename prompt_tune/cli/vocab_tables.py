@@ -26,6 +26,8 @@ def classes_table(vocabulary: "Vocabulary") -> Table:
         table.add_column("scale, shift", justify="right")
     if vocabulary.nms_iou is not None:
         table.add_column("NMS IoU", justify="right")
+    if vocabulary.box_offsets is not None:
+        table.add_column("box offsets in %", justify="right")
     for i, name in enumerate(vocabulary.names):
         n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # padding repeats prompts
         cells: list[str | Text] = [str(i), Text(name), str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
@@ -33,6 +35,8 @@ def classes_table(vocabulary: "Vocabulary") -> Table:
             cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
         if vocabulary.nms_iou is not None:
             cells.append(f"{vocabulary.nms_iou[i]:.3g}")
+        if vocabulary.box_offsets is not None:
+            cells.append(" ".join(f"{100 * value:+.1f}" for value in vocabulary.box_offsets[i]))
         table.add_row(*cells)
     return table
 
@@ -82,6 +86,7 @@ def differences_table(found: "VocabularyDiff", *, whole: bool = False) -> Table:
         ("threshold", found.rethresholded),
         ("scale, shift", found.recalibrated),
         ("NMS IoU", found.resuppressed),
+        ("box offsets", found.reboxed),
     ):
         rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
     if found.reordered:

@@ -21,6 +21,7 @@ from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import LEARNED, Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -202,7 +203,7 @@ def _torch_detector(
                 passes[digest] = world.features(network_input.float() / 255, guide)
             head, boxes = passes[digest]
             found = find(boxes[0], region_logits(world, head[0], level, embeddings).sigmoid())
-            found = found.distinct(truth.nms_iou[rows])
+            found = move(found, truth.box_offsets[rows]).distinct(truth.nms_iou[rows])
             boxes_xyxy, classes = placed.to_original(found.boxes_xyxy), rows[found.class_ids]
             scores = calibrated(found.scores, truth.calibration[classes])
             inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)  # not entirely in the grey border
