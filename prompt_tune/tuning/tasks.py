@@ -19,6 +19,7 @@ from prompt_tune.errors import DataError
 from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, join_levels, region_logits
 from prompt_tune.progress import Progress
+from prompt_tune.runtime.boxes import cut
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.tuning.loss import class_loss
 from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, Regions, cache_regions
@@ -249,6 +250,5 @@ def detect_regions(
 
 def _cut(found: Detections, frame_xyxy: np.ndarray) -> Detections:
     """Detections with their boxes cut at a frame (4,). Boxes entirely outside are left out."""
-    boxes_xyxy = found.boxes_xyxy.clip(np.tile(frame_xyxy[:2], 2), np.tile(frame_xyxy[2:], 2))  # (n, 4)
-    inside = np.flatnonzero((boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1))
+    boxes_xyxy, inside = cut(found.boxes_xyxy, frame_xyxy)
     return replace(found, boxes_xyxy=boxes_xyxy).select(inside)
