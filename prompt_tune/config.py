@@ -85,6 +85,12 @@ class FitConfig:
         "name.",
         least=0,
     )
+    stand_ins: float = setting(
+        0.0,
+        "Weight of negatives that need no image: the embedding of each original class in the place of regions that "
+        "show it. More weight gives fewer false alarms on what the original vocabulary knows.",
+        least=0,
+    )
     guide: GuideMode = setting(
         "original",
         "What steers the neck: the original vocabulary, or the learned classes themselves, which takes a second pass.",

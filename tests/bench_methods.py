@@ -43,6 +43,8 @@ METHODS = (
     Method("context, 4 views", settings={"views": VIEWS}),
     Method("context, teacher 0.5", settings={"teacher_weight": 0.5}),
     Method("context, teacher 4", settings={"teacher_weight": 4.0}),
+    Method("context, stand-ins 3", settings={"stand_ins": 3.0}),
+    Method("context, stand-ins 10", settings={"stand_ins": 10.0}),
     Method("context, replay 1:1", replay="replay"),
     Method("context, replay 3:1", replay="replay", ratio=3),
     Method("context, replay 3:1 of the job's scenes", replay="job replay", ratio=3),

@@ -32,6 +32,7 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.tuning.regions import RegionCache, Regions
+from prompt_tune.tuning.stand_ins import StandIns
 from prompt_tune.tuning.tasks import GuidedTask, RegionTask, Task, detect_regions
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.vocabulary.format import GRAPH_FILE, ORIGINAL_FILE
@@ -205,7 +206,8 @@ def _learn(job: Job, method: Method, task: Task, seed: int) -> Any:
     teacher = torch.from_numpy(template_embeddings(job.tower, context.texts)) if config.teacher_weight else None
     if method.kind == "free":
         context = FreeEmbeddings(job.tower.embed_classes(job.taught))
-    trainer = Trainer(task, context, config, teacher=teacher)
+    stand_ins = StandIns(job.world, [job.original], job.taught) if config.stand_ins else None
+    trainer = Trainer(task, context, config, teacher=teacher, stand_ins=stand_ins)
     while trainer.epoch < config.epochs:
         trainer.run_epoch()
     with torch.no_grad():

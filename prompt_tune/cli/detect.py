@@ -32,6 +32,12 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
     "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",
 )
+@click.option(
+    "--recursive/--no-recursive",
+    default=True,
+    show_default=True,
+    help="Whether folders are read with their subfolders.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for what is saved. Needed without --stream.")
 @click.option(
     "--save",
@@ -75,6 +81,7 @@ def command(
     bundle: Path,
     sources: tuple[str, ...],
     more_sources: tuple[str, ...],
+    recursive: bool,
     out: Path | None,
     save: tuple[str, ...],
     stream: bool,
@@ -111,7 +118,7 @@ def command(
         raise click.UsageError(
             "Missing option '--out', the folder to write to. Only --stream without --save needs none."
         )
-    opened = open_source((*more_sources, *sources), every=every, timeout=timeout)
+    opened = open_source((*more_sources, *sources), every=every, timeout=timeout, recursive=recursive, without=out)
     detector = Detector(
         bundle,
         device=device,  # type: ignore[arg-type]  # click.Choice has checked it

@@ -4,6 +4,7 @@ import importlib
 import io
 import logging
 import sys
+import warnings
 
 import click
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
+    "mine": ("prompt_tune.cli.mine", "Find the unlabelled images that are worth labelling next."),
     "vocab": ("prompt_tune.cli.vocab", "Build, show, compare, edit and convert vocabulary files."),
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
     "pretrain": (
@@ -70,6 +72,7 @@ def command() -> None:
     if not logger.handlers:
         logger.addHandler(_EchoHandler())
     logger.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a broken EXIF tag counts as none, which needs no word
     logger.propagate = False  # what other libraries set up at the root does not matter here
 
 

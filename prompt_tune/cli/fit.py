@@ -74,6 +74,14 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     "or a grounding set (MDETR's JSON). RATIO images for each labelled one; default 3. Can be given several times.",
 )
 @click.option(
+    "--against",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="VOCABULARY",
+    help="A vocabulary file that will be loaded beside the learned one: its classes become negatives, so that neither "
+    "fires on the other's objects. Can be given several times; --stand-ins is their weight, 10 if it is 0.",
+)
+@click.option(
     "--from",
     "from_run",
     type=click.Path(path_type=Path),
@@ -108,6 +116,7 @@ def command(
     text_tower: str | None,
     names: str | None,
     replay: tuple[str, ...],
+    against: tuple[Path, ...],
     from_run: Path | None,
     strict: bool,
     resume: bool,
@@ -123,6 +132,7 @@ def command(
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.datasets.replay import parse_replay
+    from prompt_tune.evaluation.baselines import before_and_after
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
     from prompt_tune.vocabulary.names import read_classes
@@ -135,6 +145,7 @@ def command(
         classes=None if names is None else tuple(read_classes(names)),
         replay=tuple(parse_replay(text) for text in replay),
         from_run=from_run,
+        against=against,
         cache=cache,
         given=frozenset(name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT),
     )
@@ -156,4 +167,5 @@ def command(
         f"{result.ap:.3f} {measured}. Cached in {result.seconds['cache']:.1f} s, trained in "
         f"{result.seconds['train']:.1f} s."
     )
+    click.echo(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
     click.echo(f"Next: prompt-tune export {result.run} --out BUNDLE")

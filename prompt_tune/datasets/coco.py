@@ -6,26 +6,38 @@ The YAML names a folder of images and an annotation file for each split. Paths s
     train: {images: train2017, annotations: annotations/instances_train2017.json}
     val: {images: val2017, annotations: annotations/instances_val2017.json}
 
-Roboflow's folder has `train/_annotations.coco.json` beside the images of `train`, and likewise `valid` and `test`.
+Roboflow's folder has `train/_annotations.coco.json` beside the images of `train`, and likewise `valid` (or `val`) and
+`test`. An annotation without `bbox` is read as the box around its polygons.
 """
 
 import json
+import logging
+import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import read_text, resolve, root_of
-from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
+from prompt_tune.datasets.finding import Finder
+from prompt_tune.datasets.places import cannot_use, is_hidden, read_text, resolve, root_of
+from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
+from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated
 from prompt_tune.errors import DataError
+from prompt_tune.wording import counted
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 ROBOFLOW_FOLDERS = {"train": "train", "val": "valid", "test": "test"}
+_VAL_FOLDERS = (ROBOFLOW_FOLDERS["val"], "val", "validation")
 _SPLIT_KEYS = {"images", "annotations"}
 _YAML_KEYS = {"path", "train", "val", "test"}
 _LISTS = ("images", "annotations", "categories")
 # Keys that survive parsing. The rest, above all the polygons, takes most of the memory of a parsed file.
 _KEPT = {*_LISTS, "id", "file_name", "width", "height", "image_id", "category_id", "bbox", "iscrowd"}
-_KEPT |= {"name", "supercategory"}
+_KEPT |= {"name", "supercategory", "rotation"}
+_ANGLES = ("rotation", "angle", "theta")  # of a box, where a tool says in its own way how it is turned
+_OUTLINE = "outline"  # added while the file is parsed: the box around the polygons of an annotation without `bbox`
+_TURNED = "turned"  # likewise: the angle of CVAT, in degrees about the centre
+log = logging.getLogger(__name__)
 
 
 def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
@@ -39,7 +51,8 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
         The labels of all splits, not checked against the images.
 
     Raises:
-        DataError: A key breaks a rule. A path or an annotation that does makes its split unusable.
+        DataError: A key breaks a rule. A path or a file that does makes its split unusable. Entries that do are left
+            out.
     """
     unknown = sorted(set(map(str, content)) - _YAML_KEYS)
     if unknown:
@@ -62,7 +75,9 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
 
 def read_roboflow(folder: Path) -> RawLabels:
     """Reads the labels of a folder in Roboflow's layout. A split that breaks a rule is unusable."""
-    places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in ROBOFLOW_FOLDERS.items()}
+    names = dict(ROBOFLOW_FOLDERS)
+    names["val"] = next((name for name in _VAL_FOLDERS if (folder / name / ROBOFLOW_FILE).exists()), names["val"])
+    places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in names.items()}
     return _read({split: place for split, place in places.items() if place[1].exists()}, {})
 
 
@@ -100,13 +115,13 @@ def _read(places: dict[str, tuple[Path, Path]], unusable: dict[str, str]) -> Raw
     groups = supercategories | {name for index, name in categories.items() if index in used}
     kept = [index for index in sorted(categories) if index in used or categories[index] not in groups]
     class_ids: dict[int | str | None, int] = {index: position for position, index in enumerate(kept)}
-    splits = {}
+    splits, left_out = {}, {}
     for split in list(files):
         try:
-            splits[split] = _images(files.pop(split), *places[split], class_ids)
+            splits[split], left_out[split] = _images(files.pop(split), *places[split], class_ids)
         except DataError as error:
             unusable[split] = str(error)
-    return RawLabels(tuple(categories[index] for index in kept), "coco", splits, unusable)
+    return RawLabels(tuple(categories[index] for index in kept), "coco", splits, unusable, left_out)
 
 
 def _categories(
@@ -144,35 +159,119 @@ def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _reduced(entry: dict[str, Any]) -> dict[str, Any]:
     """A JSON object without the keys that nobody reads; called for each object while the file is parsed."""
-    return {key: value for key, value in entry.items() if key in _KEPT}
+    kept = {key: value for key, value in entry.items() if key in _KEPT}
+    if "image_id" not in entry:
+        return kept
+    attributes = entry.get("attributes")
+    if isinstance(attributes, dict) and _is_number(attributes.get("rotation")):
+        kept[_TURNED] = attributes["rotation"]
+    for key in _ANGLES:
+        if entry.get(key):
+            kept["rotation"] = entry[key]
+    if not entry.get("bbox"):
+        kept[_OUTLINE] = _outline(entry)
+    return kept
+
+
+def _outline(entry: dict[str, Any]) -> Box | str:
+    """The box around the polygons of an annotation, or what it has instead."""
+    parts = entry.get("segmentation")
+    if isinstance(parts, list) and parts:
+        flat = all(_is_number(value) for value in parts)
+        lists = [parts] if flat else parts
+        if all(isinstance(part, list) and all(_is_number(value) for value in part) for part in lists):
+            try:
+                boxes = [box_around(part) for part in lists]
+            except DataError as error:
+                return str(error)
+            x1, y1, x2, y2 = zip(*boxes, strict=True)
+            return min(x1), min(y1), max(x2), max(y2)
+    if isinstance(parts, dict):
+        return "a mask (RLE) alone is not read."
+    return "keypoints alone are not read." if entry.get("keypoints") else ""
 
 
 def _images(
     content: dict[str, list[dict[str, Any]]], folder: Path, file: Path, class_ids: Mapping[int | str | None, int]
-) -> list[LabelledImage]:
-    images: dict[Any, LabelledImage] = {}
-    for entry in content["images"]:
-        name, key = entry.get("file_name"), _id(entry, "id")
-        if not isinstance(name, str) or key is None or key in images:
-            raise DataError(f"`{file}`: an image has an `id` of its own and a `file_name`. Received: {entry!r}.")
-        width, height = entry.get("width"), entry.get("height")
-        declared = (width, height) if isinstance(width, int) and isinstance(height, int) else None
-        images[key] = LabelledImage(folder / name, [], declared_wh=declared)
+) -> tuple[list[LabelledImage], list[LeftOut]]:
+    """The labelled images of a split, and what is left out with none of them."""
+    images, left_out = _image_entries(content["images"], folder, file)
     for position, entry in enumerate(content["annotations"]):
         where = f"`{file}`, annotation {entry.get('id', f'number {position + 1}')}"
-        image = images.get(_id(entry, "image_id"))
-        if image is None:
-            raise DataError(f"{where}: there is no image {entry.get('image_id')}. Remove it, or add the image.")
-        class_id = class_ids.get(_id(entry, "category_id"))
-        if class_id is None:
-            raise DataError(f"{where}: class id {entry.get('category_id')} is outside the categories. Correct it.")
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-            raise DataError(f"{where}: `bbox` must be [x, y, width, height]. Received: {box!r}.")
-        x, y, w, h = map(float, box)
-        is_crowd = bool(entry.get("iscrowd"))
-        image.rows.append(Row(f"{where} ({image.path.name})", class_id, (x, y, x + w, y + h), is_crowd))
-    return list(images.values())
+        key = _id(entry, "image_id")
+        if key not in images:
+            what = f"{where}: there is no image {entry.get('image_id')}. Remove it, or add the image."
+            left_out.append(LeftOut(Reason.ROW, what))
+            continue
+        image = images[key]
+        if image is None:  # it is left out itself
+            continue
+        where = f"{where} ({image.path.name})"
+        category = _id(entry, "category_id")
+        if category is None:
+            what = f"{where}: `category_id` must be the id of a category. Received: {entry.get('category_id')!r}."
+            image.left_out.append(LeftOut(Reason.ROW, what))
+            continue
+        if category not in class_ids:
+            raise DataError(f"{where}: class id {category} is outside the categories. Correct it.")
+        try:
+            image.rows.append(Row(where, class_ids[category], _box(entry), bool(entry.get("iscrowd"))))
+        except DataError as error:
+            image.left_out.append(LeftOut(Reason.ROW, f"{where}: {error}"))
+    unique = {id(image): image for image in images.values() if image is not None}
+    return list(unique.values()), left_out
+
+
+def _image_entries(
+    entries: list[dict[str, Any]], folder: Path, file: Path
+) -> tuple[dict[int | str | None, LabelledImage | None], list[LeftOut]]:
+    """The images by id, None for one that is not used, and what is left out."""
+    finder = Finder()
+    images: dict[int | str | None, LabelledImage | None] = {}
+    by_path: dict[Path, LabelledImage] = {}
+    left_out: list[LeftOut] = []
+    twice = 0
+    named = {(_id(entry, "id"), name) for entry in entries if isinstance(name := entry.get("file_name"), str)}
+    owners = Counter(key for key, _ in named)
+    for position, entry in enumerate(entries):
+        name, key = entry.get("file_name"), _id(entry, "id")
+        where = f"`{file}`, image {f'number {position + 1}' if key is None else key}"
+        if not isinstance(name, str) or key is None or owners[key] > 1:
+            what = f"{where}: an image has an `id` of its own and a `file_name`. Received: {entry!r}."
+            left_out.append(LeftOut(Reason.IMAGE, what))
+            if key is not None:
+                images[key] = None
+            continue
+        path = finder.find(folder / name) or folder / name
+        width, height = entry.get("width"), entry.get("height")
+        declared = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+        if is_hidden(path, folder):
+            images[key] = None
+        elif link := cannot_use(path):
+            left_out.append(link)
+            images[key] = None
+        else:
+            twice += path in by_path
+            images[key] = by_path.setdefault(path, LabelledImage(path, [], declared_wh=declared))
+    if twice:
+        log.warning("`%s` lists %s more than once: each counts once.", file, counted(twice, "image"))
+    return images, left_out
+
+
+def _box(entry: dict[str, Any]) -> Box:
+    """The box of an annotation."""
+    outline = entry.get(_OUTLINE)
+    if isinstance(outline, tuple):
+        return outline
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        why = outline or ("with an angle, it is a rotated box." if isinstance(box, list) and len(box) == 5 else "")
+        cure = f" {why[0].upper()}{why[1:]}" if why else ""
+        raise DataError(f"`bbox` must be [x, y, width, height]. Received: {box!r}.{cure}")
+    if entry.get("rotation"):
+        raise DataError(f"a rotated box (by {entry['rotation']}) is not read. Give the upright box around it.")
+    x, y, w, h = map(float, box)
+    return box_around_rotated((x, y, x + w, y + h), math.radians(entry.get(_TURNED) or 0))
 
 
 def _id(entry: dict[str, Any], key: str) -> int | str | None:

@@ -9,6 +9,7 @@ several times. A YAML names the folder of the images; paths start from the YAML'
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -16,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import read_text, resolve, root_of
-from prompt_tune.datasets.samples import LabelledImage, Row
+from prompt_tune.datasets.finding import Finder
+from prompt_tune.datasets.places import is_hidden, read_text, resolve, root_of
+from prompt_tune.datasets.samples import LabelledImage, LeftOut, Reason, Row
 from prompt_tune.errors import DataError
+from prompt_tune.wording import counted
 
 GROUNDING_KEY = "grounding"  # a YAML with this key describes a grounding set
 _YAML_KEYS = {"path", "images", GROUNDING_KEY}
@@ -27,6 +30,7 @@ _IMAGE_FOLDER = "images"  # beside a JSON file that is given without a YAML
 _KEPT = {"images", "annotations", "id", "file_name", "width", "height", "caption"}
 _KEPT_OF_BOX = {"id", "image_id", "bbox", "tokens_positive"}
 _Box = tuple[float, float, float, float]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +118,25 @@ def read_grounding(file: Path, folder: Path | None = None) -> list[CaptionedImag
             raise DataError(f"{where}: `width` and `height` must be pixels above 0. Received: {width!r}, {height!r}.")
         captions[key] = Caption(where, text, (width, height))
         by_name.setdefault(name, []).append(captions[key])
+    strays = []
     for position, entry in enumerate(content["annotations"]):
         key = entry.get("image_id")
         caption = captions.get(key) if isinstance(key, int | str) else None
         if caption is None:
-            raise DataError(
-                f"`{file}`, annotation {entry.get('id', f'number {position + 1}')}: there is no image {key!r}. "
-                "Remove it, or add the image."
-            )
-        caption.annotations.append(entry)
+            strays.append(f"annotation {entry.get('id', f'number {position + 1}')}, image {key!r}")
+        else:
+            caption.annotations.append(entry)
+    if strays:
+        what = counted(len(strays), "annotation")
+        log.warning("`%s`: there is no image for %s, left out. The first: %s", file, what, strays[0])
     folder = _find_folder(file, by_name) if folder is None else folder
-    return [CaptionedImage(folder / name, by_name[name]) for name in sorted(by_name)]
+    finder = Finder()
+    found: dict[Path, list[Caption]] = {}
+    for name in sorted(by_name):
+        path = finder.find(folder / name) or folder / name
+        if not is_hidden(path, folder):
+            found.setdefault(path, []).extend(by_name[name])
+    return [CaptionedImage(path, found[path]) for path in sorted(found)]
 
 
 def ignored_regions(image: CaptionedImage, patterns: Sequence[re.Pattern[str]]) -> LabelledImage:
@@ -133,7 +145,7 @@ def ignored_regions(image: CaptionedImage, patterns: Sequence[re.Pattern[str]]) 
     A box is kept for a class if its phrase (the spans, joined by spaces) names the class, or if one of its spans
     overlaps a place where the caption names the class. If a caption names a class at a place that has no box, the whole
     image becomes one ignored box of the class, because the object may be anywhere. As in MDETR, boxes are clipped to
-    the image. Boxes without an area are dropped.
+    the image. Boxes without an area are dropped. An annotation that breaks a rule is left out.
 
     Args:
         image: The image and its captions.
@@ -141,14 +153,18 @@ def ignored_regions(image: CaptionedImage, patterns: Sequence[re.Pattern[str]]) 
 
     Returns:
         The image with ignored boxes in pixels.
-
-    Raises:
-        DataError: An annotation of the image has no box, or has spans that are not in its caption.
     """
+    left_out: list[LeftOut] = []
     kept: dict[tuple[int, _Box], str] = {}  # captions of one image share boxes; each is kept once
     for caption in image.captions:
         width, height = caption.size_wh
-        boxes = [box for entry in caption.annotations if (box := _read_box(entry, caption)).has_area]
+        boxes = []
+        for entry in caption.annotations:
+            try:
+                boxes.append(_read_box(entry, caption))
+            except DataError as error:
+                left_out.append(LeftOut(Reason.ROW, str(error)))
+        boxes = [box for box in boxes if box.has_area]
         for class_id, pattern in enumerate(patterns):
             places = [match.span() for match in pattern.finditer(caption.text)]
             for box in boxes:
@@ -159,7 +175,8 @@ def ignored_regions(image: CaptionedImage, patterns: Sequence[re.Pattern[str]]) 
     rows = [
         Row(f"{where} ({image.path.name})", class_id, xyxy, ignore=True) for (class_id, xyxy), where in kept.items()
     ]
-    return LabelledImage(image.path, rows, declared_wh=image.captions[0].size_wh if rows else None)
+    declared_wh = image.captions[0].size_wh if rows else None
+    return LabelledImage(image.path, rows, declared_wh=declared_wh, left_out=left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +217,9 @@ def _reduce(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _find_folder(file: Path, names: Collection[str]) -> Path:
     """The folder that has at least one of the images, since people often download only a part of such a set."""
+    finder = Finder()
     for folder in (file.parent / _IMAGE_FOLDER, file.parent):
-        if any((folder / name).is_file() for name in names):
+        if any((path := finder.find(folder / name)) and path.is_file() for name in names):
             return folder
     raise DataError(
         f"`{file}`: none of its {len(names)} images is in `{file.parent / _IMAGE_FOLDER}` or in `{file.parent}` (the "

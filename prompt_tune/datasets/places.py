@@ -1,53 +1,54 @@
 """Text and YAML files of data sets, read with one-line errors, and the paths that they name."""
 
-import logging
+import codecs
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prompt_tune.datasets.finding import Finder
+from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import is_metadata
-
-_NAMED = 5  # broken links named in a warning
-log = logging.getLogger(__name__)
+from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
+from prompt_tune.runtime.images import unread_picture
 
 
-def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def files_under(folder: Path, suffixes: tuple[str, ...], passed: dict[Path, LeftOut]) -> list[Path]:
     """The files with certain suffixes in a folder and its subfolders, sorted, without hidden ones and metadata.
 
-    Links are followed. A folder that links lead back into is read once. Broken links are named in a warning.
+    Links are followed. A folder that links lead back into is read once.
 
     Args:
         folder: The folder.
         suffixes: In lower case, with the dot.
+        passed: Receives what is passed over, by path, see `cannot_use`.
     """
     found: list[Path] = []
-    broken: list[Path] = []
-    for path in _walk(folder, (os.path.realpath(folder),)):
+    for path in walk(folder):
         if path.suffix.lower() in suffixes and path.is_file():
             found.append(path)
-        elif path.is_symlink() and not path.exists():
-            broken.append(path)
-    if broken:
-        named = ", ".join(f"`{path}`" for path in sorted(broken)[:_NAMED]) + (", ..." if len(broken) > _NAMED else "")
-        log.warning("%d links lead nowhere and are left out: %s", len(broken), named)
+        elif entry := cannot_use(path):
+            passed[path] = entry
     return sorted(found)
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Everything that is not a folder below a folder; `above` are the real paths of the folder and those above it."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not is_metadata(entry.name))
-    except OSError as error:
-        raise DataError(f"`{folder}` cannot be read: {error.strerror}. Allow reading it, or leave it out.") from error
-    for name in names:
-        path = folder / name
-        if not path.is_dir():
-            yield path
-        elif (real := os.path.realpath(path)) not in above:
-            yield from _walk(path, (*above, real))
+def has_file(folder: Path, suffix: str) -> bool:
+    """Whether a folder or a subfolder has a file with a suffix, which is in lower case."""
+    return any(path.suffix.lower() == suffix for path in walk(folder))
+
+
+def cannot_use(path: Path) -> LeftOut | None:
+    """What to say of a link that leads nowhere, or of a picture in a format that is not read; None for other paths."""
+    if is_broken_link(path):
+        return LeftOut(Reason.LINK, f"`{path}` is a link that leads nowhere. Restore its target, or remove it.")
+    if (why := unread_picture(path)) and path.is_file():
+        return LeftOut(Reason.FORMAT, f"`{path}`: {why}.")
+    return None
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether a file, or a folder between it and a root that it lies in, is hidden or metadata."""
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
+    return any(is_metadata(part) for part in parts if part != "..")
 
 
 def clean_path(path: Path) -> Path:
@@ -58,14 +59,20 @@ def clean_path(path: Path) -> Path:
     return plain
 
 
-def read_text(path: Path) -> str:
-    """Reads a UTF-8 text file and drops a byte-order mark.
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Reads a UTF-8 text file, or one in UTF-16 with a byte-order mark, and drops the mark.
+
+    Args:
+        path: The file.
+        errors: What `bytes.decode` does with bytes that are not UTF-8.
 
     Raises:
         DataError: The file is missing, cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
     except FileNotFoundError as error:
         raise DataError(f"`{path}`: no such file. Check the path.") from error
     except UnicodeDecodeError as error:
@@ -95,12 +102,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_list(path: Path) -> list[str]:
-    """Reads the lines of a text file, stripped, without empty ones.
+    """Reads the lines of a text file, stripped, without empty ones. Names of files need not be UTF-8.
 
     Raises:
-        DataError: The file is missing, cannot be read, or is not UTF-8.
+        DataError: The file is missing or cannot be read.
     """
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    lines = read_text(path, "surrogateescape").splitlines()  # as the names of files come from the system
+    return [line.strip() for line in lines if line.strip()]
 
 
 def root_of(description: Path, content: dict[str, Any]) -> Path:
@@ -119,7 +127,8 @@ def root_of(description: Path, content: dict[str, Any]) -> Path:
     if not isinstance(named, str):
         raise DataError(f"`{description}`: `path` must be the path of a folder. Received: {named!r}.")
     tried = [folder / Path(named).expanduser(), Path.cwd() / Path(named).expanduser()]
-    for place in tried:
+    finder = Finder()
+    for place in (*tried, *filter(None, map(finder.find, tried))):
         if place.is_dir():
             return clean_path(place)
     raise DataError(
@@ -131,7 +140,8 @@ def root_of(description: Path, content: dict[str, Any]) -> Path:
 def resolve(root: Path, entry: str, description: Path) -> Path:
     """The file or folder that an entry of a description names.
 
-    Roboflow writes `../train/images` for a folder beside the YAML, so such an entry is also looked up under `root`.
+    Roboflow writes `../train/images` for a folder beside the YAML, so such an entry is also looked up under `root`. A
+    name that is written in another way is found, see `Finder`.
 
     Args:
         root: The folder from which the entry starts, see `root_of`.
@@ -142,9 +152,10 @@ def resolve(root: Path, entry: str, description: Path) -> Path:
         DataError: There is no such file or folder.
     """
     tried = [root / Path(entry).expanduser()]
-    if entry.startswith("../"):
+    if entry.startswith(("../", "..\\")):
         tried.append(root / entry[3:])
-    for place in tried:
+    finder = Finder()
+    for place in (*tried, *filter(None, map(finder.find, tried))):
         if place.exists():
             return clean_path(place)
     raise DataError(f"`{description}`: there is no `{os.path.normpath(tried[0])}`. Correct the entry `{entry}`.")

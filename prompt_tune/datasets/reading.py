@@ -17,7 +17,7 @@ from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import is_metadata
+from prompt_tune.runtime.folders import is_metadata
 from prompt_tune.wording import counted
 
 SplitName = Literal["train", "val", "test"]

@@ -266,10 +266,13 @@ def _labels(place: Path) -> RawLabels:
     labels = find_labels(place)
     if labels is not None:
         return labels
-    paths = files_under(place, IMAGE_SUFFIXES)
+    passed: dict[Path, LeftOut] = {}
+    paths = files_under(place, IMAGE_SUFFIXES, passed)
     if not paths:
         raise DataError(f"`{place}` and its subfolders hold no image, and it is not a data set. {_WANTED}")
-    return RawLabels((), "yolo", {"train": [LabelledImage(path, []) for path in paths]})
+    return RawLabels(
+        (), "yolo", {"train": [LabelledImage(path, []) for path in paths]}, left_out={"train": [*passed.values()]}
+    )
 
 
 def _draw(images: Sequence[_Image], count: int | None, seed: int, place: Path) -> list[_Image]:

@@ -1,20 +1,33 @@
 """Data sets in ultralytics' format: a YAML with `train`, `val`, `test` and `names`, and a label file for each image.
 
 A line of a label file is `class x y w h`: centre and size as fractions of the image's width and height. A polygon
-(`class x1 y1 x2 y2 x3 y3 ...`) is read as the box around it. An image without a label file is background.
+(`class x1 y1 x2 y2 x3 y3 ...`, which may be a rotated box of four corners) is read as the box around it. An image
+without a label file is background.
 """
 
-import unicodedata
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import clean_path, files_under, read_list, read_text, resolve, root_of
-from prompt_tune.datasets.samples import LabelledImage, RawLabels, Row
+from prompt_tune.datasets.finding import Finder, pair, sharing, warn_of_sharing
+from prompt_tune.datasets.places import (
+    cannot_use,
+    clean_path,
+    files_under,
+    is_hidden,
+    read_list,
+    read_text,
+    resolve,
+    root_of,
+)
+from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
+from prompt_tune.datasets.shapes import box_around, may_be_pose
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import IMAGE_SUFFIXES, is_metadata
+from prompt_tune.runtime.images import IMAGE_SUFFIXES
 
 _BOX_FIELDS = 5
 _LEAST_POLYGON_FIELDS = 7  # a class and three points
+_EXTRA = "A confidence, an angle, a track or keypoints after the box are not read. "
+_POSE = "this looks like a box and the keypoints of a pose, which is not read. Keep the first five numbers."
 
 
 def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
@@ -28,26 +41,26 @@ def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
         The labels of all splits, not checked against the images.
 
     Raises:
-        DataError: A key breaks a rule. A path or a label file that does makes its split unusable.
+        DataError: A key breaks a rule. A path that does makes its split unusable. Label rows and files that do are left
+            out.
     """
     if "kpt_shape" in content:
         raise DataError(f"`{description}` has `kpt_shape`: its labels are poses, not boxes. Give a detection data set.")
     names = _names(description, content)
     root = root_of(description, content)
     keys = {"train": "train", "val": "val" if content.get("val") else "validation", "test": "test"}
-    splits, unusable = {}, {}
+    splits, unusable, left_out = {}, {}, {}
     for split, key in keys.items():
         if not content.get(key):
             continue
         try:
-            paths = _image_paths(root, content[key], description, key)
-            files = LabelFiles()
-            splits[split] = [
-                LabelledImage(path, _read_labels(files.find(_label_path(path))), normalised=True) for path in paths
-            ]
+            paths, passed = _image_paths(root, content[key], description, key)
         except DataError as error:
             unusable[split] = str(error)
-    return RawLabels(names, "yolo", splits, unusable)
+            continue
+        splits[split], unread = _read_split(paths)
+        left_out[split] = passed + unread
+    return RawLabels(names, "yolo", splits, unusable, left_out)
 
 
 def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -69,29 +82,35 @@ def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _image_paths(root: Path, entries: Any, description: Path, key: str) -> list[Path]:
-    """The images of a split, from folders (searched recursively) and from text files that list images."""
+def _image_paths(root: Path, entries: Any, description: Path, key: str) -> tuple[list[Path], list[LeftOut]]:
+    """The images of a split, from folders (searched recursively) and from lists, and what is passed over there."""
     entries = [entries] if isinstance(entries, str) else entries
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise DataError(
             f"`{description}`: `{key}` must be a folder, a text file, or a list of them. Received: {entries!r}."
         )
-    paths: list[Path] = []
+    paths: set[Path] = set()
+    passed: dict[Path, LeftOut] = {}
+    finder = Finder()
     for entry in entries:
         place = resolve(root, entry, description)
         if place.is_dir():
-            paths += files_under(place, IMAGE_SUFFIXES)
+            paths.update(files_under(place, IMAGE_SUFFIXES, passed))
         elif place.suffix.lower() == ".txt":
             # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
-            listed = [clean_path(place.parent / line) for line in read_list(place)]
-            paths += (path for path in listed if not is_metadata(path.name))
+            for line in read_list(place):
+                path = clean_path(finder.find(place.parent / line) or place.parent / line)
+                if link := cannot_use(path):
+                    passed[path] = link
+                elif not is_hidden(path, place.parent):
+                    paths.add(path)
         else:
             raise DataError(
                 f"`{description}`: `{key}: {entry}` must be a folder of images or a .txt file that lists them."
             )
-    if not paths:
+    if not paths and not passed:
         raise DataError(f"`{description}`: `{key}: {', '.join(entries)}` holds no image. Correct the entry.")
-    return sorted(set(paths))
+    return sorted(paths), list(passed.values())
 
 
 def _label_path(image: Path) -> Path:
@@ -104,51 +123,68 @@ def _label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-class LabelFiles:
-    """Finds label files whose names are written in another way than those of the images.
-
-    macOS decomposes the accents of names, and some tools write suffixes in capitals.
-    """
-
-    def __init__(self) -> None:
-        """Start without any folder; each is listed at most once."""
-        self._folders: dict[Path, dict[str, Path]] = {}
-
-    def find(self, path: Path) -> Path | None:
-        """The file of that name; else the one whose name is the same in Unicode's composed form; else None."""
-        if path.exists():
-            return path
-        if path.parent not in self._folders:
-            files = path.parent.iterdir() if path.parent.is_dir() else iter(())
-            self._folders[path.parent] = {_composed(file): file for file in files if file.suffix.lower() == ".txt"}
-        return self._folders[path.parent].get(_composed(path))
-
-
-def _composed(path: Path) -> str:
-    return unicodedata.normalize("NFC", path.stem) + path.suffix.lower()
-
-
-def _read_labels(path: Path | None) -> list[Row]:
-    if path is None:
-        return []
-    lines = enumerate(read_text(path).splitlines(), start=1)
-    return [_row(line.split(), f"`{path}`, line {number}") for number, line in lines if line.strip()]
+def _read_split(paths: list[Path]) -> tuple[list[LabelledImage], list[LeftOut]]:
+    """The labelled images, and those that are left out because their boxes are unknown."""
+    labels = pair(paths, _label_path, Finder())
+    warn_of_sharing(sharing(labels))
+    images, left_out = [], []
+    shapes: set[tuple[int, bool]] = set()
+    for path in paths:
+        image = LabelledImage(path, [], normalised=True)
+        if label := labels.get(path):
+            try:
+                shapes |= _read_labels(label, image)
+            except DataError as error:
+                left_out.append(
+                    cannot_use(label) or LeftOut(Reason.IMAGE, f"{error} Until then, `{path}` is left out.")
+                )
+                continue
+        images.append(image)
+    if len(shapes) == 1 and shapes.pop()[1]:
+        # Each row alone could be a small polygon, but polygons of one length that all look like poses are poses.
+        for image in images:
+            image.left_out.extend(LeftOut(Reason.ROW, f"{row.where}: {_POSE}") for row in image.rows)
+            image.rows.clear()
+    return images, left_out
 
 
-def _row(fields: list[str], where: str) -> Row:
-    is_polygon = len(fields) >= _LEAST_POLYGON_FIELDS and len(fields) % 2 == 1
-    if len(fields) != _BOX_FIELDS and not is_polygon:
+def _read_labels(file: Path, image: LabelledImage) -> set[tuple[int, bool]]:
+    """Adds the rows of a label file to an image; returns their lengths, and whether they may be poses."""
+    shapes = set()
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = _numbers(line)
+            image.rows.append(Row(f"`{file}`, line {number}", int(values[0]), _box(values[1:])))
+            shapes.add((len(values), len(values) > _BOX_FIELDS and may_be_pose(values[1:], 2)))
+        except DataError as error:
+            image.left_out.append(LeftOut(Reason.ROW, f"`{file}`, line {number}: {error}"))
+    return shapes
+
+
+def _numbers(line: str) -> list[float]:
+    """The numbers of a line: a class, and a box or a polygon."""
+    fields = line.split()
+    if len(fields) != _BOX_FIELDS and (len(fields) < _LEAST_POLYGON_FIELDS or len(fields) % 2 == 0):
+        extra = _EXTRA if len(fields) > _BOX_FIELDS else ""
         raise DataError(
-            f"{where}: a box is `class x y w h`, 5 numbers. Received: {len(fields)}. Correct or remove the line."
+            f"a box is `class x y w h`, 5 numbers. Received: {len(fields)}. {extra}Correct or remove the line."
         )
     try:
         values = [float(field) for field in fields]
     except ValueError as error:
-        raise DataError(f"{where}: a box is `class x y w h`, 5 numbers. Received: `{' '.join(fields)}`.") from error
+        raise DataError(f"a box is `class x y w h`, 5 numbers. Received: `{line.strip()}`.") from error
     if not values[0].is_integer():
-        raise DataError(f"{where}: a class id must be a whole number. Received: `{fields[0]}`.")
-    if is_polygon:
-        xs, ys = values[1::2], values[2::2]
-        return Row(where, int(values[0]), (min(xs), min(ys), max(xs), max(ys)))
-    x, y, w, h = values[1:]
-    return Row(where, int(values[0]), (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+        raise DataError(f"a class id must be a whole number. Received: `{fields[0]}`.")
+    return values
+
+
+def _box(values: list[float]) -> tuple[float, float, float, float]:
+    """The box that the numbers after the class say."""
+    if len(values) == _BOX_FIELDS - 1:
+        x, y, w, h = values
+        return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    if may_be_pose(values, 3):
+        raise DataError(_POSE)
+    return box_around(values)

@@ -15,7 +15,7 @@ from prompt_tune.files import saving, told
 from prompt_tune.media.sinks import OTHER_OUT, Places, Sink, with_suffix
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
-from prompt_tune.runtime.images import IMAGE_SUFFIXES, save_image
+from prompt_tune.runtime.images import WRITTEN_SUFFIXES, save_image
 
 COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"
@@ -135,7 +135,7 @@ class Yolo(Sink):
 
     def _image_place(self, frame: Frame) -> Path:
         """Where the image goes. A frame goes into a folder with the name of its video."""
-        image = with_suffix(self._root / "images" / frame.file_name, IMAGE_SUFFIXES, ".png")
+        image = with_suffix(self._root / "images" / frame.file_name, WRITTEN_SUFFIXES, ".png")
         if frame.index is None:
             return self._images.take(image)
         if frame.name != self._video:  # the frames of one video follow one another

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.alarms import SAME_BOX_IOU
+from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.outcomes import ClassOutcome, Example
 from prompt_tune.evaluation.thresholds import hardly_learned
@@ -98,6 +99,9 @@ class FitReport:
         classes: The learned classes.
         pictured: The number of classes with pictures: those with the lowest AP50 if there are many.
         unread: A line for each validation image that could not be read again.
+        unlearned: What the names give without learning, on the same images.
+        verdict: What to say of a fit that came to nothing; empty if it did not.
+        training: Training images with their boxes.
         figures: The figures of the run folder.
         confusions: Confusions with original classes, most frequent first.
         movements: How each embedding moved.
@@ -118,6 +122,9 @@ class FitReport:
     classes: tuple[ClassSection, ...]
     pictured: int
     unread: tuple[str, ...]
+    unlearned: tuple[Baseline, ...]
+    verdict: str
+    training: tuple[Picture, ...]
     figures: tuple[Picture, ...]
     confusions: tuple[Confusion, ...]
     movements: "tuple[Movement, ...]"
@@ -244,7 +251,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
     }
     text = environment.get_template(template).render({**constants, **content})
     with saving(path, RunError) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from prompt_tune.datasets.samples import Sample
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.outcomes import Example
-from prompt_tune.media.draw import OUTLINE, PAPER, class_colour
+from prompt_tune.media.draw import OUTLINE, PAPER, class_colour, draw
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.images import read_rgb
 
 TILE_PIXELS = 220  # longer side of a picture
+WHOLE_PIXELS = 400  # longer side of a whole image
 SURROUNDINGS = 1.9  # side of the crop as a multiple of the box's longer side
 SMALLEST_CROP = 72  # original pixels: a tiny object is shown in its surroundings, not blown up to blocks
 JPEG_QUALITY = 80  # about 8 kB per picture
@@ -77,10 +81,36 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
         _solid(canvas, placed(example.found_xyxy), class_colour(name, learned=True))
     if example.reference_xyxy is not None:
         _dashed(canvas, placed(example.reference_xyxy), width=2)
-    buffer = io.BytesIO()
-    tile.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     alt = f"{name}, {kind} in {example.path.name}: {example.note}"
-    return Picture(_data_uri(buffer.getvalue(), "image/jpeg"), alt, example.note, *size)
+    return Picture(_jpeg(tile), alt, example.note, *size)
+
+
+def labelled_picture(sample: Sample, names: Sequence[str]) -> Picture | None:
+    """A small JPEG of a whole image with its labelled boxes; None if it cannot be read.
+
+    Args:
+        sample: The image and its labels.
+        names: The class names, in class-id order.
+    """
+    try:
+        image = Image.fromarray(read_rgb(sample.path))
+    except DataError:
+        return None
+    scale = min(1.0, WHOLE_PIXELS / max(image.size))
+    small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    kept = np.flatnonzero(~sample.labels.ignore)
+    shown = tuple(names[k] for k in sample.labels.classes[kept])
+    boxes = sample.labels.boxes_xyxy[kept] * np.tile(np.divide(small.size, image.size), 2)  # (n, 4)
+    labels = Detections(
+        boxes.astype(np.float32),
+        np.full(len(kept), np.nan, np.float32),
+        sample.labels.classes[kept],
+        shown,
+        ("labels",) * len(kept),
+        small.size,
+    )
+    caption = f"{sample.path.name}: " + ", ".join(f"{count} {name}" for name, count in Counter(shown).items())
+    return Picture(_jpeg(draw(small, labels)), f"Training image with its boxes, {caption}", caption, *small.size)
 
 
 def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, Picture], tuple[str, ...]]:
@@ -105,6 +135,13 @@ def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, 
             continue
         drawn |= {example: picture(image, example, name, kind) for example, name, kind in tasks}
     return drawn, tuple(unread)
+
+
+def _jpeg(image: Image.Image) -> str:
+    """A picture as a JPEG in a URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return _data_uri(buffer.getvalue(), "image/jpeg")
 
 
 def _data_uri(content: bytes, media_type: str) -> str:

@@ -7,6 +7,7 @@ prompts. What is left to train is `ctx` (CoOp, arXiv 2109.01134), through the fr
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from prompt_tune.contract import NMS_IOU
 from prompt_tune.datasets.opening import listed, require_all
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import RunError
+from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.calibration import apply_calibration, fit_calibration
 from prompt_tune.evaluation.matching import Matched, match_classes
 from prompt_tune.evaluation.metrics import Metrics, average_precision
@@ -29,6 +31,7 @@ from prompt_tune.progress import Progress, silent
 from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.tuning.comparison import training_ap50, unlearned, why_nothing
 from prompt_tune.tuning.folds import Judged, cross_validate, make_folds
 from prompt_tune.tuning.job import FitInputs, Job, prepare
 from prompt_tune.tuning.state import load_state, save_state
@@ -40,7 +43,6 @@ from prompt_tune.vocabulary.format import Provenance
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 MOSTLY = 0.95  # share of training images with an object from which background images are missed
-NOTHING = 0.05  # a fit with a lower AP50 came to nothing
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +55,7 @@ class FitResult:
         epoch: The epoch that was kept, counted from 1.
         ap: AP of the learned classes on the validation images, in 0..1.
         ap50: AP50 of the same.
+        unlearned: What the plain class names and the best template give on the same images.
         finished: False if training was stopped before the last epoch.
         folds: 0 if there are validation images. Otherwise all images were trained on, and AP is that of a
             cross-validation with so many folds; 1 for a single picture, on which AP was then measured.
@@ -63,6 +66,7 @@ class FitResult:
     epoch: int
     ap: float
     ap50: float
+    unlearned: tuple[Baseline, ...]
     finished: bool
     folds: int
     seconds: dict[str, float]
@@ -120,22 +124,29 @@ def fit(
     seconds["train"] = time.perf_counter() - started
     chosen = _choose(trainer, job, judged, len(folds))
     _write(run, chosen, job)
-    if chosen.measured.ap50 < NOTHING:
-        logger.warning(
-            "The fit came to nothing: AP50 is %.3f on %s. The usual causes: boxes or class ids that "
-            "do not fit the images, too few images or epochs, validation images unlike the training images, objects "
-            "too small at image size %d, or class names that do not say what the objects look like (--names).",
-            chosen.measured.ap50,
-            "images that were left out of the training" if few else "the validation images",
-            job.config.image_size,
-        )
+    boxes = sum(part.n_objects for part in chosen.matched)  # replayed images have none
+    where = "images that were left out of the training" if few else "the validation images"
+    verdict = why_nothing(chosen.measured.ap50, chosen.trained_ap50, boxes, job.config.image_size, where)
+    if verdict:
+        logger.warning("%s %s shows training images with their boxes.", verdict, run.report)
     val = job.dataset.measured
-    write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, chosen.found)
+    write_fit_report(
+        run,
+        job.world,
+        job.context,
+        caching.seen(task, val),
+        val.samples,
+        chosen.found,
+        train=job.dataset.train.samples,
+        unlearned=chosen.unlearned,
+        verdict=verdict,
+    )
     return FitResult(
         run.folder,
         trainer.best_epoch,
         chosen.measured.ap,
         chosen.measured.ap50,
+        chosen.unlearned,
         finished=trainer.epoch == job.config.epochs,
         folds=len(folds) or int(few),
         seconds=seconds,
@@ -173,7 +184,17 @@ def _say_if_no_background(job: Job) -> None:
 
 def _trainer(job: Job, task: Task, images: Sequence[int] | None = None, *, select: bool) -> Trainer:
     """A trainer of the job's context; see `Trainer`."""
-    return Trainer(task, job.context, job.config, teacher=job.teacher, frozen=job.frozen, images=images, select=select)
+    negatives = job.stand_ins()
+    return Trainer(
+        task,
+        job.context,
+        job.config,
+        teacher=job.teacher,
+        stand_ins=negatives,
+        frozen=job.frozen,
+        images=images,
+        select=select,
+    )
 
 
 def _cross_validate(job: Job, task: Task, folds: Sequence[Sequence[int]], run: RunFolder, progress: Progress) -> Judged:
@@ -212,16 +233,17 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             save_state(run, trainer.state())
             measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if trainer.select else ""
             progress("train", trainer.epoch, epochs, f"loss {line['loss']:.3f}{measured}")
-        kept = f"kept: epoch {trainer.best_epoch}"
-        if trainer.select:
-            kept += f"  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
-        progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
     except KeyboardInterrupt:
         logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)
     if not trainer.best_epoch:
         raise RunError(
             f"Training in {run.folder} was stopped before the first epoch was done. Start it again: the cache is kept."
         )
+    kept = f"kept: epoch {trainer.best_epoch}"
+    if trainer.select:
+        kept += f"  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
+    with suppress(KeyboardInterrupt):  # the training is over in any case
+        progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +254,8 @@ class _Chosen:
         learned: The vocabulary of the classes that were trained.
         found: The detections of its classes on the validation images of the data set.
         measured: Their AP.
+        trained_ap50: Their AP50 on training images; None if those have too few boxes.
+        unlearned: What the names give without learning.
         matched: Their verdicts by class, replayed images included, before calibration.
         calibrated: The same after calibration; None without one.
     """
@@ -239,6 +263,8 @@ class _Chosen:
     learned: Vocabulary
     found: list[Detections]
     measured: Metrics
+    trained_ap50: float | None
+    unlearned: tuple[Baseline, ...]
     matched: list[Matched]
     calibrated: list[Matched] | None
 
@@ -263,6 +289,8 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
     nms_iou = np.full(len(names), iou, np.float32)
     found = [part.distinct(nms_iou) for part in found]
     measured = average_precision(labels[:n_val], found[:n_val], len(names))
+    trained_ap50 = training_ap50(task, embeddings, nms_iou)
+    names_alone = unlearned(task, context)
     matched = match_classes(labels, found, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
     calibrated = None if calibration is None else apply_calibration(matched, calibration)
@@ -281,11 +309,16 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         "nms_iou": iou,
         "val_ap": round(measured.ap, 6),
         "val_ap50": round(measured.ap50, 6),
+        "unlearned": [part.to_record() for part in names_alone],
         "train_images": len(task.train.files) - task.train.n_replay,
         "replay_images": task.train.n_replay,
         "val_images": n_val,
         "thresholds": thresholds.as_json(names),
     }
+    if trained_ap50 is not None:
+        provenance["train_ap50"] = round(trained_ap50, 6)
+    if job.dataset.held_out:
+        provenance["held_out"] = len(job.dataset.val.samples)
     if job.dataset.few:
         provenance["cross_validated"] = n_folds or 1
         if not n_folds:
@@ -306,7 +339,7 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         guide=job.original.digest if config.guide == "original" else guide_digest(embeddings),
         provenance=provenance,
     )
-    return _Chosen(learned, found[:n_val], measured, matched, calibrated)
+    return _Chosen(learned, found[:n_val], measured, trained_ap50, names_alone, matched, calibrated)
 
 
 def _write(run: RunFolder, chosen: _Chosen, job: Job) -> None:

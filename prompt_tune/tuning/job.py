@@ -21,9 +21,13 @@ from prompt_tune.models.text_tower import TextTower, template_embeddings
 from prompt_tune.models.world import TINY, World
 from prompt_tune.run import HELD_OUT
 from prompt_tune.tuning.continuation import Earlier
+from prompt_tune.tuning.stand_ins import StandIns
 from prompt_tune.tuning.views import automatic_views
 from prompt_tune.version import __version__
+from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+
+AGAINST_WEIGHT = 10.0  # of stand-ins, if vocabularies are given and no weight is
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class FitInputs:
         from_run: An earlier run to continue from. Its context is the start, its original vocabulary the guide, and its
             classes that are not in the data set are carried over.
         cache: Folder of the region cache. None takes "regions" in the run folder.
+        against: Vocabulary files that will be loaded beside the learned one. Their classes are negatives too, see
+            `StandIns`.
         given: Names of the settings that the user chose, also where they equal the default. With `from_run`, the
             others follow the earlier run without a word.
     """
@@ -53,15 +59,17 @@ class FitInputs:
     replay: Sequence[ReplaySource] = ()
     from_run: str | Path | None = None
     cache: str | Path | None = None
+    against: Sequence[str | Path] = ()
     given: frozenset[str] = frozenset()
 
     def as_json(self) -> dict[str, Any]:
         """Where the parts of a run come from, for config.json; places that exist are absolute."""
-        return {
+        places: dict[str, Any] = {
             "model": _whole_path(self.model),
             "data": _whole_path(self.data),
             "replay": [[_whole_path(source.place), source.ratio] for source in self.replay],
         }
+        return places | ({"against": [_whole_path(place) for place in self.against]} if self.against else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +86,7 @@ class Job:
         earlier: The run that this one continues from.
         frozen: For each class, whether its context stays as it is; empty without an earlier run.
         teacher: (n_cls, n_prompts, 512) float32, the embeddings of hand-written prompts, if the settings ask for them.
+        against: Other vocabularies whose classes are negatives.
     """
 
     world: World
@@ -89,13 +98,22 @@ class Job:
     earlier: Earlier | None
     frozen: list[bool]
     teacher: Tensor | None
+    against: list[Vocabulary]
+
+    def stand_ins(self) -> StandIns | None:
+        """Negatives without images: original classes, and those of other vocabularies; None if they have no weight."""
+        if not self.config.stand_ins:
+            return None
+        return StandIns(self.world, [self.original, *self.against], self.context.classes)
 
     def as_json(self) -> dict[str, Any]:
         """What must be the same when a run is resumed."""
         tower = self.context.tower
-        held_out = {}
+        more: dict[str, Any] = {}
+        if self.against:
+            more["against_digests"] = [vocabulary.digest for vocabulary in self.against]
         if self.dataset.held_out:
-            held_out[HELD_OUT] = sorted(content_digest(sample.path) for sample in self.dataset.val.samples)
+            more[HELD_OUT] = sorted(content_digest(sample.path) for sample in self.dataset.val.samples)
         return {
             "version": 1,
             "text_tower": tower.spec,
@@ -107,7 +125,7 @@ class Job:
             "prompt_tune": __version__,
             "image_size": self.config.image_size,
             "settings": self.config.as_json(),
-        } | held_out
+        } | more
 
 
 def prepare(
@@ -130,6 +148,8 @@ def prepare(
     Raises:
         PromptTuneError: Something cannot be used.
     """
+    if inputs.against and not config.stand_ins:
+        config = replace(config, stand_ins=AGAINST_WEIGHT)
     if config.freeze_old and inputs.from_run is None:
         raise RunError("`freeze_old` keeps the context of an earlier run, and none is given. Name it with --from.")
     world = World.load(inputs.model, device=device)
@@ -169,7 +189,21 @@ def prepare(
     teacher = None
     if config.teacher_weight:
         teacher = torch.from_numpy(template_embeddings(tower, context.texts)).to(world.device)
-    return Job(world, vocabulary, dataset, replayed, context, config, earlier, frozen, teacher)
+    against = [_other(place, world, tower) for place in inputs.against]
+    return Job(world, vocabulary, dataset, replayed, context, config, earlier, frozen, teacher, against)
+
+
+def _other(place: str | Path, world: World, tower: TextTower) -> Vocabulary:
+    """Another vocabulary for the same detector and text tower."""
+    vocabulary = Vocabulary.load(place)
+    check_made_for(
+        f"`{place}`",
+        {"detector": vocabulary.detector, "text tower": vocabulary.text_tower},
+        {"detector": world.digest, "text tower": tower.digest},
+        holder="this fit",
+        cure="Give --against vocabularies that can be loaded beside what is learned.",
+    )
+    return vocabulary
 
 
 def _whole_path(place: str | Path) -> str:
@@ -187,7 +221,7 @@ def _label_digest(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
         for sample in split.samples:
-            digest.update(f"{sample.path.name} {len(sample.labels)}\n".encode())
+            digest.update(f"{sample.path.name} {len(sample.labels)}\n".encode("utf-8", "surrogateescape"))
             for part in (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore):
                 digest.update(part.tobytes())
         digest.update(b"\n")

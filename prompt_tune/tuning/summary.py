@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prompt_tune.contract import METRIC_CONF
 from prompt_tune.datasets.samples import Sample
+from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.metrics import coco_evaluation
 from prompt_tune.evaluation.outcomes import Example, Judged, outcomes
@@ -21,7 +22,7 @@ from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, region_logits
 from prompt_tune.report.figures import svg_precision_recall
 from prompt_tune.report.page import ClassSection, Confusion, FitReport, versions, write_fit_page
-from prompt_tune.report.pictures import Picture, pictures
+from prompt_tune.report.pictures import Picture, labelled_picture, pictures
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
@@ -31,6 +32,7 @@ from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 PICTURES_EACH = 6  # pictures of each kind (hits, misses, false alarms) for a class
+TRAINING_PICTURES = 10  # about 0.2 MB
 PICTURED_CLASSES = 24  # classes with pictures: about 3 MB
 FIGURES = {  # pictures of a run folder, with what they show in words and their caption
     "curves.png": (
@@ -64,6 +66,10 @@ def write_fit_report(
     val: RegionCache,
     samples: Sequence[Sample],
     founds: Sequence[Detections],
+    *,
+    train: Sequence[Sample] = (),
+    unlearned: Sequence[Baseline] = (),
+    verdict: str = "",
 ) -> None:
     """Write `report.html` into a run folder whose other files are already there.
 
@@ -74,6 +80,9 @@ def write_fit_report(
         val: The validation images, with all anchors, under the original guide.
         samples: The images that `val` was made from, those that it had to skip included.
         founds: The detections of the kept prompts in the images of `val`, from `Task.detect`.
+        train: The training images, some of which are shown with their boxes.
+        unlearned: What the names give without learning.
+        verdict: What to say of a fit that came to nothing; empty if it did not.
 
     Raises:
         RunError: The report cannot be written.
@@ -115,6 +124,9 @@ def write_fit_report(
             classes=tuple(sections),
             pictured=len(pictured),
             unread=unread,
+            unlearned=tuple(unlearned),
+            verdict=verdict,
+            training=_training_pictures(train, learned.names),
             figures=tuple(
                 Picture.of_png(run.folder / name, *text)
                 for name, text in FIGURES.items()
@@ -126,6 +138,14 @@ def write_fit_report(
             facts=facts,
         ),
     )
+
+
+def _training_pictures(samples: Sequence[Sample], names: Sequence[str]) -> tuple[Picture, ...]:
+    """Training images with their boxes, at equal distances in the data set; those that cannot be read are left out."""
+    shown = [sample for sample in samples if len(sample.labels)]
+    step = max(1, len(shown) // TRAINING_PICTURES)
+    drawn = (labelled_picture(sample, names) for sample in shown[::step][:TRAINING_PICTURES])
+    return tuple(picture for picture in drawn if picture is not None)
 
 
 @torch.no_grad()

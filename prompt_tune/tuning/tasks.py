@@ -49,7 +49,12 @@ class Task(Protocol):
         """
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, images: Sequence[int] | None = None
+        self,
+        embeddings: np.ndarray,
+        *,
+        conf: float = METRIC_CONF,
+        images: Sequence[int] | None = None,
+        trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """Labels and detections of images in `val`, in pixels of the network's input; see `detect_regions`.
 
@@ -57,6 +62,7 @@ class Task(Protocol):
             embeddings: (n_cls, n_prompts, 512) float32.
             conf: Scores at or below it are dropped.
             images: Which images; None takes all but the replayed ones, which come last.
+            trained: Take the training images, in their first view and with the anchors of their budget.
         """
 
 
@@ -77,10 +83,16 @@ class RegionTask:
         return class_loss(self.world, embeddings, regions, self._anchors)
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, images: Sequence[int] | None = None
+        self,
+        embeddings: np.ndarray,
+        *,
+        conf: float = METRIC_CONF,
+        images: Sequence[int] | None = None,
+        trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
-        regions = (self.val.load(i) for i in _or_labelled(images, self.val))
+        cache = self.train if trained else self.val
+        regions = (cache.load(i) for i in _or_labelled(images, cache))
         return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
 
 
@@ -105,19 +117,25 @@ class GuidedTask:
         return class_loss(self.world, embeddings, regions, self._anchors)
 
     def detect(
-        self, embeddings: np.ndarray, *, conf: float = METRIC_CONF, images: Sequence[int] | None = None
+        self,
+        embeddings: np.ndarray,
+        *,
+        conf: float = METRIC_CONF,
+        images: Sequence[int] | None = None,
+        trained: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
-        regions = self._val_regions(embeddings, _or_labelled(images, self.val))
+        cache = self.train if trained else self.val
+        regions = self._all_regions(cache, embeddings, _or_labelled(images, cache))
         return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
 
-    def _val_regions(self, embeddings: np.ndarray, images: Sequence[int]) -> Iterator[Regions]:
-        """All anchors of images in `val`, a few images at a time."""
+    def _all_regions(self, cache: RegionCache, embeddings: np.ndarray, images: Sequence[int]) -> Iterator[Regions]:
+        """All anchors of some images of a cache, a few images at a time."""
         rows = torch.from_numpy(embeddings).to(self.world.device)
         for first in range(0, len(images), FORWARD_BATCH):
             chosen = images[first : first + FORWARD_BATCH]
             with torch.no_grad():  # not around the yield: it would hold in the caller too
-                regions = self._regions(self.val, rows, chosen, [0] * len(chosen))
+                regions = self._regions(cache, rows, chosen, [0] * len(chosen))
             yield from regions
 
     def _regions(
@@ -233,7 +251,7 @@ def detect_regions(
     Args:
         world: The frozen detector.
         embeddings: (n_cls, n_prompts, 512) float32.
-        images: The regions of each image, with all anchors.
+        images: The regions of each image.
         anchors: From `World.anchors`, for the input size.
         conf: Scores at or below it are dropped.
     """
@@ -241,7 +259,9 @@ def detect_regions(
     level = anchors[2]
     labels, founds = [], []
     for regions in images:
-        scores = region_logits(world, regions.head.to(world.device), level, rows).sigmoid()
+        scores = region_logits(
+            world, regions.head.to(world.device), level[regions.anchor.to(level.device)], rows
+        ).sigmoid()
         found = find(regions.boxes_xyxy.to(world.device), scores, conf=conf)
         founds.append(_cut(found, regions.frame_xyxy))
         labels.append(regions.labels)

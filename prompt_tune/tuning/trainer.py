@@ -13,6 +13,7 @@ from prompt_tune.config import FitConfig
 from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.models.context import PromptContext
 from prompt_tune.tuning.loss import teacher_distance
+from prompt_tune.tuning.stand_ins import StandIns
 from prompt_tune.tuning.state import TrainState
 from prompt_tune.tuning.tasks import Task
 
@@ -29,6 +30,7 @@ class Trainer:
         config: FitConfig,
         *,
         teacher: Tensor | None = None,
+        stand_ins: StandIns | None = None,
         frozen: Sequence[bool] = (),
         images: Sequence[int] | None = None,
         select: bool = True,
@@ -41,13 +43,14 @@ class Trainer:
             config: The settings.
             teacher: (n_cls, n_prompts, 512) float32, unit rows. The embeddings are kept near to them, with the weight
                 `config.teacher_weight`.
+            stand_ins: Negatives without images, with the weight `config.stand_ins`.
             frozen: For each class, whether its context stays as it is. Empty if all are trained.
             images: The labelled images to train on; None takes all.
             select: Whether each epoch is measured on the validation images, and the best one is kept. Otherwise the
                 last one is.
         """
         self.task, self.context, self.config, self.teacher = task, context, config, teacher
-        self.select = select
+        self.select, self.stand_ins = select, stand_ins
         n_labelled = len(task.train.files) - task.train.n_replay
         self.images = np.arange(n_labelled) if images is None else np.array(images)
         if any(frozen):
@@ -76,6 +79,8 @@ class Trainer:
             loss = self.task.loss(embeddings, chosen.tolist(), view.tolist())
             if self.teacher is not None:
                 loss = loss + self.config.teacher_weight * teacher_distance(embeddings, self.teacher)
+            if self.stand_ins is not None:
+                loss = loss + self.config.stand_ins * self.stand_ins.loss(embeddings)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

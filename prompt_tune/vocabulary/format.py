@@ -38,6 +38,9 @@ class Provenance(TypedDict, total=False):
         epoch: The best epoch, from 1.
         val_ap: COCO's AP of that epoch on the validation images, in 0..1.
         val_ap50: The same at IoU 0.5.
+        train_ap50: The same on training images.
+        unlearned: AP and AP50 of the plain names and of the best template on the validation images; see `Baseline`.
+        held_out: Number of validation images that were held out of the training images; 0.1.0 did not say so.
         nms_iou: The overlap above which a box is suppressed, in 0..1, chosen on the validation images or set.
         train_images: Number of training images, without replayed ones.
         replay_images: Number of replayed images among the training images.
@@ -62,6 +65,9 @@ class Provenance(TypedDict, total=False):
     epoch: int
     val_ap: float
     val_ap50: float
+    train_ap50: float
+    unlearned: list[dict[str, Any]]
+    held_out: int
     nms_iou: float
     train_images: int
     replay_images: int

@@ -1,6 +1,7 @@
 """Grounding sets in MDETR's JSON: what of an image must not be a negative of the learned classes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from data_sets import SIZE_WH, Phrases, grounding_content, write_grounding
 from prompt_tune.datasets.grounding import CaptionedImage, ignored_regions, read_grounding, read_grounding_yaml
 from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.datasets.replay import name_pattern
+from prompt_tune.datasets.samples import Reason
 from prompt_tune.errors import DataError
 
 WHOLE = (0.0, 0.0, 100.0, 80.0)
@@ -144,16 +146,6 @@ def test_read_grounding_bad_file_raises_one_line(tmp_path: Path) -> None:
         (without("images", "file_name"), "image 0: an image of a grounding set"),
         (without("images", "height"), "image 0: `width` and `height` must be pixels above 0. Received: 100, None"),
         (edited("images", 1, id=0), "image 0: an image of a grounding set has an `id` of its own"),
-        (without("annotations", "image_id"), "annotation 500: there is no image None"),
-        (edited("annotations", 0, image_id=9), "annotation 500: there is no image 9"),
-        (edited("annotations", 0, image_id=[9]), r"there is no image \[9\]"),
-        (without("annotations", "bbox"), r"image 0, annotation 500: `bbox` must be .* Received: None"),
-        (edited("annotations", 0, bbox=[1, 2, float("nan"), 4]), "`bbox` must be"),
-        (without("annotations", "tokens_positive"), r"`tokens_positive` must be .* Received: None"),
-        (edited("annotations", 0, tokens_positive=[2, 10]), "`tokens_positive` must be"),
-        (edited("annotations", 0, tokens_positive=[[2, 11]]), r"span \[2, 11\] is not in its caption of 10 characters"),
-        (edited("annotations", 0, tokens_positive=[[-1, 3]]), r"the span \[-1, 3\] is not"),
-        (edited("annotations", 0, tokens_positive=[[5, 3]]), r"the span \[5, 3\] is not"),
     ]
     file = write_grounding(tmp_path, [("a.png", "a forklift", []), ("b.png", "a dog", [])])
     for case, message in cases:
@@ -165,6 +157,52 @@ def test_read_grounding_bad_file_raises_one_line(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(DataError, match="is not valid JSON"):
         read_grounding(file)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bbox": None}, r"image 0, annotation 500: `bbox` must be .* Received: None"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "`bbox` must be"),
+        ({"tokens_positive": None}, r"`tokens_positive` must be .* Received: None"),
+        ({"tokens_positive": [2, 10]}, "`tokens_positive` must be"),
+        ({"tokens_positive": [[2, 11]]}, r"span \[2, 11\] is not in its caption of 10 characters"),
+        ({"tokens_positive": [[-1, 3]]}, r"the span \[-1, 3\] is not"),
+        ({"tokens_positive": [[5, 3]]}, r"the span \[5, 3\] is not"),
+    ],
+)
+def test_ignored_regions_bad_annotation_is_left_out_and_its_object_may_be_anywhere(
+    tmp_path: Path, values: dict[str, object], message: str
+) -> None:
+    file = write_grounding(tmp_path, [("a.png", "a forklift", [(["forklift"], 1, 2, 3, 4)])])
+    content = json.loads(file.read_text())
+    content["annotations"][0] |= values
+    file.write_text(json.dumps(content))
+    (image,) = read_grounding(file)
+    assert regions(image) == {(0, WHOLE)}
+    (entry,) = ignored_regions(image, [name_pattern(["forklift"])]).left_out
+    assert entry.reason == Reason.ROW and re.search(message, entry.what) and "\n" not in entry.what
+
+
+@pytest.mark.parametrize("image_id", [None, 9, [9]])
+def test_read_grounding_annotation_without_an_image_is_told(
+    tmp_path: Path, image_id: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_grounding(tmp_path, [("a.png", "a forklift", [(["forklift"], 1, 2, 3, 4)])])
+    content = json.loads(file.read_text())
+    content["annotations"][0]["image_id"] = image_id
+    file.write_text(json.dumps(content))
+    assert [len(caption.annotations) for image in read_grounding(file) for caption in image.captions] == [0]
+    (told,) = caplog.messages
+    assert f"no image for 1 annotation, left out. The first: annotation 500, image {image_id!r}" in told
+
+
+@pytest.mark.parametrize("name", ["sub\\\\A.png", "sub/%61.png", "SUB/a.PNG"])
+def test_read_grounding_image_is_found_in_another_spelling(tmp_path: Path, name: str) -> None:
+    (tmp_path / "images/sub").mkdir(parents=True)
+    file = write_grounding(tmp_path, [("sub/a.png", "a forklift", []), ("._a.png", "a dog", [])])
+    file.write_text(file.read_text().replace("sub/a.png", name), "utf-8-sig")
+    assert [image.path for image in read_grounding(file)] == [tmp_path / "images/sub/a.png"]
 
 
 def test_read_dataset_of_a_grounding_set_says_what_it_is_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -272,3 +273,30 @@ def test_characters_that_the_font_lacks_are_named_and_another_font_draws_them(bu
     assert ascii(done.stderr) == ascii("The font cannot draw \u0436 \u043a \u0443: give one that can as --font FILE.\n")
     done = run(*command, "--font", font)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_folders_are_read_with_their_subfolders_and_names_of_every_kind(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    kinds = [b"a.png", b"bad\xff.png", b"one/a.png", b"two/" + b"y" * 250 + b".jfif", b"two/x\\y.png"]
+    for name in (*kinds, b"__MACOSX/a.png", b".x/a.png", b"notes.txt", b"c.heic", b"two/d.NEF"):
+        place = folder / os.fsdecode(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(32, 48)).save(place, "PNG")
+    (folder / "two" / "loop").symlink_to(folder)
+    (folder / "gone.png").symlink_to("nowhere")
+    for _ in range(2):  # the drawings of the first time are no source of the second
+        done = run(folder, "--bundle", bundle, "--conf", "0.9", "--draw", folder / "out")
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)) == len(kinds)
+        assert len(list((folder / "out").rglob("*.png"))) == len(kinds)
+        cure = "save as PNG or JPEG; pip install pillow-heif reads HEIC"
+        assert done.stderr == (
+            f"3 not looked at, not readable ({cure}): {folder}/c.heic, {folder}/gone.png, {folder}/two/d.NEF\n"
+        )
+    done = run(folder, "--no-recursive", "--bundle", bundle, "--conf", "0.9")
+    assert [Path(entry["image"]).name for entry in json.loads(done.stdout)] == ["a.png", os.fsdecode(b"bad\xff.png")]
+    done = run(folder / "one" / "..", folder / "__MACOSX" / "none", "q" * 3000, "--bundle", bundle, "--conf", "0.9")
+    assert done.returncode == 0 and done.stderr.count("Skipped: ") == 2, done.stderr
+    (tmp_path / "empty").mkdir()
+    done = run(tmp_path / "empty", "--bundle", bundle)
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path / 'empty'}: no image is there.\n")

@@ -75,11 +75,15 @@ def test_ctrl_c_keeps_what_is_there_and_resume_ends_with_the_same_bytes(custom: 
     config, cache = FitConfig(epochs=3), tmp_path / "cache"
     fit(FitInputs("tiny", custom, cache=cache), tmp_path / "whole", config=config)
 
+    notes: list[str] = []
+
     def interrupt(stage: str, done: int, total: int | None, note: str) -> None:
+        notes.append(note)
         if stage == "train" and done == 2:
             raise KeyboardInterrupt
 
     stopped = fit(FitInputs("tiny", custom, cache=cache), tmp_path / "cut", config=config, progress=interrupt)
+    assert notes[-1].startswith(f"kept: epoch {stopped.epoch}  AP50 ")
     assert not stopped.finished and stopped.epoch in (1, 2)
     assert Vocabulary.load(tmp_path / "cut" / "learned.vocab.safetensors").names
     resumed = fit(FitInputs("tiny", custom, cache=cache), tmp_path / "cut", config=config, resume=True)

@@ -1,0 +1,81 @@
+"""`prompt-tune mine`: which unlabelled images to label next."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from prompt_tune.cli.options import Command, device_option
+from prompt_tune.wording import counted
+
+if TYPE_CHECKING:
+    from prompt_tune.evaluation.mining import Candidate
+
+
+@click.command(name="mine", cls=Command)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1)
+@click.option(
+    "--source",
+    "more_sources",
+    multiple=True,
+    help="Unlabelled images: an image, a folder, or a glob pattern. Can be given several times, and as an argument.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new or empty folder.")
+@click.option("--top", default=20, show_default=True, help="How many images to write.")
+@click.option(
+    "--learned",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Another vocabulary file for the same detector. Can be given several times.",
+)
+@click.option(
+    "--data",
+    "join",
+    type=click.Path(path_type=Path),
+    help="The ultralytics YAML that the classes were learned from: data.yaml in --out adds the images to it.",
+)
+@device_option
+def command(
+    bundle: Path,
+    sources: tuple[str, ...],
+    more_sources: tuple[str, ...],
+    out: Path,
+    top: int,
+    learned: tuple[Path, ...],
+    join: Path | None,
+    device: str,
+) -> None:
+    """Find the unlabelled images that teach BUNDLE, a folder of `prompt-tune export`, most.
+
+    Ranks the images in which learned classes are least sure, or fire where the original vocabulary is sure of something
+    else. The best are written with pre-labels, as a YOLO data set and in COCO's format, and as pictures. Correct the
+    labels, then go on with `fit --from`. Images without learned objects count too: delete their labels, and they teach
+    the classes what they are not.
+    """
+    if not sources and not more_sources:
+        raise click.UsageError("Missing option '--source': the images to look at.")
+    from prompt_tune.cli.progress import stages
+    from prompt_tune.evaluation.mining import mine
+    from prompt_tune.runtime.detector import Detector
+
+    detector = Detector(bundle, device=device, learned=learned)  # type: ignore[arg-type]  # click.Choice has checked it
+    with stages() as progress:
+        mined = mine(detector, (*more_sources, *sources), out, top=top, join=join, progress=progress)
+    for line in mined.skipped:
+        click.echo(f"Skipped: {line}", err=True)
+    _print(mined.candidates)
+    click.echo(f"{counted(len(mined.candidates), 'image')} of {mined.images} to label: {out}")
+    click.echo(f"Next: correct the labels in {out / 'yolo'}, then prompt-tune fit --from RUN --data {mined.data} ...")
+
+
+def _print(candidates: "tuple[Candidate, ...]") -> None:
+    """Print the ranking as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "image", "value", "reason", box=None, pad_edge=False)
+    for rank, candidate in enumerate(candidates, 1):
+        table.add_row(str(rank), Text(candidate.path.name), f"{candidate.value:.2f}", Text(candidate.reason))
+    Console().print(table)
