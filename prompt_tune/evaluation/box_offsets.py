@@ -18,8 +18,8 @@ from prompt_tune.runtime.offsets import moved
 from prompt_tune.vocabulary.checks import MAX_OFFSET
 
 PRIOR = 5  # objects that speak for no offset: the median of n objects counts n / (n + 5)
+MIN_IMAGES = 3  # that show a class: with fewer, what is left without one of them says too little
 MOST_PARTS = 50  # images are left out one by one, or in so many parts
-EDGES = ("left", "top", "right", "bottom")
 SAID = 0.01  # offsets below this share are not worth a word
 
 
@@ -40,6 +40,15 @@ class BoxOffsets:
     objects: np.ndarray
     iou_before: np.ndarray
     iou_after: np.ndarray
+
+    def to_record(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """What is known of each class that was found: for a vocabulary's provenance."""
+        rows = zip(names, self.objects.tolist(), self.iou_before, self.iou_after, strict=True)
+        return {
+            name: {"objects": n, "iou_before": round(float(before), 4), "iou_after": round(float(after), 4)}
+            for name, n, before, after in rows
+            if n
+        }
 
 
 def fit_box_offsets(
@@ -71,7 +80,7 @@ def fit_box_offsets(
             elsewhere[part, k] = _shrunk(shares[~np.isin(image[rows], part)])
         before[k] = _iou(boxes[rows], objects[rows], frames[rows]).mean()
         after[k] = _iou(moved(boxes[rows], elsewhere[image[rows], k]), objects[rows], frames[rows]).mean()
-        if after[k] > before[k]:
+        if len(shown) >= MIN_IMAGES and after[k] > before[k]:
             values[k] = _shrunk(shares)
             elsewhere[np.setdiff1d(np.arange(len(pairs)), shown), k] = values[k]
         else:
@@ -83,7 +92,7 @@ def in_words(offsets: np.ndarray) -> str:
     """What the offsets of a class, (4,), say about its labels: "labels are 5 % wider on the left than ..."."""
     outwards = np.asarray(offsets, np.float64) * (-1, -1, 1, 1)
     parts = [
-        f"{abs(share):.0%} {kind[share < 0]} {place}".replace("%", " %")
+        f"{abs(share):.0%} {kind[int(share < 0)]} {place}".replace("%", " %")
         for share, kind, place in zip(
             outwards[[0, 2, 1, 3]],
             [("wider", "narrower")] * 2 + [("taller", "shorter")] * 2,

@@ -36,7 +36,7 @@ def cut(boxes_xyxy: np.ndarray, frame_xyxy: np.ndarray) -> tuple[np.ndarray, np.
         The boxes (n, 4), and (n,) bool, False for those that lie entirely outside.
     """
     boxes_xyxy = boxes_xyxy.clip(np.tile(frame_xyxy[:2], 2), np.tile(frame_xyxy[2:], 2))
-    return boxes_xyxy, (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)
+    return boxes_xyxy, np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1)
 
 
 def match(overlap: np.ndarray, scores: np.ndarray, limits: np.ndarray) -> np.ndarray:

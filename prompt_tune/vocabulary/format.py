@@ -48,6 +48,8 @@ class Provenance(TypedDict, total=False):
         cross_validated: If there were too few images to hold some out, so that all were trained on: the number of
             folds of the cross-validation, or 1 if a single picture was trained and measured on. `val_images` then are
             the training images.
+        boxes: By class name, the labelled `objects` of training images from which its box offsets come, and their mean
+            IoU with boxes before (`iou_before`) and after (`iou_after`), moved by the offsets of other images.
         thresholds: `rule`, in words, and `expected`: precision and recall by class name.
         carried: `names` of the classes kept from an earlier run, and `from`, the digest of its vocabulary.
         merged: `digest` and `provenance` of each vocabulary that was merged.
@@ -73,6 +75,7 @@ class Provenance(TypedDict, total=False):
     replay_images: int
     val_images: int
     cross_validated: int
+    boxes: dict[str, dict[str, float]]
     thresholds: dict[str, Any]
     carried: dict[str, Any]
     merged: list[dict[str, Any]]

@@ -82,8 +82,9 @@ def test_limits_of_overlap_are_listed() -> None:
     after = replace(before, nms_iou=np.array([0.5, 0.7], np.float32))
     assert diff(before, after) == replace(NOTHING, resuppressed=(Change("b", 0.6, 0.7),))
     assert not diff(before, after).is_empty
-    moved = replace(before, box_offsets=np.array([[0.125, 0, 0, 0], [0, 0, 0, 0]], np.float32))
-    found = diff(moved, replace(moved, box_offsets=moved.box_offsets * 2))
+    offsets = np.array([[0.125, 0, 0, 0], [0, 0, 0, 0]], np.float32)
+    moved = replace(before, box_offsets=offsets)
+    found = diff(moved, replace(moved, box_offsets=offsets * 2))
     assert found.reboxed == (Change("a", [0.125, 0, 0, 0], [0.25, 0, 0, 0]),) and not found.is_empty
     assert diff(before, moved).reboxed[0] == Change("a", None, [0.125, 0, 0, 0])
     assert diff(before, replace(before, nms_iou=None)).resuppressed == (Change("a", 0.5, None), Change("b", 0.6, None))
