@@ -43,8 +43,9 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     "--save",
     multiple=True,
     type=click.Choice(["pictures", "coco", "yolo", "csv"]),
-    help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from, "
-    "detections.csv. Can be given several times; default: pictures and coco.",
+    help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from "
+    "(labels of learned classes only, unless --show names others), detections.csv. Can be given several times; "
+    "default: pictures and coco.",
 )
 @click.option("--stream", is_flag=True, help="Write one line of JSON per image or frame to standard output, at once.")
 @click.option(
@@ -64,7 +65,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
 )
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
-@click.option("--show", multiple=True, metavar="NAME", help=f"Show only this class: {NAMES}")
+@click.option("--show", multiple=True, metavar="NAME", help=f"Show, save and label only this class: {NAMES}")
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
 @device_option
 @click.option(

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from prompt_tune.contract import HOLD_OUT
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.held_out import HELD_OUT_SHARE, copied, has_box, hold_out
@@ -221,6 +222,8 @@ def _read_description(file: Path) -> RawLabels:
             f"`{file}` describes a grounding set, which has no classes to learn. Give this file to `--replay`, and a "
             "data set with classes here."
         )
+    if content.get(HOLD_OUT):
+        content.pop("val", None)
     is_coco = any(isinstance(content.get(split), dict) for split in ("train", "val", "test"))
     return read_coco_yaml(file, content) if is_coco else read_yolo(file, content)
 

@@ -279,7 +279,9 @@ def _draw(images: Sequence[_Image], count: int | None, seed: int, place: Path) -
     """Draws images until `count` of them exist. Missing ones that were drawn stay in, for `make_split` to name."""
     if count is None or count >= len(images):
         if count is not None and count > len(images):
-            log.info("`%s` has %d images, fewer than the %d to replay: all are taken.", place, len(images), count)
+            log.info(
+                "`%s` has %s, fewer than the %d to replay: all are taken.", place, counted(len(images), "image"), count
+            )
         return list(images)
     drawn: list[_Image] = []
     existing = 0

@@ -22,6 +22,7 @@ from prompt_tune.report.pictures import Picture, pictures
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.evaluation.verify import FalseAlarms, Verification
@@ -267,6 +268,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["counted"] = counted
     constants = {
         "hit_iou": HIT_IOU,
         "same_box_iou": SAME_BOX_IOU,
@@ -276,7 +278,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
     }
     text = environment.get_template(template).render({**constants, **content})
     with saving(path, RunError) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may not be text
 
 
 def _number(value: float | None) -> str:

@@ -16,6 +16,7 @@ from prompt_tune.models.text_tower import TextTower
 from prompt_tune.run import RunFolder
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.vocabulary import Vocabulary, merge
+from prompt_tune.wording import counted
 
 SETTINGS = ("class_specific", "token_position", "prompts_per_class")  # how prompts are built
 logger = logging.getLogger(__name__)
@@ -171,9 +172,9 @@ class Earlier:
         if not names:
             return learned
         logger.warning(
-            "Thresholds are kept from %s for %d classes that were never found in the validation images: %s",
+            "Thresholds are kept from %s for %s never found in the validation images: %s",
             self.run.folder,
-            len(names),
+            counted(len(names), "class"),
             ", ".join(names),
         )
         rows, old = ([part.names.index(name) for name in names] for part in (learned, self.learned))

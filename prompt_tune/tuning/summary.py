@@ -31,6 +31,7 @@ from prompt_tune.runtime.packing import Packed
 from prompt_tune.tuning.drawn_boxes import moved_boxes
 from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 PICTURES_EACH = 6  # pictures of each kind (hits, misses, false alarms) for a class
 TRAINING_PICTURES = 10  # about 0.2 MB
@@ -232,7 +233,7 @@ def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, s
     """Settings, inputs, digests and versions, as text."""
     made_from = {"model": config["model"], "data": config["data"], "text tower": config["text_tower"]}
     if config["replay"]:
-        made_from["replay"] = f"{learned.provenance['replay_images']} images"
+        made_from["replay"] = counted(learned.provenance["replay_images"], "image")
     if "carried" in learned.provenance:
         made_from["carried over, not trained in this run"] = ", ".join(learned.provenance["carried"]["names"])
     settings = {name.replace("_", " "): _written(value) for name, value in config["settings"].items()}

@@ -300,6 +300,26 @@ def test_saved_yolo_labels_are_a_data_set_of_the_classes_shown(
     assert (again.status, "would mix with the new ones" in again.err) == (1, True)
 
 
+def test_saved_yolo_labels_are_those_of_learned_classes_unless_show_names_others(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    def names(out: Path, *options: str) -> tuple[str, ...]:
+        more = ["--save", "yolo", "--save", "coco", "--conf", 0.2, "--threads", 1, *options]
+        assert run_command(capfd, "detect", bundle, "--source", photos, "--out", out, *more).status == 0
+        return read_dataset(out / "yolo").names
+
+    detector = runtime.Detector(bundle, threads=1)
+    originals, learned = (
+        [name for label, name in detector.classes if (label == "original") == is_original]
+        for is_original in (True, False)
+    )
+    assert names(tmp_path / "a") == tuple(learned)
+    document = json.loads((tmp_path / "a/detections.json").read_text())
+    assert len(document["categories"]) == len(originals) + len(learned)
+    assert len(names(tmp_path / "b", "--show", "original:*")) == len(originals)
+    assert len(names(tmp_path / "c", "--show", "original:*", "--show", "learned:*")) == len(detector.classes)
+
+
 def test_stream_writes_a_line_of_json_an_image_and_needs_no_folder(bundle: Path, photos: Path, capfd: Capture) -> None:
     (photos / "broken.jpg").write_bytes(b"no picture")
     done = run_command(capfd, "detect", bundle, "--source", photos, "--stream", "--threads", 1)

@@ -231,12 +231,16 @@ def test_name_that_both_vocabularies_have_is_measured_in_both(
     assert rows[0].objects == rows[1].objects and rows[0].metrics != rows[1].metrics
 
 
-def test_data_set_without_validation_images_is_split_as_fit_splits_it(sample: Path, tmp_path: Path) -> None:
-    folder = sample / "custom"
+def test_data_set_without_validation_images_is_split_as_fit_splits_it(tmp_path: Path) -> None:
+    folder = write_sample(tmp_path / "set", n_images=100)[0].parent
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": str(folder / "images" / "train"), "names": SIX}))
-    fit(FitInputs("tiny", tmp_path / "data.yaml"), tmp_path / "run", config=FitConfig(epochs=1, seed=5))
+    fit(
+        FitInputs("tiny", tmp_path / "data.yaml"),
+        tmp_path / "run",
+        config=FitConfig(epochs=1, updates=1, views=1, seed=5),
+    )
     dataset = read_dataset(tmp_path / "data.yaml", seed=5)
-    held_out = sum((~sample.labels.ignore).sum() for sample in dataset.val.samples)
+    held_out = sum(int((~image.labels.ignore).sum()) for image in dataset.val.samples)
     result = validate_run(tmp_path / "run", tmp_path / "data.yaml")
     assert (result.images, sum(row.objects for row in result.classes)) == (len(dataset.val.samples), held_out)
     for split, wanted in (("train", dataset.train), ("val", dataset.val)):
