@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from assigning import assign
 from data_sets import (
     RACCOON,
     TRAIN,
@@ -30,7 +31,6 @@ from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.datasets.replay import RATIO, ReplaySource, choose_replay, name_pattern, parse_replay, read_replay
 from prompt_tune.datasets.samples import Split
 from prompt_tune.errors import DataError
-from prompt_tune.tuning.loss import assign
 from prompt_tune.tuning.regions import Regions
 
 CLASSES = (("gizmo",), ("truck", "lorry"), ("light",))  # the labels are lorry and traffic light

@@ -28,8 +28,7 @@ from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.tuning.fit import fit
 from prompt_tune.tuning.job import FitInputs
-from prompt_tune.tuning.loss import class_loss
-from prompt_tune.tuning.regions import Regions
+from prompt_tune.tuning.loss import ClassSample, Prepared, class_loss
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -364,9 +363,11 @@ def test_replayed_images_are_trained_on_counted_and_resumed(
     """Ten labelled images and eight replayed ones: one of these is damaged, one held out. The run is stopped once."""
     batches: list[list[int]] = []
 
-    def counting(world: World, rows: torch.Tensor, regions: list[Regions], anchors: Any) -> torch.Tensor:
-        batches.append([len(image.labels.classes) for image in regions])
-        return class_loss(world, rows, regions, anchors)
+    def counting(
+        world: World, rows: torch.Tensor, images: list[Prepared], sample: ClassSample | None = None
+    ) -> torch.Tensor:
+        batches.append([len(image.candidates.counts) for image in images])
+        return class_loss(world, rows, images, sample)
 
     monkeypatch.setattr("prompt_tune.tuning.tasks.class_loss", counting)
     replay = [ReplaySource(str(replay_folder), 0.8)]
