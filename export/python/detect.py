@@ -80,6 +80,7 @@ class Vocabulary:
     thresholds: np.ndarray  # (n_cls,)
     calibration: np.ndarray  # (n_cls, 2): scale and shift of the logit
     nms_iou: np.ndarray  # (n_cls,): a class's own limit of overlap, applied after the graph's
+    box_offsets: np.ndarray  # (n_cls, 4): how far edges of the class's boxes move, in shares of width and height
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -88,8 +89,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         data = file.read()
     about = json.loads(header.pop("__metadata__")["prompt-tune"])
-    if about["version"] != 1:
-        raise SystemExit(f"{path}: format version {about['version']}; this program reads version 1.")
+    if about["version"] not in (1, 2):
+        raise SystemExit(f"{path}: format version {about['version']}; this program reads versions 1 and 2.")
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
@@ -103,6 +104,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         tensors["thresholds"],
         tensors.get("calibration", unchanged),
         tensors.get("nms_iou", np.ones(n_cls, np.float32)),
+        tensors.get("box_offsets", np.zeros((n_cls, 4), np.float32)),
     )
 
 
@@ -146,6 +148,7 @@ class Detector:
                 tables.append(self._run(images, [part], [], conf)[0])
         found = []
         for group, rows in zip(groups, tables, strict=True):
+            rows = moved(rows, np.concatenate([np.zeros((0, 4), np.float32), *(part.box_offsets for part in group)]))
             rows = distinct(rows, np.concatenate([np.ones(0, np.float32), *(part.nms_iou for part in group)]))
             boxes = (rows[:, 1:5] - np.array([left, top] * 2, np.float32)) / np.float32(scale)
             boxes = np.clip(boxes, 0, np.array(image.size * 2, np.float32))
@@ -190,6 +193,14 @@ def locate(group: list[Vocabulary], index: int) -> tuple[Vocabulary, int]:
             return part, index
         index -= len(part.thresholds)
     raise IndexError(index)
+
+
+def moved(rows: np.ndarray, box_offsets: np.ndarray) -> np.ndarray:
+    """The rows (n, 7) of one image, with boxes as the labels of their class are drawn; zeros keep a box as it is."""
+    offsets = box_offsets[rows[:, 6].astype(int)]  # (n, 4): left, top, right, bottom edge
+    sizes = np.tile(rows[:, 3:5] - rows[:, 1:3], 2)  # (n, 4): width, height, width, height
+    boxes = np.where(offsets == 0, rows[:, 1:5], rows[:, 1:5] + offsets * sizes)
+    return np.concatenate([rows[:, :1], boxes, rows[:, 5:]], axis=1)
 
 
 def distinct(rows: np.ndarray, nms_iou: np.ndarray) -> np.ndarray:

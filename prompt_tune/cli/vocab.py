@@ -152,8 +152,8 @@ def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     """Print what changed from file A to file B, to review a vocabulary.
 
     Lists the classes that were added or removed; the classes of both files whose embeddings moved (with the cosine; 1
-    means the same direction) or whose threshold, calibration or NMS IoU changed; and changes of the whole file, such as
-    its digests.
+    means the same direction) or whose threshold, calibration, NMS IoU or box offsets changed; and changes of the whole
+    file, such as its digests.
     """
     import json
 

@@ -28,6 +28,7 @@ def classes_table(vocabulary: "Vocabulary", width: int) -> Table:
     columns = ["id", "class", "prompts", "threshold"]
     columns += ["scale, shift"] if vocabulary.calibration is not None else []
     columns += ["NMS IoU"] if vocabulary.nms_iou is not None else []
+    columns += ["box offsets in %"] if vocabulary.box_offsets is not None else []
     rows = []
     for i, name in enumerate(vocabulary.names):
         n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # padding repeats prompts
@@ -36,6 +37,8 @@ def classes_table(vocabulary: "Vocabulary", width: int) -> Table:
             cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
         if vocabulary.nms_iou is not None:
             cells.append(f"{vocabulary.nms_iou[i]:.3g}")
+        if vocabulary.box_offsets is not None:
+            cells.append(" ".join(f"{100 * value:+.1f}" for value in vocabulary.box_offsets[i]))
         rows.append(cells)
     return fitted(columns, rows, width, left=("class",))
 
@@ -87,6 +90,7 @@ def differences_table(found: "VocabularyDiff", width: int, *, whole: bool = Fals
         ("threshold", found.rethresholded),
         ("scale, shift", found.recalibrated),
         ("NMS IoU", found.resuppressed),
+        ("box offsets", found.reboxed),
     ):
         rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
     if found.reordered:

@@ -32,6 +32,7 @@ from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import LEARNED, Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
@@ -284,8 +285,8 @@ def _torch_detector(
                 passes[digest] = world.features(network_input.float() / 255, guide)
             head, boxes = passes[digest]
             found = find(boxes[0], region_logits(world, head[0], level, embeddings).sigmoid())
-            if place == 0:  # names without learning have no NMS IoU of their own, and no calibration
-                found = found.distinct(truth.nms_iou[rows])
+            if place == 0:  # names without learning have no offsets and NMS IoU of their own, and no calibration
+                found = move(found, truth.box_offsets[rows]).distinct(truth.nms_iou[rows])
             boxes_xyxy, classes = placed.to_original(found.boxes_xyxy), rows[found.class_ids]
             scores = found.scores if place else calibrated(found.scores, truth.calibration[classes])
             inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)  # not entirely in the grey border

@@ -56,7 +56,7 @@ class Video:
         self.live = timeout is not None and container.duration is None
         self.broken: str | None = None
         self._container, self._every, self._timeout = container, every, timeout
-        self._decoded, self._damaged, self._hidden, self._first_damage = 0, 0, 0, ""
+        self._decoded, self._damaged, self._first_damage = 0, 0, ""
         self._is_cut, self._is_done, self._last = is_cut, False, 0.0  # the time of the last frame, in seconds
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"  # decode on several cores
@@ -72,7 +72,7 @@ class Video:
     def damage(self) -> str | None:
         """One line about the parts that are missing or could not be decoded, or None."""
         place = f"damaged places, the first {self._first_damage}"
-        lacks = self._is_done and (self._decoded + self._hidden < self._promised or self._is_cut or self._ends_early())
+        lacks = self._is_done and (self._decoded < self._promised or self._is_cut or self._ends_early())
         if not lacks:
             return f"`{self.shown}`: skipped {self._damaged} {place}. {_CURE}" if self._damaged else None
         count = self._promised or self._estimate
@@ -111,7 +111,6 @@ class Video:
         started = time.monotonic()
         try:
             for packet in self._container.demux(self._container.streams.video[0]):
-                self._hidden += packet.is_discard  # frames that the video's edit list cuts off are no damage
                 try:
                     decoded = packet.decode()
                 except FFmpegError as error:

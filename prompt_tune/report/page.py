@@ -65,6 +65,29 @@ class ClassSection:
         return hardly_learned(self.threshold, self.outcome.precision)
 
 
+@dataclass(frozen=True, eq=False)
+class MovedBoxes:
+    """How the boxes of a class are moved to where its labels are drawn.
+
+    Attributes:
+        name: The class.
+        text: What was found, in words.
+        objects: The number of labelled objects in training images from which this comes; 0 if that is unknown.
+        iou_before: Their mean IoU with the detector's own boxes; nan if unknown.
+        iou_after: The same with boxes moved by the offsets of other images.
+        moved: Whether boxes are moved.
+        pictures: Some detections in validation images, before and after.
+    """
+
+    name: str
+    text: str
+    objects: int
+    iou_before: float
+    iou_after: float
+    moved: bool
+    pictures: tuple[Picture, ...] = ()
+
+
 @dataclass(frozen=True)
 class Confusion:
     """An original class that is detected on labelled objects of a learned class.
@@ -105,6 +128,7 @@ class FitReport:
         training: Training images with their boxes.
         figures: The figures of the run folder.
         confusions: Confusions with original classes, most frequent first.
+        boxes: How boxes are moved, by class; empty if boxes are frozen.
         movements: How each embedding moved.
         tokens: The tokens nearest to the context vectors.
         facts: What the run was made from: names and values by heading.
@@ -128,6 +152,7 @@ class FitReport:
     training: tuple[Picture, ...]
     figures: tuple[Picture, ...]
     confusions: tuple[Confusion, ...]
+    boxes: tuple[MovedBoxes, ...]
     movements: "tuple[Movement, ...]"
     tokens: "TokenDistances"
     facts: Mapping[str, Mapping[str, str]]

@@ -56,8 +56,8 @@ class Picture:
 def picture(image: Image.Image, example: Example, name: str, kind: str) -> Picture:
     """A small JPEG of the surroundings of an example.
 
-    The detection is drawn solid, in the colour of its class. Labels are dashed, and so is the original detection of a
-    collision.
+    The detection is drawn solid, in the colour of its class, and thin where the detector had it before its box was
+    moved. Labels are dashed, and so is the original detection of a collision.
 
     Args:
         image: The whole image, RGB, upright.
@@ -65,7 +65,8 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
         name: The class name.
         kind: "hit", "miss", "false alarm" or "collision"; it goes into the picture's `alt`.
     """
-    boxes = [box for box in (example.reference_xyxy, example.found_xyxy) if box is not None]
+    drawn = (example.reference_xyxy, example.found_xyxy, example.before_xyxy)
+    boxes = [box for box in drawn if box is not None]
     left, top, right, bottom = _crop(boxes, image.size)
     scale = TILE_PIXELS / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
@@ -77,6 +78,8 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
 
     for box in example.others_xyxy:
         _dashed(canvas, placed(box), width=1)
+    if example.before_xyxy is not None:
+        _thin(canvas, placed(example.before_xyxy))
     if example.found_xyxy is not None:
         _solid(canvas, placed(example.found_xyxy), class_colour(name, learned=True))
     if example.reference_xyxy is not None:
@@ -166,6 +169,14 @@ def _solid(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour) 
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE, width=LINE + 2)
     canvas.rectangle((left, top, right, bottom), outline=colour, width=LINE)
+
+
+def _thin(canvas: ImageDraw.ImageDraw, box: tuple[float, ...]) -> None:
+    """Draw the detector's own box of a detection that was moved: a thin light line with a dark edge."""
+    left, top, right, bottom = (round(value) for value in box)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE)
+    canvas.rectangle((left, top, right, bottom), outline=PAPER)
 
 
 def _dashed(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], *, width: int) -> None:

@@ -162,7 +162,7 @@ class Earlier:
         return embeddings
 
     def keep_unfound(self, learned: Vocabulary, unfound: Sequence[str]) -> Vocabulary:
-        """A vocabulary in which some classes keep the threshold, calibration and NMS IoU of this run.
+        """A vocabulary in which some classes keep the threshold, calibration, NMS IoU and box offsets of this run.
 
         Args:
             learned: The new vocabulary.
@@ -184,15 +184,16 @@ class Earlier:
             changed[rows] = was[old]
             return changed
 
-        calibrated, limited = (
+        calibrated, limited, moved = (
             any(getattr(part, name) is not None for part in (learned, self.learned))
-            for name in ("calibration", "nms_iou")
+            for name in ("calibration", "nms_iou", "box_offsets")
         )
         return replace(
             learned,
             thresholds=kept(learned.thresholds, self.learned.thresholds),
             calibration=kept(learned.calibration_rows, self.learned.calibration_rows) if calibrated else None,
             nms_iou=kept(learned.nms_iou_rows, self.learned.nms_iou_rows) if limited else None,
+            box_offsets=kept(learned.box_offsets_rows, self.learned.box_offsets_rows) if moved else None,
         )
 
     def join(self, context: PromptContext, learned: Vocabulary) -> tuple[PromptContext, Vocabulary]:

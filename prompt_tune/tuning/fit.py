@@ -32,6 +32,7 @@ from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.tuning.comparison import training_ap50, unlearned, why_nothing
+from prompt_tune.tuning.convention import draw_as_labelled
 from prompt_tune.tuning.folds import Judged, cross_validate, make_folds
 from prompt_tune.tuning.job import FitInputs, Job, prepare
 from prompt_tune.tuning.state import load_state, save_state
@@ -137,6 +138,7 @@ def fit(
         caching.seen(task, val),
         val.samples,
         chosen.found,
+        before=chosen.before,
         train=job.dataset.train.samples,
         unlearned=chosen.unlearned,
         verdict=verdict,
@@ -252,7 +254,8 @@ class _Chosen:
 
     Attributes:
         learned: The vocabulary of the classes that were trained.
-        found: The detections of its classes on the validation images of the data set.
+        before: The detections of its classes on the validation images of the data set, with the detector's own boxes.
+        found: The same after suppression, with boxes as the labels of each class are drawn.
         measured: Their AP.
         trained_ap50: Their AP50 on training images; None if those have too few boxes.
         unlearned: What the names give without learning.
@@ -261,6 +264,7 @@ class _Chosen:
     """
 
     learned: Vocabulary
+    before: list[Detections]
     found: list[Detections]
     measured: Metrics
     trained_ap50: float | None
@@ -281,10 +285,15 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
     names = tuple(prompts[0] for prompts in context.classes)
     embeddings = _embeddings(job)
     n_val = len(task.val.files) - task.val.n_replay
-    labels, found = task.detect(embeddings) if judged is None else judged
+    labels, found = task.detect(embeddings, whole=True) if judged is None else judged
     if task.val.n_replay:
-        more = task.detect(embeddings, images=range(n_val, len(task.val.files)))
+        more = task.detect(embeddings, images=range(n_val, len(task.val.files)), whole=True)
         labels, found = labels + more[0], found + more[1]
+    train = [job.dataset.train.samples[i] for i in task.train.kept]
+    drawn = draw_as_labelled(
+        task, embeddings, labels, found, config.boxes, train=train, cross_validated=judged is not None
+    )
+    found, offsets = drawn.found, drawn.offsets
     iou = config.nms_iou or choose_nms_iou(labels, found, len(names))
     nms_iou = np.full(len(names), iou, np.float32)
     found = [part.distinct(nms_iou) for part in found]
@@ -319,6 +328,8 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         provenance["train_ap50"] = round(trained_ap50, 6)
     if job.dataset.held_out:
         provenance["held_out"] = len(job.dataset.val.samples)
+    if offsets is not None:
+        provenance["boxes"] = offsets.to_record(names)
     if job.dataset.few:
         provenance["cross_validated"] = n_folds or 1
         if not n_folds:
@@ -332,6 +343,7 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         thresholds=thresholds.values,
         calibration=calibration,
         nms_iou=nms_iou if iou < NMS_IOU else None,  # otherwise the graph's own suppression does it
+        box_offsets=offsets.values if offsets is not None and offsets.values.any() else None,
         kind="learned",
         guide_mode=config.guide,
         detector=job.world.digest,
@@ -339,7 +351,9 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         guide=job.original.digest if config.guide == "original" else guide_digest(embeddings),
         provenance=provenance,
     )
-    return _Chosen(learned, found[:n_val], measured, trained_ap50, names_alone, matched, calibrated)
+    return _Chosen(
+        learned, drawn.before[:n_val], found[:n_val], measured, trained_ap50, names_alone, matched, calibrated
+    )
 
 
 def _write(run: RunFolder, chosen: _Chosen, job: Job) -> None:

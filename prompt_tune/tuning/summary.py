@@ -28,6 +28,7 @@ from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.images import Letterbox
 from prompt_tune.runtime.packing import Packed
+from prompt_tune.tuning.drawn_boxes import moved_boxes
 from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
@@ -68,6 +69,7 @@ def write_fit_report(
     samples: Sequence[Sample],
     founds: Sequence[Detections],
     *,
+    before: Sequence[Detections] | None = None,
     train: Sequence[Sample] = (),
     unlearned: Sequence[Baseline] = (),
     verdict: str = "",
@@ -80,7 +82,8 @@ def write_fit_report(
         context: The kept context vectors.
         val: The validation images, with all anchors, under the original guide.
         samples: The images that `val` was made from, those that it had to skip included.
-        founds: The detections of the kept prompts in the images of `val`, from `Task.detect`.
+        founds: The detections of the kept prompts in the images of `val`, in its frame, with moved boxes.
+        before: The same with the detector's own boxes; None if boxes were not moved.
         train: The training images, some of which are shown with their boxes.
         unlearned: What the names give without learning.
         verdict: What to say of a fit that came to nothing; empty if it did not.
@@ -94,6 +97,8 @@ def write_fit_report(
     if len(learned.names) > len(context.classes):  # the others were carried over from an earlier run, not trained
         learned = learned.select([names[0] for names in context.classes])
     cached = [samples[i] for i in val.kept]
+    boxes = moved_boxes(learned, cached, founds if before is None else before, founds, config["image_size"])
+    learned = replace(learned, box_offsets=None)  # `founds` have moved boxes already
     seen = _judge_images(world, learned, original, val, cached, founds, config["image_size"])
     evaluation = coco_evaluation(  # in original pixels, like the detections of the runtime
         [image.labels for image in seen.images], [image.found for image in seen.images], len(learned.names)
@@ -134,6 +139,7 @@ def write_fit_report(
                 if (run.folder / name).is_file()
             ),
             confusions=_confusions(seen, learned, sections),
+            boxes=boxes,
             movements=movements(learned.names, learned.embeddings, plain, original.names, original.embeddings),
             tokens=nearest_tokens(context),
             facts=facts,

@@ -19,6 +19,7 @@ from prompt_tune.errors import DataError
 from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, join_levels, region_logits
 from prompt_tune.progress import Progress
+from prompt_tune.runtime.boxes import cut
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.tuning.loss import class_loss
 from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, Regions, cache_regions
@@ -54,6 +55,7 @@ class Task(Protocol):
         conf: float = METRIC_CONF,
         images: Sequence[int] | None = None,
         trained: bool = False,
+        whole: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """Labels and detections of images in `val`, in pixels of the network's input; see `detect_regions`.
 
@@ -62,6 +64,7 @@ class Task(Protocol):
             conf: Scores at or below it are dropped.
             images: Which images; None takes all but the replayed ones, which come last.
             trained: Take the training images, in their first view and with the anchors of their budget.
+            whole: Leave boxes as the detector draws them, also beyond the edges of the photo.
         """
 
 
@@ -88,11 +91,12 @@ class RegionTask:
         conf: float = METRIC_CONF,
         images: Sequence[int] | None = None,
         trained: bool = False,
+        whole: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
         cache = self.train if trained else self.val
         regions = (cache.load(i) for i in _or_labelled(images, cache))
-        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
+        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf, whole=whole)
 
 
 class GuidedTask:
@@ -122,11 +126,12 @@ class GuidedTask:
         conf: float = METRIC_CONF,
         images: Sequence[int] | None = None,
         trained: bool = False,
+        whole: bool = False,
     ) -> tuple[list[Labels], list[Detections]]:
         """See `Task`."""
         cache = self.train if trained else self.val
         regions = self._all_regions(cache, embeddings, _or_labelled(images, cache))
-        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf)
+        return detect_regions(self.world, embeddings, regions, self._anchors, conf=conf, whole=whole)
 
     def _all_regions(self, cache: RegionCache, embeddings: np.ndarray, images: Sequence[int]) -> Iterator[Regions]:
         """All anchors of some images of a cache, a few images at a time."""
@@ -242,10 +247,11 @@ def detect_regions(
     anchors: tuple[Tensor, Tensor, Tensor],
     *,
     conf: float = METRIC_CONF,
+    whole: bool = False,
 ) -> tuple[list[Labels], list[Detections]]:
     """Labels and detections of images from all their regions, in pixels of the network's input.
 
-    As in the runtime, boxes are cut at the edges of the photo after suppression.
+    As in the runtime, boxes are cut at the edges of the photo after suppression, unless they are to be left `whole`.
 
     Args:
         world: The frozen detector.
@@ -253,6 +259,7 @@ def detect_regions(
         images: The regions of each image.
         anchors: From `World.anchors`, for the input size.
         conf: Scores at or below it are dropped.
+        whole: See `Task.detect`.
     """
     rows = torch.from_numpy(embeddings).to(world.device)
     level = anchors[2]
@@ -262,13 +269,12 @@ def detect_regions(
             world, regions.head.to(world.device), level[regions.anchor.to(level.device)], rows
         ).sigmoid()
         found = find(regions.boxes_xyxy.to(world.device), scores, conf=conf)
-        founds.append(_cut(found, regions.frame_xyxy))
+        founds.append(found if whole else cut_at(found, regions.frame_xyxy))
         labels.append(regions.labels)
     return labels, founds
 
 
-def _cut(found: Detections, frame_xyxy: np.ndarray) -> Detections:
+def cut_at(found: Detections, frame_xyxy: np.ndarray) -> Detections:
     """Detections with their boxes cut at a frame (4,). Boxes entirely outside are left out."""
-    boxes_xyxy = found.boxes_xyxy.clip(np.tile(frame_xyxy[:2], 2), np.tile(frame_xyxy[2:], 2))  # (n, 4)
-    inside = np.flatnonzero((boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1))
+    boxes_xyxy, inside = cut(found.boxes_xyxy, frame_xyxy)
     return replace(found, boxes_xyxy=boxes_xyxy).select(inside)

@@ -30,6 +30,7 @@ def rows(table: Table) -> list[list[str]]:
         ({}, [], []),
         ({"calibration": [[2, 0.5]]}, ["scale, shift"], ["2, 0.5"]),
         ({"nms_iou": np.array([0.45], np.float32)}, ["NMS IoU"], ["0.45"]),
+        ({"box_offsets": np.array([[-0.05, 0, 0.125, 0]])}, ["box offsets in %"], ["-5.0 +0.0 +12.5 +0.0"]),
     ],
 )
 def test_classes_table_has_a_column_for_each_field_that_is_there(

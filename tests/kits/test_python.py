@@ -79,6 +79,9 @@ def save(vocabulary: Vocabulary, path: Path) -> Path:
     return path
 
 
+BOX_OFFSETS = np.array([[0, 0, 0, 0], [-0.1, 0.07, 0.31, 0], [0.4, 0.4, -0.4, -0.4]], np.float32)
+
+
 def calibration(n_cls: int) -> np.ndarray:
     """(n_cls, 2): the first class keeps its scores, the others do not."""
     rows = np.tile(np.array([0.6, 0.4], np.float32), (n_cls, 1))  # (n_cls, 2)
@@ -94,11 +97,21 @@ def test_program_on_random_detector_finds_what_the_runtime_finds(
         save(learned_for(bundle, "a", "b", n_prompts=2, seed=1), tmp_path / "more.vocab.safetensors"),
         save(
             learned_for(
-                bundle, "a", "c", "d", seed=2, calibration=calibration(3), nms_iou=np.array([0.3, 1, 0.5], np.float32)
+                bundle,
+                "a",
+                "c",
+                "d",
+                seed=2,
+                calibration=calibration(3),
+                nms_iou=np.array([0.3, 1, 0.5], np.float32),
+                box_offsets=BOX_OFFSETS,
             ),
             tmp_path / "calibrated.vocab.safetensors",
         ),
-        save(learned_for(bundle, "e", "f", seed=3, guide_mode="own"), tmp_path / "own.vocab.safetensors"),
+        save(
+            learned_for(bundle, "e", "f", seed=3, guide_mode="own", box_offsets=BOX_OFFSETS[1:]),
+            tmp_path / "own.vocab.safetensors",
+        ),
     ]
     images = [tmp_path / name for name in ("wide.png", "tall.jpg", "small.png")]
     for number, (path, size) in enumerate(zip(images, ((90, 161), (301, 77), (11, 13)), strict=True)):
@@ -143,6 +156,7 @@ def test_photo_that_lies_on_its_side_is_turned_as_the_runtime_does(tiny: Path, t
 
 def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleType, tmp_path: Path) -> None:
     numbers = {"thresholds": np.array([0.1, 0.9], np.float32), "nms_iou": np.array([0.5, 1], np.float32)}
+    numbers["box_offsets"] = BOX_OFFSETS[:2]
     for fields in ({}, {"calibration": calibration(2)} | numbers):
         wanted = learned_for_tiny(("Käfer", "b"), unit_rows(2, 3), **fields)
         got = program.read_vocabulary(save(wanted, tmp_path / "some.vocab.safetensors"))
@@ -152,6 +166,7 @@ def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleTyp
         np.testing.assert_array_equal(got.thresholds, wanted.thresholds)
         identity = np.tile(np.array([1, 0], np.float32), (2, 1))
         np.testing.assert_array_equal(got.calibration, wanted.calibration if fields else identity)
+        np.testing.assert_array_equal(got.box_offsets, BOX_OFFSETS[:2] if fields else np.zeros((2, 4)))
         np.testing.assert_array_equal(got.nms_iou, wanted.nms_iou if fields else [1, 1])
     assert len(inspect.getsource(program.read_vocabulary).splitlines()) <= MOST_LINES_OF_READER
 

@@ -134,18 +134,3 @@ def test_file_that_ends_before_its_header_says_is_damaged_with_the_count(
     )
     assert count is not None, video.damage
     assert int(count[1]) in (came - 1, came)
-
-
-def test_video_whose_edit_list_hides_frames_is_not_damaged(tmp_path: Path) -> None:
-    """Telephones that trim a video keep what lies before the cut, up to the key frame."""
-    whole = write_clip(tmp_path / "a.mp4", greys(20))
-    content = whole.read_bytes()
-    place = content.index(b"elst")
-    assert content[place + 8 : place + 12] == (1).to_bytes(4), "one entry: duration, time, rate"
-    time = int.from_bytes(content[place + 16 : place + 20])
-    ticks = 12_800 // 25  # of a frame, in the clock that FFmpeg gives a video of 25 frames per second
-    later = (time + 7 * ticks).to_bytes(4)
-    whole.write_bytes(content[: place + 16] + later + content[place + 20 :])
-    video = open_file(whole)
-    assert [number_of(image) for _, image, _ in video.frames()] == list(range(7, 20))
-    assert video.damage is None
