@@ -99,7 +99,7 @@ def show(file: Path, whole: bool) -> None:
 
     vocabulary = Vocabulary.load(file)
     console = _console()
-    console.print(origin_table(vocabulary))
+    _print(console, origin_table(vocabulary))
     _print(console, classes_table(vocabulary, console.width))
     for line in provenance_lines(vocabulary, console.width) if whole else ():
         click.echo(line)

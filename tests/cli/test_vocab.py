@@ -71,7 +71,7 @@ def test_tables_break_between_words_at_the_width_of_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, path, other = "a very long name of an electric pallet truck", tmp_path / "a", tmp_path / "b"
-    seconds = {"expected": {name: {"precision": 0.5}}, "an_outstandingly_long_key_of_the_provenance": 2}
+    seconds = {"expected": {name: {"precision": 0.5}}, "an_outstandingly_long_key": 2}
     learned(name, calibration=[[1.2345, -0.6789]], nms_iou=[0.5], provenance=seconds).save(path)
     learned("other", "conveyor", calibration=[[2, 0.5]] * 2, provenance={"seed": 1}).save(other)
     words = {*name.split(), "other", "conveyor", "threshold", "1.23,", "-0.679", DETECTOR[:12]}

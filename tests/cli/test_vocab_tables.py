@@ -75,6 +75,6 @@ def test_narrow_table_breaks_at_spaces_and_after_the_dots_of_keys_only() -> None
         file = io.StringIO()
         Console(file=file, width=width).print(fitted(columns, [row], width, left=columns))
         words = file.getvalue().replace("│", " ").split()
-        assert [word for word in words if "." in word and word[0].isalpha()] == what
+        assert [word for word in words if word.startswith(("prov", "thr", "prec"))] == what
         assert {"a", "long", "name", "1.0", "0.5"} <= set(words)
         assert max(map(len, file.getvalue().splitlines())) <= width
