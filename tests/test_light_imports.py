@@ -1,5 +1,6 @@
 """Law 4: the inference box is light. What runs there works where nothing of the training side is installed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from house import GROUND, LIGHT, read_package
 from PIL import Image
-from places import ROOT
+from places import ROOT, TESTS
 from small_bundle import photo, small_bundle
 
 from prompt_tune.models.world import World
@@ -123,3 +124,11 @@ def test_command_of_the_training_side_says_what_to_install(command: str, tmp_pat
 def test_help_needs_nothing_of_the_training_side(command: str) -> None:
     done = run_without_heavy_modules("from prompt_tune.cli import main; main()", command, "--help")
     assert (done.returncode, done.stderr) == (0, "") and "Usage" in done.stdout
+
+
+def test_benchmarks_need_no_pytest() -> None:
+    names = sorted(path.stem for path in TESTS.glob("bench_*.py"))
+    code = f"import importlib, sys; sys.modules['pytest'] = None; [importlib.import_module(one) for one in {names}]"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert len(names) > 3 and done.returncode == 0, done.stderr

@@ -29,6 +29,7 @@ PAD_GREY = 114
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
 ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
+MOST_INSET = 8  # equal boxes that are drawn inside one another
 WRITTEN = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # suffixes of drawings; else .png is added
 OTHERS = ".apng .avif .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpf .jpx .mpo .pbm .pgm .pnm .ppm"
 READ = {*WRITTEN, *OTHERS.split()}  # suffixes of the pictures that are looked for in a folder
@@ -329,17 +330,33 @@ def warn_of_boxes(names: list[str], file: Path | None) -> None:
         print(f"The font cannot draw {' '.join(missing)}: give one that can as --font FILE.", file=sys.stderr)
 
 
+def apart(boxes: list[list[float]], step: float) -> list[list[float]]:
+    """Boxes, the most important first, of which none hides another: one equal to an earlier one goes inside it."""
+    drawn: list[list[float]] = []
+    for box in boxes:
+        for _ in range(MOST_INSET):
+            smaller = [box[0] + step, box[1] + step, box[2] - step, box[3] - step]
+            equal = any(max(abs(a - b) for a, b in zip(box, other, strict=True)) < step for other in drawn)
+            if not equal or min(smaller[2] - smaller[0], smaller[3] - smaller[1]) < 2 * step:
+                break
+            box = smaller
+        drawn.append(box)
+    return drawn
+
+
 def draw(image: Image.Image, found: list[dict[str, Any]], font_file: Path | None) -> Image.Image:
     """The picture with boxes: original classes thin and grey, learned ones thick and orange."""
     picture = image.copy()
     canvas, side = ImageDraw.Draw(picture), sum(image.size) / 2
     height = max(11, side / 42)
     font = load_font(font_file, height)
-    for one in sorted(found, key=lambda one: (one["vocabulary"] != "original", one["score"])):
+    order = sorted(found, key=lambda one: (one["vocabulary"] != "original", one["score"]))
+    thick = max(2, round(side / 200))
+    for one, box in zip(order, apart([one["box_xyxy"] for one in order[::-1]], thick + 2)[::-1], strict=True):
         original = one["vocabulary"] == "original"
-        x1, y1, x2, y2 = one["box_xyxy"]
+        x1, y1, x2, y2 = box
         canvas.rectangle(
-            (x1, y1, x2, y2), outline=COLOURS[original], width=max(1, round(side / (500 if original else 200)))
+            (x1, y1, x2, y2), outline=COLOURS[original], width=max(1, round(side / 500)) if original else thick
         )
         text, place = f"{one['class']} {one['score']:.2f}", (x1, max(0, y1 - 1.3 * height))
         canvas.rectangle(canvas.textbbox(place, text, font=font), fill=COLOURS[original])

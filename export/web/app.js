@@ -14,7 +14,9 @@ const $ = (id) => document.getElementById(id);
 const state = {
   bundle: null, // the bytes of the last bundle, to open it again on another device
   ready: false, // whether it is open
-  chips: [], // { label, count, guideMode, on, file }
+  chips: [], // { label, names, guideMode, on, open, file }
+  album: [], // the pictures that were chosen
+  page: 0, // which of them is shown
   picture: null, // { canvas, name }
   result: null, // { detections, times, passes }
   stream: null, // the camera's
@@ -53,7 +55,7 @@ async function openBundle(bundle) {
     const { graph, original } = bundle;
     const opened = await call("open", { graph, original, device: $("device").value });
     state.ready = true;
-    state.chips = [{ label: ORIGINAL, count: opened.count, guideMode: "original", on: true }];
+    state.chips = [{ label: ORIGINAL, names: opened.names, guideMode: "original", on: true }];
     $("bundle").textContent = `${opened.imageSize} px, ${DEVICES[opened.device]}`;
     if (opened.note) $("bundle").textContent += ` · ${opened.note.slice(0, NOTE_LENGTH)}`;
     $("bundle").title = opened.note;
@@ -87,10 +89,19 @@ async function take(files) {
     await addVocabulary(file);
     state.bundle.learned = [...state.bundle.learned, file];
   }
-  if (pictures.length) await takePicture(pictures[0], pictures[0].name);
+  if (pictures.length) await showPage(pictures, 0);
 }
 
 // --- pictures --------------------------------------------------------------------------------------------------------
+
+/** Shows one of several pictures, and the buttons that turn to the others. */
+async function showPage(album, page) {
+  state.album = album;
+  state.page = page;
+  $("album").hidden = album.length < 2;
+  $("page").textContent = `${page + 1} of ${album.length}`;
+  await takePicture(album[page], album[page].name);
+}
 
 async function takePicture(blob, name) {
   stopCamera();
@@ -145,6 +156,7 @@ async function startCamera() {
     throw new Error(`The camera cannot be used: ${error.message}.`);
   }
   $("camera").setAttribute("aria-pressed", "true");
+  $("album").hidden = true;
   const video = document.createElement("video");
   video.playsInline = true;
   video.muted = true;
@@ -223,7 +235,8 @@ function showChips() {
       const found = state.result?.detections.filter((one) => one.vocabulary === chip.label).length;
       const own = chip.guideMode === "own" ? ", own pass" : "";
       const toggle = element("button", { type: "button", textContent: `${chip.label} ` });
-      toggle.append(element("small", { textContent: `${chip.count} classes${own}${found ? ` · ${found} found` : ""}` }));
+      const classes = `${chip.names.length} ${chip.names.length === 1 ? "class" : "classes"}`;
+      toggle.append(element("small", { textContent: `${classes}${own}${found ? ` · ${found} found` : ""}` }));
       toggle.setAttribute("aria-pressed", String(chip.on));
       toggle.addEventListener("click", () => {
         chip.on = !chip.on;
@@ -238,9 +251,22 @@ function showChips() {
       }
       const holder = element("span", { className: "chip" });
       holder.append(...parts);
-      return holder;
+      const entry = element("div", { className: "entry" });
+      entry.append(holder, namesOf(chip));
+      return entry;
     }),
   );
+}
+
+/** The class names of a vocabulary, folded until the user opens them. */
+function namesOf(chip) {
+  const details = element("details", { className: "names", open: Boolean(chip.open) });
+  details.append(
+    element("summary", { textContent: "Class names" }),
+    element("p", { textContent: chip.names.join(", ") }),
+  );
+  details.addEventListener("toggle", () => (chip.open = details.open));
+  return details;
 }
 
 function element(name, { style = "", ...properties }) {
@@ -298,8 +324,16 @@ for (const id of ["photo", "vocabulary", "folder", "files"]) {
   });
 }
 $("sample").addEventListener("click", () =>
-  act(async () => takePicture(await (await fetch(new URL(SAMPLE, import.meta.url))).blob(), SAMPLE)),
+  act(async () => {
+    const blob = await (await fetch(new URL(SAMPLE, import.meta.url))).blob();
+    await showPage([new File([blob], SAMPLE, { type: blob.type })], 0);
+  }),
 );
+for (const [id, step] of [["previous", -1], ["next", 1]]) {
+  $(id).addEventListener("click", () =>
+    act(() => showPage(state.album, (state.page + step + state.album.length) % state.album.length)),
+  );
+}
 $("camera").addEventListener("click", () => act(async () => (state.stream ? stopCamera() : startCamera())));
 $("device").addEventListener("change", () => act(async () => state.bundle && openBundle(state.bundle)));
 $("save-json").addEventListener("click", saveJson);
@@ -329,6 +363,8 @@ document.addEventListener("drop", (event) => {
 new ResizeObserver(layOut).observe($("frame"));
 
 act(async () => {
+  // a bundle may have no sample: its photos may not be handed on, or were gone when it was made
+  $("sample").hidden = !(await fetch(new URL(SAMPLE, import.meta.url), { method: "HEAD" }).catch(() => null))?.ok;
   const bundle = await servedBundle();
   if (bundle) await openBundle(bundle);
   else $("bundle").textContent = "Choose a bundle: its folder or its files.";

@@ -1,6 +1,6 @@
-// `npm ci` runs this. It copies the four files of onnxruntime-web that the page loads.
+// `npm ci` runs this. It keeps the four files of onnxruntime-web that the page loads, and nothing else of the packages.
 
-import { copyFileSync, mkdirSync } from "node:fs";
+import { mkdirSync, renameSync, rmSync } from "node:fs";
 
 const FILES = [
   "ort.wasm.bundle.min.mjs", // CPU only
@@ -10,4 +10,5 @@ const FILES = [
 ];
 
 mkdirSync("onnxruntime", { recursive: true });
-for (const name of FILES) copyFileSync(`node_modules/onnxruntime-web/dist/${name}`, `onnxruntime/${name}`);
+for (const name of FILES) renameSync(`node_modules/onnxruntime-web/dist/${name}`, `onnxruntime/${name}`);
+rmSync("node_modules", { recursive: true });

@@ -36,7 +36,7 @@ export class Detector {
     return detector;
   }
 
-  /** Adds a learned or plain vocabulary. Returns its label, number of classes and guide mode. */
+  /** Adds a learned or plain vocabulary. Returns its label, class names and guide mode. */
   load(buffer, fileName) {
     const vocabulary = readVocabulary(buffer, fileName);
     checkMadeFor(vocabulary, this.metadata.detector, this.original);
@@ -45,7 +45,7 @@ export class Detector {
       throw new Error(`“${label}” is loaded already. Remove it first, or rename the file.`);
     }
     this.learned.set(label, vocabulary);
-    return { label, count: names.length, guideMode };
+    return { label, names, guideMode };
   }
 
   unload(label) {

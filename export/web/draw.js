@@ -5,6 +5,7 @@ import { ORIGINAL } from "./vocabulary.js";
 const OUTLINE = "rgb(15 18 22)"; // a dark edge keeps a box visible on a background of its own colour
 const INK = "rgb(24 26 30)";
 const PAPER = "rgb(250 250 248)";
+const MOST_INSET = 8; // equal boxes that are drawn inside one another
 
 /**
  * Draws detections: high scores over low ones, learned classes over original ones.
@@ -18,8 +19,10 @@ export function drawDetections(context, detections, { scale, unit, highlighted =
   context.font = `600 ${font}px system-ui, sans-serif`;
   context.textBaseline = "middle";
   context.lineJoin = "round";
-  for (const one of order) {
-    const [x1, y1, x2, y2] = one.box_xyxy.map((value) => value * scale);
+  const scaled = order.map((one) => one.box_xyxy.map((value) => value * scale));
+  const boxes = apart(scaled.reverse(), 5 * unit).reverse();
+  for (const [row, one] of order.entries()) {
+    const [x1, y1, x2, y2] = boxes[row];
     const line = (one === highlighted ? 4.5 : one.vocabulary === ORIGINAL ? 1.5 : 3) * unit;
     for (const [style, extra] of [[OUTLINE, 1.5 * unit], [colourOf(one), 0]]) {
       context.strokeStyle = style;
@@ -46,6 +49,21 @@ export function drawDetections(context, detections, { scale, unit, highlighted =
     context.fillStyle = isLight(colourOf(one)) ? INK : PAPER;
     context.fillText(text, place.x + 0.3 * font, place.y + place.height / 2 + 0.04 * font);
   }
+}
+
+/** Boxes, the most important first, of which none hides another: one equal to an earlier one goes inside it. */
+export function apart(boxes, step) {
+  const drawn = [];
+  for (let box of boxes) {
+    for (let inset = 0; inset < MOST_INSET; inset++) {
+      const [x1, y1, x2, y2] = [box[0] + step, box[1] + step, box[2] - step, box[3] - step];
+      const equal = drawn.some((other) => Math.max(...box.map((value, edge) => Math.abs(value - other[edge]))) < step);
+      if (!equal || Math.min(x2 - x1, y2 - y1) < 2 * step) break;
+      box = [x1, y1, x2, y2];
+    }
+    drawn.push(box);
+  }
+  return drawn;
 }
 
 /** The colour of a detection's class, from its name alone. */

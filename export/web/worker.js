@@ -8,7 +8,7 @@ const calls = {
     detector = null;
     detector = await Detector.open(graph, original, device);
     const { metadata, device: used, note } = detector;
-    return { device: used, note, imageSize: metadata.image_size, count: detector.original.names.length };
+    return { device: used, note, imageSize: metadata.image_size, names: detector.original.names };
   },
   load: ({ buffer, fileName }) => detector.load(buffer, fileName),
   unload: ({ label }) => detector.unload(label),

@@ -22,8 +22,9 @@ SKIPPED_SHOWN = 5  # unreadable images that are listed
     "--images",
     "more_images",
     multiple=True,
-    help="An image, a folder of images, or a glob pattern, on which to measure how original detections change. Can be "
-    "given several times, and also as an argument.",
+    help="An image, a folder of images, or a glob pattern, on which to measure how original detections change, in the "
+    "checkpoint itself and in ultralytics' `predict`. Take images that show learned objects too. Can be given several "
+    "times, and also as an argument.",
 )
 @click.option("--device", default="cpu", show_default=True, help="The torch device for measuring: cpu, cuda, cuda:1.")
 def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[str, ...], device: str) -> None:
@@ -38,13 +39,15 @@ def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[st
     n_learned = len(baked.names) - baked.n_original
     click.echo(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
     click.echo("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
-    if baked.shift is None:
+    if baked.shift is None or baked.predicted is None:
         click.echo("To measure how much, give --images FOLDER.")
     else:
         _print(baked.shift)
+        _print_predicted(baked.predicted)
 
 
 def _print(shift: "Shift") -> None:
+    """What the joint guide alone changes."""
     for line in shift.skipped[:SKIPPED_SHOWN]:
         click.echo(f"Skipped: {line}", err=True)
     if len(shift.skipped) > SKIPPED_SHOWN:
@@ -53,8 +56,28 @@ def _print(shift: "Shift") -> None:
     if not shift.before:
         click.echo(f"No original class is detected in {images}; {counted(shift.gained, 'detection')} gained.")
         return
-    lost, gained = (f"{count} ({count / shift.before:.1%})" for count in (shift.lost, shift.gained))
     click.echo(
-        f"{images}, {counted(shift.before, 'original detection')}: {lost} lost, {gained} gained; the scores of the "
-        f"others change by {shift.mean:.4f} on average, {shift.largest:.4f} at most."
+        f"{images}, {_changes(shift)} by the joint guide; the scores of the others change by {shift.mean:.4f} on "
+        f"average, {shift.largest:.4f} at most."
     )
+
+
+def _print_predicted(shift: "Shift") -> None:
+    """What ultralytics' `predict` shows of it."""
+    if not shift.learned:
+        click.echo(
+            "In ultralytics' predict, a learned class hides an original one in the same box. These images cannot show "
+            "it: no learned class is found in them."
+        )
+    elif shift.before:
+        click.echo(
+            f"In ultralytics' predict at its defaults, {_changes(shift)}, beside "
+            f"{counted(shift.learned, 'learned detection')}: it keeps one class per box. See `ultralytics` in "
+            "docs/other-tools.md for what keeps them."
+        )
+
+
+def _changes(shift: "Shift") -> str:
+    """Counts and shares of original detections."""
+    lost, gained = (f"{count} ({count / shift.before:.1%})" for count in (shift.lost, shift.gained))
+    return f"{counted(shift.before, 'original detection')}: {lost} lost, {gained} gained"

@@ -181,7 +181,7 @@ def validate(
     from prompt_tune.deployment.bundle import export_bundle
 
     with tempfile.TemporaryDirectory() as folder:
-        export_bundle(place, Path(folder) / "bundle")
+        export_bundle(place, Path(folder) / "bundle", photo=False)
         recorded = RunFolder(place).held_out()
         return validate_bundle(Path(folder) / "bundle", data, learned=learned, recorded=recorded, **options)
 

@@ -1,11 +1,14 @@
 """An ultralytics checkpoint with original and learned classes set, for people who stay with ultralytics.
 
-There all classes guide the neck together, so original boxes and scores change; `measure_shift` measures how much.
+There all classes guide the neck together, so original boxes and scores change; `measure_shift` measures how much. And
+ultralytics' `predict` gives each box one class only, so a learned class hides an original one: `measure_predict`.
 """
 
 import copy
 import logging
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +35,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shift:
-    """How the joint guide changes original detections with a score above 0.25.
+    """How learned classes in the same checkpoint change original detections with a score above 0.25.
 
     Attributes:
         images: The number of images that were read.
         skipped: One line for each image that cannot be read.
-        before: The number of detections with the original guide.
-        lost: Those of them that no detection of the same class overlaps with the joint guide.
-        gained: Detections with the joint guide that no detection of the same class overlaps with the original guide.
+        before: The number of detections with the original classes alone.
+        lost: Those of them that no detection of the same class overlaps with all classes.
+        gained: Detections with all classes that no detection of the same class overlaps with the original ones alone.
         largest: The largest change of a score among the others, in 0..1; 0 if there are no others.
         mean: Their mean change.
+        learned: The number of detections of learned classes; None if they are not looked for.
     """
 
     images: int
@@ -51,6 +55,7 @@ class Shift:
     gained: int
     largest: float
     mean: float
+    learned: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,15 @@ class Baked:
     Attributes:
         names: Class names, in class-id order, the original ones first.
         n_original: The number of original classes.
-        shift: How original detections change, or None if it was not measured.
+        shift: How original detections change by the joint guide alone, with the suppression that a bundle has; None if
+            it was not measured.
+        predicted: How they change in ultralytics' `predict` at its defaults; None likewise.
     """
 
     names: tuple[str, ...]
     n_original: int
     shift: Shift | None
+    predicted: Shift | None
 
 
 def bake(run: str | Path, out: str | Path, *, images: Places | None = None, device: str = "cpu") -> Baked:
@@ -78,7 +86,7 @@ def bake(run: str | Path, out: str | Path, *, images: Places | None = None, devi
         run: A run folder of `fit`.
         out: The `.pt` file to write.
         images: An image, a folder or a glob pattern, or several of them, on which to measure how original detections
-            change; or None.
+            change; or None. What ultralytics' `predict` loses shows only on images with learned objects.
         device: A torch device for measuring.
 
     Raises:
@@ -102,11 +110,13 @@ def bake(run: str | Path, out: str | Path, *, images: Places | None = None, devi
         logger.info("%s cannot hold box offsets: learned boxes there are the detector's, as with --boxes frozen.", out)
     if learned.guide_mode == "own":
         logger.info("The learned classes were trained as their own guide: in %s their scores change too.", out)
-    shift = None
+    n_original, image_size = len(original.names), config["image_size"]
+    shift = predicted = None
     if images is not None:
-        shift = measure_shift(world, torch.tensor(rows), len(original.names), images, image_size=config["image_size"])
-    save_checkpoint(world, names, torch.tensor(rows), out, image_size=config["image_size"])
-    return Baked(names, len(original.names), shift)
+        shift = measure_shift(world, torch.tensor(rows), n_original, images, image_size=image_size)
+        predicted = measure_predict(world, names, torch.tensor(rows), n_original, images, image_size=image_size)
+    save_checkpoint(world, names, torch.tensor(rows), out, image_size=image_size)
+    return Baked(names, n_original, shift, predicted)
 
 
 def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Path, *, image_size: int) -> None:
@@ -144,6 +154,8 @@ def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Pat
 def measure_shift(world: World, rows: Tensor, n_original: int, images: Places, *, image_size: int) -> Shift:
     """Measures how original detections change when all classes guide the neck, as in ultralytics.
 
+    Every box may have several classes here, as in a bundle, so this is the effect of the guide alone.
+
     Args:
         world: The detector.
         rows: (n, 512) float32, unit rows; the first `n_original` are the original classes.
@@ -156,24 +168,75 @@ def measure_shift(world: World, rows: Tensor, n_original: int, images: Places, *
     """
     rows = rows.to(world.device)
     weight, bias = world.fold(rows[:n_original])
-    counts, changes, skipped = np.zeros(3, np.int64), [np.zeros(0)], []  # before, lost, gained
+
+    def both(rgb: np.ndarray) -> tuple[Detections, Detections]:
+        pixels = torch.tensor(letterbox(rgb, image_size)[0], device=world.device)  # (h, w, 3)
+        image = pixels.permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
+        return (
+            _detect(world, image, rows[:n_original], weight, bias),
+            _detect(world, image, rows, weight, bias),
+        )
+
+    return replace(_compare(images, both, n_original), learned=None)
+
+
+def measure_predict(
+    world: World, names: tuple[str, ...], rows: Tensor, n_original: int, images: Places, *, image_size: int
+) -> Shift:
+    """Measures how original detections change in ultralytics' own `predict` at its defaults.
+
+    Two checkpoints are compared, one with the original classes and one with all. `predict` keeps only the best class of
+    a box, so it loses original detections where a learned class scores higher.
+
+    Args:
+        world: The detector.
+        names: n class names.
+        rows: (n, 512) float32, unit rows; the first `n_original` are the original classes.
+        n_original: The number of original classes.
+        images: See `bake`.
+        image_size: The size in pixels that the checkpoints ask for.
+
+    Raises:
+        DataError: No image can be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="prompt-tune-bake-") as folder:
+        predictors = []
+        for name, count in (("original.pt", n_original), ("all.pt", len(names))):
+            save_checkpoint(world, names[:count], rows[:count], Path(folder) / name, image_size=image_size)
+            predictors.append(ultralytics.Predictor(Path(folder) / name, device=str(world.device)))
+        alone, together = predictors
+        return _compare(images, lambda rgb: (alone(rgb), together(rgb)), n_original)
+
+
+def _compare(images: Places, both: Callable[[np.ndarray], tuple[Detections, Detections]], n_original: int) -> Shift:
+    """The difference between two ways of detecting, summed over images.
+
+    Args:
+        images: See `bake`.
+        both: Gives the detections of an image, uint8 (h, w, 3) RGB, with the original classes and with all.
+        n_original: The number of original classes, whose ids come first.
+
+    Raises:
+        DataError: No image can be read.
+    """
+    counts, changes, skipped = np.zeros(4, np.int64), [np.zeros(0)], []  # before, lost, gained, learned
     paths = find_images(images)
     for path in paths:
         try:
-            pixels = torch.tensor(letterbox(read_rgb(path), image_size)[0], device=world.device)  # (h, w, 3)
+            rgb = read_rgb(path)
         except DataError as error:
             skipped.append(str(error))
             continue
-        image = pixels.permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
-        before, after = (_detect(world, image, guide, weight, bias) for guide in (rows[:n_original], rows))
+        before, found = both(rgb)
+        after = found.select(found.class_ids < n_original)
         moved = _matched_changes(before, after)
-        counts += (len(before), len(before) - len(moved), len(after) - len(moved))
+        counts += (len(before), len(before) - len(moved), len(after) - len(moved), len(found) - len(after))
         changes.append(moved)
     if len(skipped) == len(paths):
         place = "`, `".join(map(str, as_places(images)))
         raise DataError(f"None of the {len(paths)} images of `{place}` can be read. The first: {skipped[0]}")
     change = np.concatenate(changes)
-    before_count, lost, gained = (int(count) for count in counts)
+    before_count, lost, gained, learned = (int(count) for count in counts)
     return Shift(
         images=len(paths) - len(skipped),
         skipped=tuple(skipped),
@@ -182,6 +245,7 @@ def measure_shift(world: World, rows: Tensor, n_original: int, images: Places, *
         gained=gained,
         largest=float(change.max(initial=0)),
         mean=float(change.mean()) if len(change) else 0.0,
+        learned=learned,
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from prompt_tune.deployment.graph import export_graph
 from prompt_tune.deployment.half import export_half_graph
+from prompt_tune.deployment.photo import write_photo
+from prompt_tune.deployment.wheel import WHEELS, build_wheel, find_checkout
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing_folder
 from prompt_tune.models.embeddings import load_run
+from prompt_tune.version import NAME, PUBLISHED, install_on_cpu
 from prompt_tune.vocabulary.checks import short
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -20,11 +23,14 @@ from prompt_tune.wording import counted
 README_FILE = "README.md"
 BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
 KITS = ("python", "web")  # the folders of the deployment kit, without subfolders, in every bundle
-MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime"}  # folders that appear in a kit when it is used
+SAMPLE_FILE = "sample.jpg"  # the photo behind the page's Sample button, in web/
+MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime", SAMPLE_FILE}  # what an export or the kit's use adds
 logger = logging.getLogger(__name__)
 
 
-def export_bundle(run: Path | str, out: Path | str, *, half: bool = False) -> None:
+def export_bundle(
+    run: Path | str, out: Path | str, *, half: bool = False, photo: bool = True, with_wheel: bool = False
+) -> None:
     """Writes the bundle of a run, which is all that `prompt-tune detect` needs.
 
     If anything fails, `out` stays as it was.
@@ -34,16 +40,21 @@ def export_bundle(run: Path | str, out: Path | str, *, half: bool = False) -> No
         out: The bundle's folder. An old bundle is replaced.
         half: Whether convolutions and attention are in float16, for GPUs. Boxes, scores and suppression stay in
             float32.
+        photo: Whether one of the run's validation images goes into the bundle, for the page's Sample button.
+        with_wheel: Whether a wheel of this package, built from its checkout, goes into the bundle.
 
     Raises:
         RunError: The run folder is incomplete, or its parts were not made for one another.
         GraphError: `out` is in the way or cannot be written, or the exported graph disagrees with torch. With `half`,
-            also: float16 is not exact enough for the detector.
+            also: float16 is not exact enough for the detector. With `with_wheel`: there is no checkout, or the build
+            fails.
         ModelError: The run's detector is missing or cannot be used.
         VocabularyError: A vocabulary of the run is damaged.
     """
     run, out = Path(run), Path(out).absolute()
     _check_place(out)
+    if with_wheel:
+        find_checkout()  # before minutes of work
     config, world, original, learned = load_run(run)
     try:
         with replacing_folder(out) as folder:
@@ -54,11 +65,16 @@ def export_bundle(run: Path | str, out: Path | str, *, half: bool = False) -> No
                 export_graph(world, folder / GRAPH_FILE, image_size=config["image_size"])
             shutil.copyfile(run / ORIGINAL_FILE, folder / ORIGINAL_FILE)
             shutil.copyfile(run / LEARNED_FILE, folder / LEARNED_FILE)
-            (folder / README_FILE).write_text(_readme(out, config, original, learned), encoding="utf-8")
+            wheel = build_wheel(folder) if with_wheel else None
+            readme = _readme(out, config, original, learned, wheel.name if wheel else None)
+            (folder / README_FILE).write_text(readme, encoding="utf-8")
             for kit in KITS:
                 (folder / kit).mkdir()
                 for name, data in _kit_files(kit).items():
                     (folder / kit / name).write_bytes(data)
+            if photo:
+                few = "cross_validated" in learned.provenance
+                write_photo(run, folder / "web" / SAMPLE_FILE, trained_on_all=few)
     except OSError as error:
         raise GraphError(f"Cannot write the bundle '{out}': {error.strerror}. Choose another --out.") from error
     logger.info(
@@ -74,7 +90,8 @@ def _check_place(out: Path) -> None:
     """Refuses to replace anything but a bundle or an empty folder."""
     if not out.exists() and not out.is_symlink():
         return
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    found = list(out.iterdir()) if out.is_dir() else [out]
+    names = {path.name for path in found if not path.match(WHEELS)}
     known = names <= {*BUNDLE_FILES, *KITS} and all(
         {path.name for path in (out / kit).iterdir()} <= _kit_files(kit).keys() | MADE_IN_KITS
         for kit in KITS
@@ -90,11 +107,15 @@ def _kit_files(kit: str) -> dict[str, bytes]:
     return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
 
 
-def _readme(out: Path, config: dict[str, Any], original: Vocabulary, learned: Vocabulary) -> str:
+def _readme(out: Path, config: dict[str, Any], original: Vocabulary, learned: Vocabulary, wheel: str | None) -> str:
     """The bundle's README, from the template beside the kits."""
+    package = f"{out.name}/{wheel}" if wheel else NAME
+    where = "" if wheel or PUBLISHED else "   # in a checkout of prompt-tune: it is not on PyPI yet"
     template = files("prompt_tune.export").joinpath("bundle_README.md").read_text(encoding="utf-8")
     return Template(template).substitute(
         bundle=out.name,
+        install=f"pip install {package}{where}",
+        install_on_cpu=install_on_cpu(package),
         detector=original.detector,
         image_size=config["image_size"],
         n_original=len(original.names),

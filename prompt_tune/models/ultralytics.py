@@ -19,11 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.version import install
 
 OFFICIAL = tuple(f"yolov8{scale}-world{version}.pt" for version in ("v2", "") for scale in "smlx")
@@ -103,6 +105,30 @@ def download(name: str) -> Path:
             f"'{name}' is not in this folder and cannot be downloaded (no connection to github.com: "
             f"{type(error).__name__}); fetch {url} elsewhere and give the file's path."
         ) from error
+
+
+class Predictor:
+    """ultralytics' own `predict` at its defaults, for a checkpoint with classes of its own.
+
+    It keeps only the best class of a box, and letterboxes an image to the smallest rectangle.
+    """
+
+    def __init__(self, path: Path, *, device: str) -> None:
+        """Loads a checkpoint. Loading a `.pt` runs code that is in it.
+
+        Args:
+            path: An existing `.pt` file.
+            device: A torch device.
+        """
+        self._model = quiet_import("ultralytics").YOLOWorld(str(path))
+        self._device = device
+
+    def __call__(self, rgb: np.ndarray) -> Detections:
+        """The detections in an image, uint8 (h, w, 3) RGB, in its pixels."""
+        bgr = np.ascontiguousarray(rgb[..., ::-1])  # what `predict` takes an array for
+        (result,) = self._model.predict(bgr, device=self._device, verbose=False)
+        boxes = result.boxes.cpu().numpy()
+        return Detections(boxes.xyxy.astype(np.float32), boxes.conf.astype(np.float32), boxes.cls.astype(np.int64))
 
 
 def build_world(yaml: dict[str, Any]) -> nn.Module:
@@ -190,7 +216,6 @@ def quiet_import(name: str) -> ModuleType:
 def _quiet() -> Iterator[None]:
     """The first import: offline, with settings in a temporary folder, and everything that it changes is put back."""
     import cv2
-    import numpy as np
 
     environment, threads = dict(os.environ), cv2.getNumThreads()
     places = [(importlib.import_module(module), name) for module, names in _PATCHED.items() for name in names]

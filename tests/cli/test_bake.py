@@ -10,7 +10,9 @@ from PIL import Image
 from runs import write_run
 from vocabularies import unit_rows
 
+from prompt_tune.cli.bake import _print_predicted
 from prompt_tune.datasets.sample import original_scene
+from prompt_tune.deployment.bake import Shift
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,20 @@ def test_bake_says_how_original_detections_change(
         capfd, "bake", tiny_run, "--out", tmp_path / "custom.pt", "--images", images, *sorted(images.iterdir())
     )
     assert done.status == 0, done.err
-    first, second, third = done.out.splitlines()
+    first, second, third, fourth = done.out.splitlines()
     assert first == f"Wrote {tmp_path / 'custom.pt'}: 80 original and 2 learned classes."
     assert "original boxes and scores change" in second
-    assert third.startswith("3 images, ") and "on average" in third
+    assert third.startswith("3 images, ") and "by the joint guide" in third and "on average" in third
+    assert fourth.startswith("In ultralytics' predict") and "no learned class is found in them" in fourth
     assert "Skipped: " in done.err and "broken.png" in done.err
+
+
+def test_bake_says_what_predict_hides(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_predicted(Shift(1, (), before=72, lost=29, gained=0, largest=0.1, mean=0.0, learned=30))
+    assert capsys.readouterr().out.startswith(
+        "In ultralytics' predict at its defaults, 72 original detections: 29 (40.3%) lost, 0 (0.0%) gained, beside 30 "
+        "learned detections: it keeps one class per box."
+    )
 
 
 def test_bake_without_images_says_how_to_measure(

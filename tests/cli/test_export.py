@@ -1,5 +1,6 @@
 """`prompt-tune export`: bundles in both precisions, and what it refuses in one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 from bundles import learned_for_tiny, original_vocabulary
 from commands import run_command
+from PIL import Image
 from runs import write_run
 from vocabularies import TOWER
 
-from prompt_tune.datasets.sample import custom_scene
+from prompt_tune.datasets.sample import custom_scene, write_sample
 from prompt_tune.deployment.bundle import BUNDLE_FILES
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.version import install_on_cpu
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 SIZE = 256
@@ -27,6 +30,26 @@ def test_export_writes_a_bundle_and_says_where(tmp_path: Path, capfd: pytest.Cap
     assert (done.status, done.out) == (0, f"Bundle: {tmp_path / 'bundle'}\n")
     assert {path.name for path in (tmp_path / "bundle").iterdir()} >= set(BUNDLE_FILES)
     assert Detector(tmp_path / "bundle", threads=1).precision == "float32"
+
+
+def test_export_with_wheel_and_photo_and_again_without(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    learned = learned_for_tiny(("disc",), original_vocabulary().embeddings[:1])
+    run = write_run(tmp_path / "run", "tiny", original_vocabulary(), learned, image_size=SIZE)
+    write_sample(tmp_path / "sample", n_images=6)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "sample" / "custom" / "custom.yaml")}))
+    bundle = tmp_path / "bundle"
+    assert run_command(capfd, "export", run, "--out", bundle, "--with-wheel").status == 0
+    (wheel,) = bundle.glob("prompt_tune-*.whl")
+    readme = (bundle / "README.md").read_text()
+    assert f"pip install bundle/{wheel.name}\n" in readme and "checkout" not in readme
+    assert install_on_cpu(f"bundle/{wheel.name}") in readme
+    with Image.open(bundle / "web" / "sample.jpg") as photo:
+        assert photo.format == "JPEG"
+    assert run_command(capfd, "export", run, "--out", bundle, "--no-photo").status == 0
+    assert not [*bundle.glob("*.whl")] and not (bundle / "web" / "sample.jpg").exists()
+    readme = (bundle / "README.md").read_text()
+    assert "pip install .   # in a checkout of prompt-tune: it is not on PyPI yet" in readme
 
 
 def test_export_of_what_is_no_run_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The baked checkpoint in ultralytics itself, and the measure of what its joint guide moves."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from small_bundle import photo
 from vocabularies import TOWER, refusal_of, unit_rows
 
 from prompt_tune.datasets.sample import original_scene
-from prompt_tune.deployment.bake import _matched_changes, bake, measure_shift
+from prompt_tune.deployment.bake import _matched_changes, bake, measure_predict, measure_shift
 from prompt_tune.errors import DataError, RunError
 from prompt_tune.models import ultralytics
 from prompt_tune.models.world import World
@@ -111,6 +112,27 @@ def test_shift_of_a_twin_is_nothing_and_of_a_random_class_is_measured(scenes: Pa
     moved = measure_shift(world, other, 80, scenes, image_size=SIZE)
     assert moved.before == shift.before
     assert moved.largest > 1e-4 and moved.largest >= moved.mean > 0
+
+
+def test_predict_hides_original_detections_behind_better_learned_ones_unless_boxes_have_several_classes(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, best = World.load("tiny"), torch.tensor(original_vocabulary().embeddings[:, 0])  # (80, 512)
+    worse = torch.nn.functional.normalize(best + 0.1 * torch.tensor(unit_rows(80, seed=9)), dim=1)
+    rows = torch.cat((worse, best))  # in the same box, the learned class scores higher
+    names = tuple(f"class {index}" for index in range(160))
+    guide = measure_shift(world, rows, 80, scenes, image_size=SIZE)
+    assert guide.before > 5 and guide.lost <= 1 and guide.learned is None
+    options: dict[str, Any] = {"image_size": SIZE}
+    predicted = measure_predict(world, names, rows, 80, scenes, **options)
+    assert (predicted.images, predicted.gained) == (3, 0)
+    assert predicted.lost >= 5 and (predicted.learned or 0) >= predicted.lost  # 7 of 21
+    assert measure_predict(world, names[:80], rows[:80], 80, scenes, **options).lost == 0
+
+    nms = ultralytics.quiet_import("ultralytics.utils.nms")  # as docs/other-tools.md does it
+    monkeypatch.setattr(nms, "non_max_suppression", partial(nms.non_max_suppression, multi_label=True))
+    several = measure_predict(world, names, rows, 80, scenes, **options)
+    assert several.before == predicted.before and several.lost <= 1
 
 
 def detections(boxes: list[list[int]], *, scores: list[float], classes: list[int]) -> Detections:

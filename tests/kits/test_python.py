@@ -19,6 +19,7 @@ from small_bundle import learned_for, photo, small_bundle
 from vocabularies import unit_rows
 
 from prompt_tune.datasets.sample import custom_scene
+from prompt_tune.media.draw import _side_by_side_lines
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import read_rgb
@@ -300,3 +301,22 @@ def test_folders_are_read_with_their_subfolders_and_names_of_every_kind(bundle: 
     (tmp_path / "empty").mkdir()
     done = run(tmp_path / "empty", "--bundle", bundle)
     assert (done.returncode, done.stderr) == (1, f"{tmp_path / 'empty'}: no image is there.\n")
+
+
+def test_equal_boxes_are_drawn_apart_as_the_package_does(program: ModuleType) -> None:
+    boxes = [[0, 0, 50, 50], [0, 0, 50, 50], [1, 1, 50, 49], [0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 50, 50], [60, 0, 99, 9]]
+    wanted = _side_by_side_lines(np.array(boxes, np.float32), 4)
+    assert program.apart([], 4) == []
+    drawn = np.array(program.apart(boxes, 4))
+    np.testing.assert_array_equal(drawn, wanted)
+    np.testing.assert_array_equal(drawn[:3], [[0, 0, 50, 50], [4, 4, 46, 46], [9, 9, 42, 41]])
+
+
+def test_drawing_shows_both_of_two_equal_boxes(program: ModuleType) -> None:
+    found = [
+        {"class": name, "vocabulary": name, "score": 0.5, "box_xyxy": [20, 40, 180, 180]}
+        for name in ("original", "mine")
+    ]
+    picture = np.asarray(program.draw(Image.new("RGB", (200, 200)), found, None)).reshape(-1, 3)
+    for colour in ((0x9F, 0xB3, 0xC8), (0xFF, 0x7A, 0x1A)):
+        assert (picture == colour).all(axis=1).sum() > 400

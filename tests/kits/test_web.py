@@ -23,6 +23,7 @@ from places import ROOT, SHARED
 from vocabularies import unit_rows
 
 from prompt_tune.datasets.sample import custom_scene
+from prompt_tune.media.draw import _side_by_side_lines
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox
@@ -72,7 +73,8 @@ def tools(node: str, tmp_path_factory: pytest.TempPathFactory) -> Tools:
         done = subprocess.run([npm, *command, *quiet], cwd=place, capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"npm cannot fetch packages: {done.stderr.strip().splitlines()[:1]}")
-    shutil.rmtree(kit / "node_modules")  # the page needs only what was copied
+    assert not (kit / "node_modules").exists()  # only the four files that the page loads stay
+    assert sum(path.stat().st_size for path in kit.rglob("*")) < 45e6
     return Tools(node, chromium, driver / "node_modules" / "playwright-core", kit)
 
 
@@ -81,6 +83,7 @@ def bundle(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle on `tiny` with the page in it; its learned classes are twins of the original ones."""
     folder = make_bundle(tmp_path_factory.mktemp("web") / "bundle")
     shutil.copytree(tools.kit, folder / "web")
+    Image.fromarray(custom_scene(0, "test", 2).image).save(folder / "web" / "sample.jpg")
     return folder
 
 
@@ -243,8 +246,8 @@ def test_vocabularies_are_added_switched_off_removed_and_refused(
         ["text", "#status"],
         ["files", "#vocabulary", str(tmp_path / "foreign.vocab.safetensors")],
         ["text", "#message"],
-        ["click", ".chip:nth-child(1) button"],  # original, off
-        ["click", ".chip:nth-child(2) .remove"],  # learned
+        ["click", ".entry:nth-child(1) .chip button"],  # original, off
+        ["click", ".entry:nth-child(2) .remove"],  # learned
         ["download", "#save-json"],
         ["text", "#chips"],
     ]
@@ -302,8 +305,57 @@ def test_sample_is_shown_on_a_phones_width_after_a_device_that_is_not_there(
         ["width"],
     )
     assert message == "WebGPU cannot be used here: This browser offers no GPU. Choose WASM."
-    assert_same(saved, Detector(bundle).detect([KIT / "sample.jpg"])[0])
+    assert_same(saved, Detector(bundle).detect([bundle / "web" / "sample.jpg"])[0])
     assert needed == there == 390
+
+
+def test_several_photos_are_turned_and_class_names_listed(
+    tools: Tools, site: str, bundle: Path, scene: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.png"
+    Image.fromarray(custom_scene(0, "test", 3).image).save(other)
+    _, first, _, where, second, _, again, names, folded = use(
+        tools,
+        site,
+        ["files", "#photo", str(scene), str(other)],
+        ["download", "#save-json"],
+        ["click", "#next"],
+        ["text", "#page"],
+        ["download", "#save-json"],
+        ["click", "#next"],
+        ["text", "#page"],
+        ["text", ".entry:nth-child(1) .names"],
+        ["text", ".entry:nth-child(2) .names"],
+    )
+    detector = Detector(bundle)
+    assert_same(first, detector.detect([scene])[0])
+    assert_same(second, detector.detect([other])[0])
+    assert (where, again) == ("2 of 2", "1 of 2")
+    assert names == "Class names" + ", ".join(original_vocabulary().names)
+    assert folded.startswith("Class names")
+
+
+def test_page_without_a_sample_hides_the_button(tools: Tools, tmp_path: Path) -> None:
+    shutil.copytree(tools.kit, tmp_path / "web")
+    with serve(tmp_path) as address:
+        (shown,) = use(tools, address, ["shown", "#sample"])
+    assert shown is False
+
+
+def test_equal_boxes_are_drawn_apart_as_the_package_does(node: str) -> None:
+    generator = np.random.default_rng(0)
+    boxes = generator.integers(0, 4, (40, 2)).repeat(2, axis=0) * 3
+    boxes = np.concatenate([boxes, boxes + generator.integers(10, 90, (80, 1))], axis=1)  # (80, 4)
+    boxes = np.concatenate([boxes, boxes[:30], boxes[:30]])
+    script = f"""
+        import {{ apart }} from {json.dumps((KIT / "draw.js").as_uri())};
+        console.log(JSON.stringify(apart({json.dumps(boxes.tolist())}, 4)));
+    """
+    done = subprocess.run([node, "--input-type=module", "--eval", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = _side_by_side_lines(boxes.astype(np.float32), 4)
+    assert (wanted != boxes).any()
+    np.testing.assert_array_equal(np.array(json.loads(done.stdout)), wanted)
 
 
 def test_camera_runs_until_it_is_stopped(tools: Tools, site: str) -> None:

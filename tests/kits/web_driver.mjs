@@ -24,6 +24,7 @@ const actions = {
   click: (selector) => page.click(selector),
   set: (selector, value) => page.fill(selector, value),
   select: (selector, value) => page.selectOption(selector, value),
+  shown: (selector) => page.isVisible(selector),
   text: (selector) => page.textContent(selector),
   width: () => page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]),
   resize: (width, height) => page.setViewportSize({ width, height }),
