@@ -29,6 +29,7 @@ class BoxOffsets:
 
     Attributes:
         values: (n_cls, 4) float32, see `runtime.offsets`; zeros where boxes stay as they are.
+        medians: (n_cls, 4) float32, the same for all classes, also where they do not pay.
         elsewhere: For each image, such values from the other images: (n_images, n_cls, 4) float32.
         objects: (n_cls,) int64, the labelled objects that were found.
         iou_before: (n_cls,) the mean IoU of these objects with the boxes as they are; nan without objects.
@@ -36,6 +37,7 @@ class BoxOffsets:
     """
 
     values: np.ndarray
+    medians: np.ndarray
     elsewhere: np.ndarray
     objects: np.ndarray
     iou_before: np.ndarray
@@ -68,7 +70,8 @@ def fit_box_offsets(
         np.concatenate([empty, *(part[k] for part in pairs)])
         for k, empty in enumerate((np.zeros(0, np.int64), *(np.zeros((0, 4), np.float32) for _ in range(3))))
     )
-    values, elsewhere = np.zeros((n_cls, 4), np.float32), np.zeros((len(pairs), n_cls, 4), np.float32)
+    values, medians = np.zeros((2, n_cls, 4), np.float32)
+    elsewhere = np.zeros((len(pairs), n_cls, 4), np.float32)
     before, after = np.full(n_cls, np.nan), np.full(n_cls, np.nan)
     for k in range(n_cls):
         rows = np.flatnonzero(classes == k)
@@ -76,16 +79,17 @@ def fit_box_offsets(
             continue
         shares = _shares(boxes[rows], objects[rows])  # (n, 4)
         shown = np.unique(image[rows])
+        medians[k] = _shrunk(shares)
         for part in np.array_split(shown, min(len(shown), MOST_PARTS)):
             elsewhere[part, k] = _shrunk(shares[~np.isin(image[rows], part)])
         before[k] = _iou(boxes[rows], objects[rows], frames[rows]).mean()
         after[k] = _iou(moved(boxes[rows], elsewhere[image[rows], k]), objects[rows], frames[rows]).mean()
         if len(shown) >= MIN_IMAGES and after[k] > before[k]:
-            values[k] = _shrunk(shares)
+            values[k] = medians[k]
             elsewhere[np.setdiff1d(np.arange(len(pairs)), shown), k] = values[k]
         else:
             elsewhere[:, k] = 0
-    return BoxOffsets(values, elsewhere, np.bincount(classes, minlength=n_cls), before, after)
+    return BoxOffsets(values, medians, elsewhere, np.bincount(classes, minlength=n_cls), before, after)
 
 
 def in_words(offsets: np.ndarray) -> str:

@@ -67,7 +67,8 @@ def test_torch_and_bundle_draw_the_same_boxes(data: Path, results: dict[str, Fit
     in_torch, deployed = validate_run(run, data).learned, validate_bundle(tmp_path / "bundle", data).learned
     assert in_torch is not None and deployed is not None
     assert deployed.ap == pytest.approx(in_torch.ap, abs=0.003)
-    assert in_torch.ap == pytest.approx(results["calibrated"].ap, abs=0.01)
+    assert in_torch.ap == pytest.approx(results["calibrated"].ap, abs=0.05)  # few objects, and the cache is float16
+    assert in_torch.ap > results["frozen"].ap + 0.03
 
 
 def test_report_says_how_boxes_are_moved_and_shows_them(results: dict[str, FitResult]) -> None:
@@ -85,8 +86,8 @@ def test_few_photos_are_each_moved_by_the_offsets_of_the_others(data: Path, tmp_
     for part in ("images", "labels"):  # no validation images, and four pictures to train on
         for path in [*few.rglob(f"{part}/val/*"), *sorted(few.rglob(f"{part}/train/*"))[4:]]:
             path.unlink()
-    result = fit(
-        FitInputs("tiny", few / "set" / "custom" / "custom.yaml"), tmp_path / "run", config=FitConfig(epochs=2)
-    )
+    yaml = few / "set" / "custom" / "custom.yaml"
+    yaml.write_text("".join(line for line in yaml.read_text().splitlines(True) if line[:4] not in ("val:", "test")))
+    result = fit(FitInputs("tiny", yaml), tmp_path / "run", config=FitConfig(epochs=2))
     learned = Vocabulary.load(result.run / "learned.vocab.safetensors")
     assert result.folds > 1 and set(learned.provenance["boxes"]) <= set(learned.names)
