@@ -220,7 +220,7 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             line = trainer.run_epoch()
             run.add_metrics(line)
             save_state(run, trainer.state())
-            measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if trainer.select else ""
+            measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if "ap" in line else ""
             progress("train", trainer.epoch, epochs, f"loss {line['loss']:.3f}{measured}")
         kept = f"kept: epoch {trainer.best_epoch}"
         if trainer.select:
