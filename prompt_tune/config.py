@@ -97,12 +97,16 @@ class FitConfig:
         "What steers the neck: the original vocabulary, or the learned classes themselves, which takes a second pass.",
         choices=get_args(GuideMode),
     )
-    epochs: int = setting(20, "Number of epochs. With few images, an epoch passes over them several times.", least=1)
-    updates: int = setting(30, "Number of updates to aim for in an epoch: few images are used several times.", least=1)
+    epochs: int = setting(10, "Number of epochs. With few images, an epoch passes over them several times.", least=1)
+    updates: int = setting(12, "Number of updates to aim for in an epoch: few images are used several times.", least=1)
     learning_rate: float = setting(
-        0.02, "Peak learning rate of AdamW: one epoch of warm-up, then a cosine.", above=0, below=10
+        0.05, "Peak learning rate of AdamW: one epoch of warm-up, then a cosine.", above=0, below=10
     )
-    batch: int = setting(16, "Training images in an update.", least=1)
+    batch: int = setting(
+        64,
+        "Training images in an update: one pass of the text tower serves them all. Fewer images come in several views.",
+        least=1,
+    )
     image_size: int = setting(
         0, "Side of the network's input in pixels. 0: 256 for tiny, 640 for checkpoints.", least=0
     )

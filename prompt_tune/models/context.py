@@ -6,6 +6,7 @@ from typing import get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from prompt_tune.config import TokenPosition
 from prompt_tune.errors import VocabularyError
@@ -13,6 +14,7 @@ from prompt_tune.models.text_tower import TextTower
 from prompt_tune.vocabulary.names import check_names
 
 SPREAD = 0.5  # several prompts with the same initial words start so far apart, in widths of the tower's token vectors
+PART = 64  # prompts that go through the tower together
 
 
 class PromptContext(nn.Module):
@@ -91,26 +93,42 @@ class PromptContext(nn.Module):
         """The number of context vectors in a prompt."""
         return int(self.ctx.shape[-2])
 
-    def forward(self) -> Tensor:
+    def forward(self, classes: Tensor | None = None) -> Tensor:
         """Computes class embeddings of the learned prompts: [start | ctx | name | end] through the tower.
 
-        With another `token_position`, the name stands in the middle or in front of the context.
+        With another `token_position`, the name stands in the middle or in front of the context. Many prompts go through
+        the tower a part at a time, and what a part needs for its gradient is computed again for it: memory is bounded.
+
+        Args:
+            classes: (k,) int64, which classes; None computes all.
 
         Returns:
-            (n_cls, n_prompts, 512) float32, unit L2 norm, classes and prompts in the order of `texts`. A class with
+            (n_cls or k, n_prompts, 512) float32, unit L2 norm, prompts in the order of `texts`. A class with
             fewer prompts repeats its own. Differentiable in `ctx` alone.
 
         Source: CoOp (arXiv 2109.01134), section 3.1.
         """
-        if self.class_specific:
-            ctx = self.ctx[self._owner[:, 0], self._owner[:, 1]]  # (n_rows, n_ctx, ctx_dim)
+        place = self._row if classes is None else self._row[classes.cpu()]  # (k, n_prompts)
+        used, place = place.unique(return_inverse=True)
+        parts = used.split(PART)
+        if len(parts) > 1 and torch.is_grad_enabled():
+            encoded = [checkpoint(self._encode, part, use_reentrant=False) for part in parts]
         else:
-            ctx = self.ctx.expand(len(self._suffix), -1, -1)  # (n_rows, n_ctx, ctx_dim)
-        vectors = torch.cat([self._prefix, ctx, self._suffix], dim=1)  # (n_rows, 1 + n_ctx + longest, ctx_dim)
+            encoded = [self._encode(part) for part in parts]
+        embeddings: Tensor = torch.cat(encoded)[place.flatten()]  # (k * n_prompts, 512)
+        return embeddings.unflatten(0, tuple(place.shape))  # (k, n_prompts, 512)
+
+    def _encode(self, rows: Tensor) -> Tensor:
+        """The embeddings (n, 512) of some prompts, by their rows."""
+        end, at = self._end[rows], rows.to(self.ctx.device)
+        if self.class_specific:
+            ctx = self.ctx[self._owner[rows, 0], self._owner[rows, 1]]  # (n, n_ctx, ctx_dim)
+        else:
+            ctx = self.ctx.expand(len(rows), -1, -1)  # (n, n_ctx, ctx_dim)
+        vectors = torch.cat([self._prefix[at], ctx, self._suffix[at]], dim=1)  # (n, 1 + n_ctx + longest, ctx_dim)
         if self.token_position != "end":
-            vectors = vectors[torch.arange(len(vectors), device=vectors.device)[:, None], self._order]
-        embeddings: Tensor = self.tower.encode(vectors, self._end)[self._row.flatten()]  # (n_cls * n_prompts, 512)
-        return embeddings.unflatten(0, tuple(self._row.shape))  # (n_cls, n_prompts, 512)
+            vectors = vectors[torch.arange(len(rows), device=at.device)[:, None], self._order[at]]
+        return self.tower.encode(vectors[:, : int(end.max()) + 1], end)
 
     @torch.no_grad()
     def embeddings(self) -> np.ndarray:

@@ -233,7 +233,7 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             line = trainer.run_epoch()
             run.add_metrics(line)
             save_state(run, trainer.state())
-            measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if trainer.select else ""
+            measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if "ap" in line else ""
             progress("train", trainer.epoch, epochs, f"loss {line['loss']:.3f}{measured}")
     except KeyboardInterrupt:
         logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)

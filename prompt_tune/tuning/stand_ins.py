@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from prompt_tune.datasets.replay import name_pattern
 from prompt_tune.models.world import World
+from prompt_tune.tuning.loss import ClassSample
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 SELF_LOGIT = 1.0  # what a class scores on its own stand-in: 0.73
@@ -40,11 +41,12 @@ class StandIns:
         self._weights = torch.tensor(np.concatenate(parts, axis=1), device=world.device)  # (n_cls, m)
         self._shift = world.head.shift.to(world.device)  # (n_levels, 1)
 
-    def loss(self, embeddings: Tensor) -> Tensor:
+    def loss(self, embeddings: Tensor, sample: ClassSample | None = None) -> Tensor:
         """How much learned classes score on the stand-ins.
 
         Args:
-            embeddings: (n_cls, n_prompts, 512) float32, unit rows.
+            embeddings: (n_cls, n_prompts, 512) float32, unit rows; with a sample, of its classes alone.
+            sample: The classes of the embeddings; None if they are all classes.
 
         Returns:
             A scalar, at least 0: softplus of the logits, mean over levels, learned classes and the stand-ins of a
@@ -52,4 +54,5 @@ class StandIns:
         """
         cosines = (embeddings @ self._rows.T).amax(1)  # (n_cls, m)
         logits = (SELF_LOGIT - self._shift[..., None]) * cosines + self._shift[..., None]  # (n_levels, n_cls, m)
-        return (F.softplus(logits).mean(0) * self._weights).sum()
+        weights = self._weights if sample is None else self._weights[sample.classes] * sample.weights[:, None]
+        return (F.softplus(logits).mean(0) * weights).sum()

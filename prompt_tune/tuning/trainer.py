@@ -12,11 +12,15 @@ from torch import Tensor
 from prompt_tune.config import FitConfig
 from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.models.context import PromptContext
-from prompt_tune.tuning.loss import teacher_distance
+from prompt_tune.tuning.loss import ClassSample, teacher_distance
 from prompt_tune.tuning.stand_ins import StandIns
 from prompt_tune.tuning.state import TrainState
 from prompt_tune.tuning.tasks import Task
+from prompt_tune.tuning.views import MOST_VIEWS
 
+CLASSES, FEWEST_OTHERS = 64, 16  # an update encodes so many classes, and at least so many that it has no box of
+MANY_IMAGES, FEWEST_MEASURED = 250, 4  # of a validation set of which not every epoch is measured; epochs that are
+BETAS = 0.7, 0.8  # short memory of AdamW: 120 updates reach what 600 did; with its usual (0.9, 0.999) they lose 2 AP
 SELECTION_CONF = 0.01  # the metric of an epoch leaves out lower scores: the curve of a learned class ends above it
 
 
@@ -56,7 +60,7 @@ class Trainer:
         if any(frozen):
             moving = ~torch.tensor(frozen, device=context.ctx.device)
             context.ctx.register_hook(lambda gradient: gradient * moving[:, None, None, None])
-        self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, betas=BETAS, weight_decay=0.0)
         self.epoch, self.best_epoch = 0, 0
         self.best_ap, self.best_ap50 = -1.0, -1.0
         self.best_ctx = context.ctx.detach().clone()
@@ -69,25 +73,21 @@ class Trainer:
         """
         started = time.perf_counter()
         batches = self._batches(np.random.default_rng([self.config.seed, 21, self.epoch]))
+        chance = np.random.default_rng([self.config.seed, 22, self.epoch])
         n_steps = len(batches)
         total = 0.0
         for step, (chosen, view) in enumerate(batches):
             rate = self._learning_rate(self.epoch * n_steps + step, n_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            embeddings = self.context()
-            loss = self.task.loss(embeddings, chosen.tolist(), view.tolist())
-            if self.teacher is not None:
-                loss = loss + self.config.teacher_weight * teacher_distance(embeddings, self.teacher)
-            if self.stand_ins is not None:
-                loss = loss + self.config.stand_ins * self.stand_ins.loss(embeddings)
+            loss = self._loss(chosen.tolist(), view.tolist(), chance)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             total += loss.item() * len(chosen)
         self.epoch += 1
-        metrics = self._measure() if self.select else None
-        if metrics is None or metrics.ap > self.best_ap:
+        metrics = self._measure() if self._is_measured() else None
+        if not self.select or (metrics is not None and metrics.ap > self.best_ap):
             self.best_epoch, self.best_ctx = self.epoch, self.context.ctx.detach().clone()
             if metrics is not None:
                 self.best_ap, self.best_ap50 = metrics.ap, metrics.ap50
@@ -100,24 +100,62 @@ class Trainer:
             "seconds": round(time.perf_counter() - started, 3),
         }
 
+    def _loss(self, chosen: list[int], views: list[int], chance: np.random.Generator) -> Tensor:
+        """The loss of an update. With many classes, it encodes those of its images and a sample of the others."""
+        sample = self._sample(chosen, views, chance)
+        embeddings = self.context(None if sample is None else sample.classes)
+        loss = self.task.loss(embeddings, chosen, views, sample)
+        if self.teacher is not None:
+            teacher = self.teacher if sample is None else self.teacher[sample.classes]
+            weights = None if sample is None else sample.weights
+            loss = loss + self.config.teacher_weight * teacher_distance(embeddings, teacher, weights)
+        if self.stand_ins is not None:
+            loss = loss + self.config.stand_ins * self.stand_ins.loss(embeddings, sample)
+        return loss
+
+    def _sample(self, chosen: list[int], views: list[int], chance: np.random.Generator) -> ClassSample | None:
+        """The classes that an update encodes: those of its images and, up to `CLASSES`, others; None for all classes.
+
+        Each of the others stands for all that have no box in the images, so the loss is unbiased.
+        """
+        n_cls = len(self.context.classes)
+        shown = self.task.labelled(chosen, views) if n_cls > CLASSES else None
+        if shown is None:
+            return None
+        others = np.setdiff1d(np.arange(n_cls), shown)
+        drawn = chance.choice(others, min(len(others), max(FEWEST_OTHERS, CLASSES - len(shown))), replace=False)
+        classes = np.sort(np.concatenate([shown, drawn]))
+        weights = np.where(np.isin(classes, shown), 1, len(others) / max(1, len(drawn))).astype(np.float32)
+        device = self.context.ctx.device
+        return ClassSample(torch.from_numpy(classes).to(device), torch.from_numpy(weights).to(device))
+
+    def _is_measured(self) -> bool:
+        """Whether AP is measured after this epoch: after each one, or with many images after some, and the last."""
+        n_val = len(self.task.val.files) - self.task.val.n_replay
+        every = min(1 + n_val // MANY_IMAGES, max(1, self.config.epochs // FEWEST_MEASURED))
+        return self.select and (self.config.epochs - self.epoch) % every == 0
+
     def _batches(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         """The images of each update of an epoch, and the view of each.
 
         All labelled images are seen equally often. In each pass over them, every replayed image is seen once; replayed
-        images are added to these updates and do not make their number larger.
+        images are added to these updates and do not make their number larger. Where an update has room for more images
+        than there are, each comes in several views.
         """
         files, n_replay = self.task.train.files, self.task.train.n_replay
         n_labelled, size = len(self.images), self.config.batch
         n_steps = math.ceil(n_labelled / size)
-        replay_views = len(files[-1]) if n_replay else 1
+        n_views, replay_views = max(1, self.config.views), len(files[-1]) if n_replay else MOST_VIEWS
+        together = max(1, min(n_views, replay_views, size // n_labelled))  # views of an image in an update
         batches = []
         for _ in range(max(1, self.config.updates // n_steps)):
-            order, view = rng.permutation(n_labelled), rng.integers(max(1, self.config.views), size=n_labelled)
-            replayed = np.array_split(len(files) - n_replay + rng.permutation(n_replay), n_steps)
-            for k, more in enumerate(replayed):
+            order, view = rng.permutation(n_labelled), _draw_views(rng, n_labelled, n_views, together)
+            replayed, replay_view = rng.permutation(n_replay), _draw_views(rng, n_replay, replay_views, together)
+            for k, more in enumerate(np.array_split(replayed, n_steps)):
                 own = order[k * size : (k + 1) * size]
-                views = np.concatenate([view[own], rng.integers(replay_views, size=len(more))])
-                batches.append((np.concatenate([self.images[own], more]), views))
+                chosen = np.concatenate([self.images[own], len(files) - n_replay + more])
+                views = np.concatenate([view[own], replay_view[more]])  # (n, together)
+                batches.append((chosen.repeat(together), views.flatten()))
         return batches
 
     def _measure(self) -> Metrics:
@@ -162,3 +200,8 @@ class Trainer:
             "exp_avg": tensors["exp_avg"],
             "exp_avg_sq": tensors["exp_avg_sq"],
         }
+
+
+def _draw_views(rng: np.random.Generator, n_images: int, n_views: int, count: int) -> np.ndarray:
+    """(n_images, count) int64: different views of each image."""
+    return rng.random((n_images, n_views)).argsort(axis=1)[:, :count]
