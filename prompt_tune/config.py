@@ -9,6 +9,7 @@ from prompt_tune.errors import RunError
 
 TINY_IMAGE_SIZE, IMAGE_SIZE = 256, 640  # pixels: what `tiny` and YOLO-World's checkpoints were trained at
 LARGEST_STRIDE = 32  # pixels of the network's input
+Boxes = Literal["calibrated", "frozen"]
 TokenPosition = Literal["end", "middle", "front"]  # of the class name: after, within or before the context
 
 
@@ -129,6 +130,12 @@ class FitConfig:
         least=0,
         most=NMS_IOU,
         why="the graph drops boxes that overlap by more",
+    )
+    boxes: Boxes = setting(
+        "calibrated",
+        "Draw the boxes of each class as its labels are drawn: edges move by shares of the box that the training "
+        "images show. Or leave them as the frozen detector draws them.",
+        choices=get_args(Boxes),
     )
     calibrate: bool = setting(
         False, "Fit a scale and shift of each class's logit, so that a score says how often a detection is right."

@@ -1,4 +1,4 @@
-"""Numbers and names that several rooms share: those of vocabulary files, of detection and of the ONNX graph."""
+"""Numbers and names that several rooms share: of vocabulary files, detection, data sets and the ONNX graph."""
 
 import json
 from pathlib import Path
@@ -23,6 +23,9 @@ NMS_IOU = 0.7  # ultralytics' default for suppression
 UNLIMITED = 1.0  # NMS IoU of a class without its own: no overlap exceeds it
 MAX_PER_CLASS = 300  # detections per class and image, ultralytics' `max_det`
 METRIC_CONF = 0.001  # ultralytics' `conf` for validation: low enough to keep the tail of the precision-recall curve
+
+# data sets
+HOLD_OUT = "hold_out"  # key of a YAML whose `val` repeats `train`, since other tools want a `val`: images are held out
 
 # the ONNX graph (DESIGN, section 7)
 Precision = Literal["float32", "float16"]  # of convolutions and attention; boxes, scores, suppression are float32

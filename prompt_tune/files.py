@@ -197,8 +197,8 @@ def _swap(new: Path, folder: Path, backup: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    """A hidden name in the same folder that nothing has, with the same suffix."""
-    return path.parent / f".{path.stem}-{secrets.token_hex(8)}{path.suffix}"
+    """A hidden name in the same folder that nothing has, with the same suffix, and short: disks take 255 bytes."""
+    return path.parent / f".{path.stem[:50]}-{secrets.token_hex(8)}{path.suffix}"
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The run folder of a fit: its settings, what was learned, how it went, and where to continue."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from prompt_tune.files import saving
 
 CONFIG_FILE = "config.json"
 HELD_OUT = "held_out"  # key of the images that were held out; runs of 0.1.0 lack it
+IMAGES = "sample_images"  # key of the digest of all images; runs of 0.1.0 lack it
+PLACES = ("model", "data", "replay", "text_tower", "against")  # may move: digests say whether they are the same
 CACHE_FOLDER = "regions"  # may exist before the run does
 RESUME = "Make room or allow writing, then continue with --resume."  # the cure if a file cannot be written
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -33,6 +37,8 @@ class RunFolder:
     def open(self, config: dict[str, Any], *, resume: bool) -> None:
         """Start a run, or resume one that was started with the same configuration.
 
+        Data, model and text tower may have moved since: if all digests agree, the new places are recorded.
+
         Raises:
             RunError: The folder has a run and `resume` is off, the run was started with another configuration, the
                 folder holds something else, or it cannot be written.
@@ -41,12 +47,16 @@ class RunFolder:
             if not resume:
                 raise RunError(f"{self.folder} holds a run already. Continue it with --resume, or give another --out.")
             self._check_same(config)
+            self._record_places(config)
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file; a run needs a folder. Give another --out.")
         # a hidden file may be left from a process that was killed while writing
         if self.folder.exists() and any(p.name != CACHE_FOLDER and p.name[0] != "." for p in self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty, and it is not a run of `fit`. Give another --out.")
+        self._write_config(config)
+
+    def _write_config(self, config: dict[str, Any]) -> None:
         with saving(self.config, RunError, cure="Give another --out or make room.") as path:
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
@@ -74,14 +84,25 @@ class RunFolder:
         if not isinstance(old, dict):
             raise RunError(f"{self.config} is damaged: it holds no settings. Give another --out.")
         old, new = _flat(old), _flat(json.loads(json.dumps(config)))
-        if HELD_OUT not in old:
-            new.pop(HELD_OUT, None)
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                raise RunError(
-                    f"{self.folder} was started with `{name}` {old.get(name)!r}. Received: {new.get(name)!r}. Resume "
-                    "it with the same settings and data, or give another --out."
-                )
+        may_move = IMAGES in old
+        for name in (HELD_OUT, IMAGES):
+            if name not in old:
+                new.pop(name, None)
+        differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+        if differing and not (may_move and set(differing) <= set(PLACES)):
+            name = differing[0]
+            raise RunError(
+                f"{self.folder} was started with `{name}` {old.get(name)!r}. Received: {new.get(name)!r}. Resume "
+                "it with the same settings and data, or give another --out."
+            )
+
+    def _record_places(self, config: dict[str, Any]) -> None:
+        """Record where data, model and text tower are now, if they have moved."""
+        old = json.loads(self.config.read_text())
+        moved = {name: config[name] for name in PLACES if name in config and config[name] != old.get(name)}
+        if moved:
+            logger.info("Moved since the run was started, and the same: %s.", ", ".join(moved))
+            self._write_config(old | moved)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one JSON line. If an epoch is done again after a kill, its line is replaced."""

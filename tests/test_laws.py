@@ -65,7 +65,13 @@ def _others(bundle: Path, folder: Path, count: int) -> list[Path]:
         rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
         names = tuple(f"thing {k}-{i}" for i in range(n_cls))
         other = Vocabulary(
-            names, rows, kind="learned", detector=learned.detector, text_tower=learned.text_tower, guide=learned.guide
+            names,
+            rows,
+            kind="learned",
+            detector=learned.detector,
+            text_tower=learned.text_tower,
+            guide=learned.guide,
+            box_offsets=np.full((n_cls, 4), 0.25) if k else None,
         )
         paths.append(folder / f"other{k}.vocab.safetensors")
         other.save(paths[-1])

@@ -101,3 +101,29 @@ def test_held_out_images_are_recorded_and_runs_from_before_resume(run: RunFolder
     newer.config.write_text('{"held_out": 3}')
     with pytest.raises(RunError, match="`held_out` is not a list of digests"):
         newer.held_out()
+
+
+def test_run_whose_inputs_moved_is_resumed_and_records_the_new_places(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    config = CONFIG | {"data": "/a/set.yaml", "replay": [["/a/more", 3.0]], "labels": "12", "sample_images": "34"}
+    run.open(config, resume=False)
+    moved = config | {"data": "/b/set.yaml", "replay": [["/b/more", 3.0]], "model": "/b/tiny"}
+    run.open(moved, resume=True)
+    assert json.loads(run.config.read_text()) == moved
+    for other in ({"labels": "13"}, {"sample_images": "35"}, {"settings": {**CONFIG["settings"], "epochs": 4}}):  # type: ignore[dict-item]
+        with pytest.raises(RunError, match="was started with `data`"):
+            run.open(config | other, resume=True)
+        with pytest.raises(
+            RunError, match=f"was started with `{'epochs' if 'settings' in other else next(iter(other))}`"
+        ):
+            run.open(moved | other, resume=True)
+    assert json.loads(run.config.read_text()) == moved
+
+
+def test_run_without_a_digest_of_its_images_is_resumed_at_its_place_only(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.open(CONFIG | {"data": "/a"}, resume=False)
+    run.open(CONFIG | {"data": "/a", "sample_images": "34"}, resume=True)
+    assert "sample_images" not in json.loads(run.config.read_text())
+    with pytest.raises(RunError, match="was started with `data`"):
+        run.open(CONFIG | {"data": "/b", "sample_images": "34"}, resume=True)

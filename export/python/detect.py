@@ -8,13 +8,16 @@ of vocabulary files.
 """
 
 import argparse
+import importlib
 import json
 import os
 import struct
 import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
@@ -27,7 +30,23 @@ IOU = 0.7  # the graph drops a box that overlaps a better one of its class by mo
 ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
 MOST_INSET = 8  # equal boxes that are drawn inside one another
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of pictures that Pillow can write
+WRITTEN = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # suffixes of drawings; else .png is added
+OTHERS = ".apng .avif .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpf .jpx .mpo .pbm .pgm .pnm .ppm"
+READ = {*WRITTEN, *OTHERS.split()}  # suffixes of the pictures that are looked for in a folder
+HEIC = {".heic", ".heif", ".hif"}
+NAMED = (  # camera raw, vector graphics, files of image editors, other formats
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl "
+    ".sr2 .srf .srw .x3f .ai .eps .svg .svgz .afphoto .kra .ora .psb .psd .xcf .bpg .cur .dcm .dds .dib .emf .exr "
+    ".fits .flif .hdr .icns .ico .jls .jxl .jxr .pcx .pfm .qoi .ras .sgi .tga .wdp .wmf .xbm .xpm"
+)
+UNREAD = {*NAMED.split()}  # suffixes of pictures that are not read, but named
+try:
+    importlib.import_module("pillow_heif").register_heif_opener()
+    READ |= HEIC
+except ImportError:
+    UNREAD |= HEIC
+METADATA = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
+MAX_MEGAPIXELS = 500  # reading takes about 10 bytes of memory a pixel
 Turn = Image.Transpose
 TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     2: Turn.FLIP_LEFT_RIGHT,
@@ -38,8 +57,18 @@ TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     7: Turn.TRANSVERSE,
     8: Turn.ROTATE_90,
 }
-# what Pillow raises for files that are damaged, cut short, absurdly large, or not images
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+# what Pillow raises for files that are damaged, cut short, too large for the memory, or not images
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+TAG_ERRORS = (*DECODE_ERRORS, ArithmeticError, AttributeError, KeyError, TypeError)  # for EXIF data that is broken
 
 
 @dataclass(frozen=True)
@@ -52,6 +81,7 @@ class Vocabulary:
     thresholds: np.ndarray  # (n_cls,)
     calibration: np.ndarray  # (n_cls, 2): scale and shift of the logit
     nms_iou: np.ndarray  # (n_cls,): a class's own limit of overlap, applied after the graph's
+    box_offsets: np.ndarray  # (n_cls, 4): how far edges of the class's boxes move, in shares of width and height
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -60,8 +90,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         data = file.read()
     about = json.loads(header.pop("__metadata__")["prompt-tune"])
-    if about["version"] != 1:
-        raise SystemExit(f"{path}: format version {about['version']}; this program reads version 1.")
+    if about["version"] not in (1, 2):
+        raise SystemExit(f"{path}: format version {about['version']}; this program reads versions 1 and 2.")
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
@@ -75,6 +105,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         tensors["thresholds"],
         tensors.get("calibration", unchanged),
         tensors.get("nms_iou", np.ones(n_cls, np.float32)),
+        tensors.get("box_offsets", np.zeros((n_cls, 4), np.float32)),
     )
 
 
@@ -118,6 +149,7 @@ class Detector:
                 tables.append(self._run(images, [part], [], conf)[0])
         found = []
         for group, rows in zip(groups, tables, strict=True):
+            rows = moved(rows, np.concatenate([np.zeros((0, 4), np.float32), *(part.box_offsets for part in group)]))
             rows = distinct(rows, np.concatenate([np.ones(0, np.float32), *(part.nms_iou for part in group)]))
             boxes = (rows[:, 1:5] - np.array([left, top] * 2, np.float32)) / np.float32(scale)
             boxes = np.clip(boxes, 0, np.array(image.size * 2, np.float32))
@@ -162,6 +194,14 @@ def locate(group: list[Vocabulary], index: int) -> tuple[Vocabulary, int]:
             return part, index
         index -= len(part.thresholds)
     raise IndexError(index)
+
+
+def moved(rows: np.ndarray, box_offsets: np.ndarray) -> np.ndarray:
+    """The rows (n, 7) of one image, with boxes as the labels of their class are drawn; zeros keep a box as it is."""
+    offsets = box_offsets[rows[:, 6].astype(int)]  # (n, 4): left, top, right, bottom edge
+    sizes = np.tile(rows[:, 3:5] - rows[:, 1:3], 2)  # (n, 4): width, height, width, height
+    boxes = np.where(offsets == 0, rows[:, 1:5], rows[:, 1:5] + offsets * sizes)
+    return np.concatenate([rows[:, :1], boxes, rows[:, 5:]], axis=1)
 
 
 def distinct(rows: np.ndarray, nms_iou: np.ndarray) -> np.ndarray:
@@ -213,15 +253,37 @@ def sigmoid(value: float) -> float:
 def turn_of(image: Image.Image) -> Any:
     """What turns the pixels upright, or None. Pillow turns a TIFF itself; a broken tag counts as none."""
     try:
-        return None if image.format == "TIFF" else TURNS.get(Image.Image.getexif(image).get(0x0112, 1))
-    except DECODE_ERRORS:
+        value = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(0x0112, 1)
+    except TAG_ERRORS:
         return None
+    return TURNS.get(value) if isinstance(value, int) else None
+
+
+def open_image(file: IO[bytes]) -> Image.Image:
+    """What Image.open gives, without its limit, which calls a telephone's photo of 200 megapixels an attack."""
+    head = file.read(16)
+    for register in (Image.preinit, Image.init):  # the usual formats first, then all
+        register()
+        for name in list(Image.ID):
+            reader, accepts = Image.OPEN[name]
+            try:
+                answer = accepts(head) if accepts else True
+                if answer and not isinstance(answer, str):  # a text says what this Pillow lacks
+                    file.seek(0)
+                    return reader(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # another format may fit
+    raise UnidentifiedImageError
 
 
 def read_image(path: Path) -> Image.Image:
     """An image as upright RGB; 16-bit grey is reduced to 8 bits. Raises: ValueError: it cannot be read."""
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # by its name, Pillow 13 garbles some turned TIFFs
+        with open(path, "rb") as file, open_image(file) as image:  # by its name, Pillow 13 garbles some turned TIFFs
+            megapixels = image.width * image.height / 1_000_000
+            if megapixels > MAX_MEGAPIXELS:
+                raise ValueError(f"it has {megapixels:.0f} megapixels; scale it down to at most {MAX_MEGAPIXELS}")
+            image.load()  # a PNG may have its orientation behind its pixels
             if image.mode in ("I", "F"):
                 raise ValueError("32-bit pixels have no known range; save it with 8 bits")
             turn = turn_of(image)
@@ -231,6 +293,10 @@ def read_image(path: Path) -> Image.Image:
     except DECODE_ERRORS as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not an image of a known format" if unknown else getattr(error, "strerror", None) or error
+        if unknown and path.suffix.lower() in HEIC:
+            reason = "HEIC needs pip install pillow-heif"
+        elif isinstance(error, MemoryError):
+            reason = "it does not fit into the memory that is free"
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error
 
 
@@ -298,17 +364,63 @@ def draw(image: Image.Image, found: list[dict[str, Any]], font_file: Path | None
     return picture
 
 
+def find(sources: list[Path], recursive: bool, without: Path | None) -> list[Path]:
+    """The pictures that files and folders name; a line names those in formats that are not read, and broken links."""
+    images, left_out = [], []
+    above = (os.path.realpath(without),) if without else ()
+    for source in sources:
+        if not os.path.isdir(source):
+            images.append(source)
+            continue
+        files = list(walk(source, (*above, os.path.realpath(source)), recursive))
+        images += [path for path in files if path.suffix.lower() in READ and os.path.isfile(path)]
+        left_out += [path for path in files if path.suffix.lower() in UNREAD or not os.path.exists(path)]
+    if left_out:
+        named = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        cure = (
+            "; pip install pillow-heif reads HEIC"
+            if any(path.suffix.lower() in HEIC - READ for path in left_out)
+            else ""
+        )
+        print(f"{len(left_out)} not looked at, not readable (save as PNG or JPEG{cure}): {named}", file=sys.stderr)
+    if not images:
+        raise SystemExit(f"{sources[0]}: no image is there.")
+    return list({path.parent.resolve() / path.name: path for path in reversed(images)}.values())[::-1]
+
+
+def walk(folder: Path, above: tuple[str, ...], recursive: bool) -> Iterator[Path]:
+    """Everything below a folder that is neither a folder nor hidden; links are followed, but not into `above`."""
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if name.startswith(".") or name.lower() in METADATA:
+            continue
+        if not os.path.isdir(path):
+            yield path
+        elif recursive and (real := os.path.realpath(path)) not in above:
+            yield from walk(path, (*above, real), recursive)
+
+
+def named(path: Path, end: str) -> Path:
+    """The path with an end in place of its suffix, and with a shorter stem where a disk would refuse its length."""
+    stem = path.stem
+    while len(os.fsencode(stem + end)) > 255:
+        stem = stem[:-1]
+    return path.with_name(stem + end)
+
+
 def places(images: list[Path], folder: Path) -> list[Path]:
     """Where the drawings go: the images' own names below their common folder, all different even if case is ignored."""
     root = os.path.commonpath([Path(os.path.abspath(path)).parent for path in images])
     taken: dict[str, Path] = {}
     for path in images:
         first = folder / Path(os.path.abspath(path)).relative_to(root)
-        place = first = first if first.suffix.lower() in SUFFIXES else first.with_name(f"{first.name}.png")
+        if first.suffix.lower() not in WRITTEN:
+            first = named(first.with_name(f"{first.name}.png"), ".png")
+        place = first
         number = 1
         while str(place).casefold() in taken:
             number += 1
-            place = first.with_stem(f"{first.stem}-{number}")
+            place = named(first, f"-{number}{first.suffix}")
         if place.resolve() in {image.resolve() for image in images}:
             raise SystemExit(f"{place}: the drawing would replace an image of yours; choose another --draw.")
         taken[str(place).casefold()] = place
@@ -319,20 +431,23 @@ def main() -> None:
     """The command line."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Detect the classes of a prompt-tune bundle in images, on the CPU.")
-    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("images", nargs="+", type=Path, help="images, and folders of them")
+    parser.add_argument("--no-recursive", action="store_true", help="read folders without their subfolders")
     parser.add_argument("--bundle", type=Path, default=here.parent, help="default: the folder above this program's")
     parser.add_argument("--learned", action="append", type=Path, default=[], help="another vocabulary; can be repeated")
     parser.add_argument("--conf", type=float, help="score above which a detection counts; default: each class's own")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
     parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")
     options = parser.parse_args()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a broken EXIF tag counts as none, which needs no word
+    images = find(options.images, not options.no_recursive, options.draw)
     detector = Detector(options.bundle, [options.bundle / "learned.vocab.safetensors", *options.learned])
-    drawings = places(options.images, options.draw) if options.draw else []
+    drawings = places(images, options.draw) if options.draw else []
     if drawings:
         names = [name for part in (detector.original, *detector.learned) for name in part.about["names"]]
         warn_of_boxes(names, options.font)
     results, skipped = [], []
-    for number, path in enumerate(options.images):
+    for number, path in enumerate(images):
         try:
             image = read_image(path)
         except ValueError as error:

@@ -1,7 +1,7 @@
 // Runs a bundle's graph in onnxruntime-web, with any number of learned vocabularies beside the original one.
 
 import { letterbox, toImage } from "./letterbox.js";
-import { calibrated, checkMadeFor, distinct, graphConf, limitOf, ORIGINAL, pack, readVocabulary } from "./vocabulary.js";
+import { calibrated, checkMadeFor, distinct, graphConf, limitOf, moved, ORIGINAL, pack, readVocabulary } from "./vocabulary.js";
 
 const GRAPH_VERSION = 1;
 const IOU = 0.7; // the graph drops a box that overlaps a better one of its class by more than this
@@ -120,7 +120,7 @@ export class Detector {
 /** The rows of one group of vocabularies that are above their thresholds, as detections. */
 function keep(rows, packed, conf, placed) {
   const found = [];
-  for (const row of distinct(rows, packed)) {
+  for (const row of distinct(moved(rows, packed), packed)) {
     const one = packed.classes[row[6]];
     const score = calibrated(row[5], one);
     const box = toImage(row.subarray(1, 5), placed);

@@ -2,7 +2,7 @@
 
 export const ORIGINAL = "original"; // label of the vocabulary that the detector is deployed with
 export const SUFFIX = ".vocab.safetensors";
-const VERSION = 1;
+const VERSIONS = [1, 2]; // 2: with box_offsets
 const EMBED_DIM = 512;
 const ROUNDING = 1e-5; // the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 
@@ -14,8 +14,8 @@ export function readVocabulary(buffer, fileName) {
   const text = header.__metadata__?.["prompt-tune"];
   if (text === undefined) throw new Error(`${fileName} is a safetensors file, but not a vocabulary of prompt-tune.`);
   const about = JSON.parse(text);
-  if (about.version !== VERSION) {
-    throw new Error(`${fileName} has format version ${about.version}; this page reads version ${VERSION}.`);
+  if (!VERSIONS.includes(about.version)) {
+    throw new Error(`${fileName} has format version ${about.version}; this page reads versions ${VERSIONS.join(" and ")}.`);
   }
   const tensor = (name) => {
     const [begin, end] = header[name].data_offsets;
@@ -31,6 +31,7 @@ export function readVocabulary(buffer, fileName) {
     thresholds: tensor("thresholds"), // (count,)
     calibration: header.calibration ? tensor("calibration") : null, // (count, 2): scale and shift of the logit
     nmsIou: header.nms_iou ? tensor("nms_iou") : null, // (count,): a class's own limit of overlap, applied after the graph's
+    boxOffsets: header.box_offsets ? tensor("box_offsets") : null, // (count, 4): how far edges of its boxes move
   };
 }
 
@@ -70,6 +71,20 @@ export function pack(vocabularies) {
 /** The score above which a detection counts: `conf` if it is a number, else the class's own threshold. */
 export function limitOf({ part, id }, conf) {
   return conf === null ? part.thresholds[id] : Math.fround(conf);
+}
+
+/** The rows of one image, with boxes as the labels of their class are drawn: edges move by shares of width or height. */
+export function moved(rows, packed) {
+  return rows.map((row) => {
+    const { part, id } = packed.classes[row[6]];
+    if (part.boxOffsets === null) return row;
+    const sizes = [Math.fround(row[3] - row[1]), Math.fround(row[4] - row[2])];
+    const changed = Float32Array.from(row);
+    for (let edge = 0; edge < 4; edge++) {
+      changed[1 + edge] = row[1 + edge] + Math.fround(part.boxOffsets[4 * id + edge] * sizes[edge % 2]);
+    }
+    return changed;
+  });
 }
 
 /** The rows of one image, without boxes that overlap a better one of the class by more than the class's limit. */

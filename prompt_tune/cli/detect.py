@@ -32,13 +32,20 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
     "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",
 )
+@click.option(
+    "--recursive/--no-recursive",
+    default=True,
+    show_default=True,
+    help="Whether folders are read with their subfolders.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for what is saved. Needed without --stream.")
 @click.option(
     "--save",
     multiple=True,
     type=click.Choice(["pictures", "coco", "yolo", "csv"]),
-    help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from, "
-    "detections.csv. Can be given several times; default: pictures and coco.",
+    help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from "
+    "(labels of learned classes only, unless --show names others), detections.csv. Can be given several times; "
+    "default: pictures and coco.",
 )
 @click.option("--stream", is_flag=True, help="Write one line of JSON per image or frame to standard output, at once.")
 @click.option(
@@ -58,7 +65,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
 )
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
-@click.option("--show", multiple=True, metavar="NAME", help=f"Show only this class: {NAMES}")
+@click.option("--show", multiple=True, metavar="NAME", help=f"Show, save and label only this class: {NAMES}")
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
 @device_option
 @click.option(
@@ -75,6 +82,7 @@ def command(
     bundle: Path,
     sources: tuple[str, ...],
     more_sources: tuple[str, ...],
+    recursive: bool,
     out: Path | None,
     save: tuple[str, ...],
     stream: bool,
@@ -111,7 +119,7 @@ def command(
         raise click.UsageError(
             "Missing option '--out', the folder to write to. Only --stream without --save needs none."
         )
-    opened = open_source((*more_sources, *sources), every=every, timeout=timeout)
+    opened = open_source((*more_sources, *sources), every=every, timeout=timeout, recursive=recursive, without=out)
     detector = Detector(
         bundle,
         device=device,  # type: ignore[arg-type]  # click.Choice has checked it

@@ -4,6 +4,7 @@ import importlib
 import io
 import logging
 import sys
+import warnings
 
 import click
 
@@ -71,6 +72,7 @@ def command() -> None:
     if not logger.handlers:
         logger.addHandler(_EchoHandler())
     logger.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a broken EXIF tag counts as none, which needs no word
     logger.propagate = False  # what other libraries set up at the root does not matter here
 
 

@@ -132,6 +132,7 @@ def command(
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.datasets.replay import parse_replay
+    from prompt_tune.evaluation.baselines import before_and_after
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
     from prompt_tune.vocabulary.names import read_classes
@@ -166,4 +167,5 @@ def command(
         f"{result.ap:.3f} {measured}. Cached in {result.seconds['cache']:.1f} s, trained in "
         f"{result.seconds['train']:.1f} s."
     )
+    click.echo(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
     click.echo(f"Next: prompt-tune export {result.run} --out BUNDLE")

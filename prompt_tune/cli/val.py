@@ -205,12 +205,18 @@ def _print(result: "Validation") -> None:
     ]
     if len(means) > 1:
         means.append((f"together ({len(result.classes)})", asdict(result.together)))
+    means += [(part.label, asdict(part.metrics)) for part in result.unlearned]
     table = Table("classes")
     for name, _ in means:
         table.add_column(name, justify="right")
     for key, label in LABELS.items():
         table.add_row(label, *(_number(metrics[key]) for _, metrics in means))
     console.print(table)
+    for part in result.unlearned:
+        if part.chosen:
+            click.echo(f"Best template: '{part.template}', {part.chosen}.")
+    if result.note:
+        click.echo(result.note)
     table = Table("class")
     for label in ("labels", "AP", "AP50", "AP75", "threshold", "precision", "recall"):
         table.add_column(label, justify="right")

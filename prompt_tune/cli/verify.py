@@ -52,6 +52,12 @@ UNLABELLED = (
     metavar="N",
     help="How many false alarms per 1,000 images are allowed. With more, the exit status is 3.",
 )
+@click.option(
+    "--recursive/--no-recursive",
+    default=True,
+    show_default=True,
+    help="Whether folders are read with their subfolders.",
+)
 @click.option("--strict", is_flag=True, help="Refuse images and a data set of which anything would be left out.")
 @device_option
 @click.option(
@@ -69,6 +75,7 @@ def command(
     learned: tuple[Path, ...],
     data: Path | None,
     max_false_alarms: float | None,
+    recursive: bool,
     strict: bool,
     device: str,
     page: Path | None,
@@ -98,6 +105,7 @@ def command(
             data=data,
             max_false_alarms=max_false_alarms,
             device=device,  # type: ignore[arg-type]  # click.Choice has checked it
+            recursive=recursive,
             strict=strict,
             progress=progress,
         )

@@ -1,5 +1,6 @@
 """`prompt-tune vocab`: builds, shows, compares, edits and converts vocabulary files."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-MOST_COLUMNS = 1000  # of a table: wider than any that people read
+MOST_COLUMNS = 1000  # of a table that goes into a file or pipe: wider than any that people read
 FILE = click.Path(path_type=Path)
 OUT = click.option("--out", required=True, type=FILE, help="The vocabulary file to write (*.vocab.safetensors).")
 
@@ -93,16 +94,14 @@ def build(
 @click.option("--all", "whole", is_flag=True, help="Also print the provenance: how the file was made.")
 def show(file: Path, whole: bool) -> None:
     """Print the classes of a vocabulary file, and what it was made for."""
-    from rich.console import Console
-
     from prompt_tune.cli.vocab_tables import classes_table, origin_table, provenance_lines
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(file)
-    console = Console(highlight=False)
+    console = _console()
     _print(console, origin_table(vocabulary))
-    _print(console, classes_table(vocabulary))
-    for line in provenance_lines(vocabulary) if whole else ():
+    _print(console, classes_table(vocabulary, console.width))
+    for line in provenance_lines(vocabulary, console.width) if whole else ():
         click.echo(line)
 
 
@@ -153,12 +152,10 @@ def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     """Print what changed from file A to file B, to review a vocabulary.
 
     Lists the classes that were added or removed; the classes of both files whose embeddings moved (with the cosine; 1
-    means the same direction) or whose threshold, calibration or NMS IoU changed; and changes of the whole file, such as
-    its digests.
+    means the same direction) or whose threshold, calibration, NMS IoU or box offsets changed; and changes of the whole
+    file, such as its digests.
     """
     import json
-
-    from rich.console import Console
 
     from prompt_tune.cli.vocab_tables import differences_table, is_provenance
     from prompt_tune.vocabulary.diff import diff
@@ -172,9 +169,10 @@ def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     elif found.is_empty:
         click.echo("No class or field differs. The files differ only in the order or repetition of prompts.")
     else:
-        table = differences_table(found, whole=whole)
+        console = _console()
+        table = differences_table(found, console.width, whole=whole)
         if table.row_count:
-            _print(Console(highlight=False), table)
+            _print(console, table)
         else:
             click.echo("No class differs.")
         hidden = 0 if whole else sum(map(is_provenance, found.metadata))
@@ -228,12 +226,22 @@ def convert(
     click.echo(f"Wrote {' and '.join(map(str, written))}.")
 
 
+def _console() -> "Console":
+    """The console to print tables on: as wide as the terminal, or as COLUMNS says; a file or pipe has any width."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = MOST_COLUMNS
+    return console
+
+
 def _print(console: "Console", table: "Table") -> None:
-    """Print a table as wide as its longest lines, so that no word is broken where the terminal is narrow or a file."""
+    """Print a table, also if its words make it wider than the terminal: then the terminal folds its lines."""
     from rich.measure import Measurement
 
-    console.width = MOST_COLUMNS
-    console.width = max(1, Measurement.get(console, console.options, table).maximum)
+    width, console.width = console.width, MOST_COLUMNS
+    console.width = max(width, Measurement.get(console, console.options, table).maximum)
     console.print(table)
 
 

@@ -1,9 +1,13 @@
 """The tables that `prompt-tune vocab` prints."""
 
 import json
+import re
+import textwrap
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -14,27 +18,29 @@ if TYPE_CHECKING:
     from prompt_tune.vocabulary.diff import Change, VocabularyDiff
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
+KEY_WIDTH = 20  # characters of a dotted key in a line of a narrow table
+_KEY = re.compile(r"provenance\..*")
+_PART = re.compile(r"[^.]*\.|[^.]+")
 
-def classes_table(vocabulary: "Vocabulary") -> Table:
-    """One row per class."""
-    table = Table()
-    table.add_column("id", justify="right")
-    table.add_column("class", overflow="fold")
-    table.add_column("prompts", justify="right")
-    table.add_column("threshold", justify="right")
-    if vocabulary.calibration is not None:
-        table.add_column("scale, shift", justify="right")
-    if vocabulary.nms_iou is not None:
-        table.add_column("NMS IoU", justify="right")
+
+def classes_table(vocabulary: "Vocabulary", width: int) -> Table:
+    """One row per class; see `fitted` for the width."""
+    columns = ["id", "class", "prompts", "threshold"]
+    columns += ["scale, shift"] if vocabulary.calibration is not None else []
+    columns += ["NMS IoU"] if vocabulary.nms_iou is not None else []
+    columns += ["box offsets in %"] if vocabulary.box_offsets is not None else []
+    rows = []
     for i, name in enumerate(vocabulary.names):
         n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # padding repeats prompts
-        cells: list[str | Text] = [str(i), Text(name), str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
+        cells = [str(i), name, str(n_prompts), f"{vocabulary.thresholds[i]:.3g}"]
         if vocabulary.calibration is not None:
             cells.append("{:.3g}, {:.3g}".format(*vocabulary.calibration[i]))
         if vocabulary.nms_iou is not None:
             cells.append(f"{vocabulary.nms_iou[i]:.3g}")
-        table.add_row(*cells)
-    return table
+        if vocabulary.box_offsets is not None:
+            cells.append(" ".join(f"{100 * value:+.1f}" for value in vocabulary.box_offsets[i]))
+        rows.append(cells)
+    return fitted(columns, rows, width, left=("class",))
 
 
 def origin_table(vocabulary: "Vocabulary") -> Table:
@@ -54,10 +60,12 @@ def origin_table(vocabulary: "Vocabulary") -> Table:
     return table
 
 
-def provenance_lines(vocabulary: "Vocabulary") -> list[str]:
-    """How the vocabulary was made: one line per value."""
+def provenance_lines(vocabulary: "Vocabulary", width: int) -> list[str]:
+    """How the vocabulary was made: one line per value, and more where a value has words that need them."""
     values = flat("provenance", vocabulary.provenance)
-    return [f"{key}  {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+    lines = [f"{key}  {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [part for line in lines for part in wrapper.wrap(line)]
 
 
 def is_provenance(change: "Change") -> bool:
@@ -65,7 +73,7 @@ def is_provenance(change: "Change") -> bool:
     return change.name.partition(".")[0] == "provenance"
 
 
-def differences_table(found: "VocabularyDiff", *, whole: bool = False) -> Table:
+def differences_table(found: "VocabularyDiff", width: int, *, whole: bool = False) -> Table:
     """One row per change; digests are shortened. Changes of the provenance are listed only if `whole`."""
 
     def shown(value: object, name: str = "") -> str:
@@ -82,6 +90,7 @@ def differences_table(found: "VocabularyDiff", *, whole: bool = False) -> Table:
         ("threshold", found.rethresholded),
         ("scale, shift", found.recalibrated),
         ("NMS IoU", found.resuppressed),
+        ("box offsets", found.reboxed),
     ):
         rows += [(what, change.name, shown(change.before), shown(change.after)) for change in changes]
     if found.reordered:
@@ -91,7 +100,51 @@ def differences_table(found: "VocabularyDiff", *, whole: bool = False) -> Table:
         for c in found.metadata
         if whole or not is_provenance(c)
     ]
-    table = Table("what", "class", "before", "after")
-    for row in rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    columns = ("what", "class", "before", "after")
+    return fitted(columns, rows, width, left=columns)
+
+
+def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, left: Collection[str]) -> Table:
+    """A table that breaks lines between words, or after the dots of a key, but no word.
+
+    Args:
+        columns: The headings.
+        rows: The cells of each row.
+        width: Of the table in characters. It gets wider where its words need that.
+        left: Headings of the columns that are aligned to the left; the others are to the right.
+    """
+    room = width - 3 * len(columns) - 1  # beside lines and padding
+    ruled = True
+    cells = [[column, *(row[i] for row in rows)] for i, column in enumerate(columns)]
+    if sum(map(_longest_word, cells)) > room:
+        cells = [[_after_dots(cell) for cell in column] for column in cells]
+    widths = [_longest_word(column) for column in cells]
+    if sum(widths) > room:  # columns without lines between them are two apart
+        ruled, room = False, width - 2 * len(columns) + 2
+    wanted = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in cells]
+    room -= sum(widths)
+    for i in sorted(range(len(columns)), key=lambda i: (columns[i] != "class", wanted[i] - widths[i])):
+        more = max(0, min(room, wanted[i] - widths[i]))
+        widths[i], room = widths[i] + more, room - more
+    table = Table() if ruled else Table(box=None, pad_edge=False)
+    for column, wide in zip(columns, widths, strict=True):
+        table.add_column(column, width=wide, justify="left" if column in left else "right", overflow="fold")
+    for row in zip(*(column[1:] for column in cells), strict=True):
+        table.add_row(*map(Text, row))
     return table
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max(cell_len(word) for cell in cells for word in cell.split() or [""])
+
+
+def _after_dots(cell: str) -> str:
+    """A long dotted key on several lines, each of which but the last ends with a dot; other cells as they are."""
+    if len(cell) <= KEY_WIDTH or " " in cell or not _KEY.fullmatch(cell):
+        return cell
+    lines = [""]
+    for part in _PART.findall(cell):
+        if lines[-1] and len(lines[-1] + part) > KEY_WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

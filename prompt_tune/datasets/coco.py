@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import Finder, broken_link, is_hidden, read_text, resolve, root_of
+from prompt_tune.datasets.finding import Finder
+from prompt_tune.datasets.places import cannot_use, is_hidden, read_text, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated
 from prompt_tune.errors import DataError
@@ -246,7 +247,7 @@ def _image_entries(
         declared = (width, height) if isinstance(width, int) and isinstance(height, int) else None
         if is_hidden(path, folder):
             images[key] = None
-        elif link := broken_link(path):
+        elif link := cannot_use(path):
             left_out.append(link)
             images[key] = None
         else:

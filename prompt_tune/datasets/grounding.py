@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.places import Finder, is_hidden, read_text, resolve, root_of
+from prompt_tune.datasets.finding import Finder
+from prompt_tune.datasets.places import is_hidden, read_text, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, Reason, Row
 from prompt_tune.errors import DataError
 from prompt_tune.wording import counted

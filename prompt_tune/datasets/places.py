@@ -1,24 +1,18 @@
 """Text and YAML files of data sets, read with one-line errors, and the paths that they name."""
 
 import codecs
-import logging
 import os
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
+from prompt_tune.datasets.finding import Finder
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import is_metadata
-from prompt_tune.wording import counted
-
-_NAMED = 5  # files named in a warning
-log = logging.getLogger(__name__)
+from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
+from prompt_tune.runtime.images import unread_picture
 
 
-def files_under(folder: Path, suffixes: tuple[str, ...], passed: dict[Path, LeftOut] | None = None) -> list[Path]:
+def files_under(folder: Path, suffixes: tuple[str, ...], passed: dict[Path, LeftOut]) -> list[Path]:
     """The files with certain suffixes in a folder and its subfolders, sorted, without hidden ones and metadata.
 
     Links are followed. A folder that links lead back into is read once.
@@ -26,31 +20,28 @@ def files_under(folder: Path, suffixes: tuple[str, ...], passed: dict[Path, Left
     Args:
         folder: The folder.
         suffixes: In lower case, with the dot.
-        passed: Receives what is passed over, by path: broken links. If None, a warning names them.
+        passed: Receives what is passed over, by path, see `cannot_use`.
     """
     found: list[Path] = []
-    broken: dict[Path, LeftOut] = {}
-    for path in _walk(folder, (os.path.realpath(folder),)):
+    for path in walk(folder):
         if path.suffix.lower() in suffixes and path.is_file():
             found.append(path)
-        elif entry := broken_link(path):
-            broken[path] = entry
-    if passed is not None:
-        passed.update(broken)
-    elif broken:
-        log.warning("%d links lead nowhere and are left out: %s", len(broken), _first(broken))
+        elif entry := cannot_use(path):
+            passed[path] = entry
     return sorted(found)
 
 
 def has_file(folder: Path, suffix: str) -> bool:
     """Whether a folder or a subfolder has a file with a suffix, which is in lower case."""
-    return any(path.suffix.lower() == suffix for path in _walk(folder, (os.path.realpath(folder),)))
+    return any(path.suffix.lower() == suffix for path in walk(folder))
 
 
-def broken_link(path: Path) -> LeftOut | None:
-    """What to say of a link that leads nowhere; None for any other path."""
-    if path.is_symlink() and not path.exists():
+def cannot_use(path: Path) -> LeftOut | None:
+    """What to say of a link that leads nowhere, or of a picture in a format that is not read; None for other paths."""
+    if is_broken_link(path):
         return LeftOut(Reason.LINK, f"`{path}` is a link that leads nowhere. Restore its target, or remove it.")
+    if (why := unread_picture(path)) and path.is_file():
+        return LeftOut(Reason.FORMAT, f"`{path}`: {why}.")
     return None
 
 
@@ -58,118 +49,6 @@ def is_hidden(path: Path, root: Path) -> bool:
     """Whether a file, or a folder between it and a root that it lies in, is hidden or metadata."""
     parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
     return any(is_metadata(part) for part in parts if part != "..")
-
-
-class Finder:
-    """Finds files whose names are written in another way than where they are named.
-
-    macOS decomposes accents, Windows writes backslashes and ignores case, and web tools encode spaces as `%20`.
-    """
-
-    def __init__(self) -> None:
-        """Start without any folder; each is listed at most once."""
-        self._folders: dict[Path, dict[str, list[Path]]] = {}
-
-    def find(self, path: Path) -> Path | None:
-        """The file or folder of that name; else the only one whose name means the same; else None."""
-        written = spellings(str(path))
-        for text in written:
-            if os.path.lexists(text):
-                return Path(text)
-        return next((found for text in written if (found := self._look_up(Path(text)))), None)
-
-    def _look_up(self, path: Path) -> Path | None:
-        if path.parent == path:
-            return path
-        folder = path.parent if path.parent.is_dir() else self._look_up(path.parent)
-        if folder is None or not folder.is_dir():
-            return None
-        same = self._listed(folder).get(folded(path.name), [])
-        choices = [[file for file in same if form(file.name) == form(path.name)] for form in (_composed, _in_case)]
-        return next((choice[0] for choice in (*choices, same) if len(choice) == 1), None)
-
-    def _listed(self, folder: Path) -> dict[str, list[Path]]:
-        """The entries of a folder by their folded names."""
-        if folder not in self._folders:
-            entries = self._folders[folder] = {}
-            for name in os.listdir(folder) if os.access(folder, os.R_OK) else ():
-                if not is_metadata(name):
-                    entries.setdefault(folded(name), []).append(folder / name)
-        return self._folders[folder]
-
-
-def spellings(text: str) -> list[str]:
-    """The ways to read a path: as it stands, with `/` for backslashes, and with `%20` and the like decoded."""
-    slashes = text.replace("\\", "/")
-    return list(dict.fromkeys((text, slashes, unquote(text), unquote(slashes))))
-
-
-def folded(name: str) -> str:
-    """A name without what people's systems change in it: Unicode form, case and url-encoding."""
-    return _composed(unquote(name)).casefold()
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _in_case(name: str) -> str:
-    """A composed name whose suffix is in lower case."""
-    stem, suffix = os.path.splitext(_composed(name))
-    return stem + suffix.lower()
-
-
-def pair(images: Sequence[Path], wanted: Callable[[Path], Path], finder: Finder) -> dict[Path, Path]:
-    """The label files of images that have one.
-
-    Args:
-        images: The images.
-        wanted: The label file of an image, by the rule of the format.
-        finder: Finds label files whose names are written otherwise. One that another image has by the rule is that
-            image's own.
-    """
-    labels = {image: label for image in images if os.path.lexists(label := wanted(image))}
-    taken = set(labels.values())
-    for image in images:
-        if image not in labels and (found := finder.find(wanted(image))) and found not in taken:
-            labels[image] = found
-    return labels
-
-
-def sharing(labels: Mapping[Path, Path]) -> dict[Path, list[Path]]:
-    """The label files that several images have, with these images."""
-    owners: dict[Path, list[Path]] = {}
-    for image, label in labels.items():
-        owners.setdefault(label, []).append(image)
-    return {label: images for label, images in owners.items() if len(images) > 1}
-
-
-def warn_of_sharing(shared: Mapping[Path, Sequence[Path]]) -> None:
-    """Says in one line which images share a label file, such as `a.jpg` and `a.png`."""
-    if shared:
-        images = [image for group in shared.values() for image in group]
-        what = counted(len(shared), "label file")
-        log.warning("%d images share %s, and each has its boxes: %s", len(images), what, _first(images))
-
-
-def _first(paths: Sequence[Path] | Mapping[Path, object]) -> str:
-    """The first few of some paths."""
-    return ", ".join(f"`{path}`" for path in sorted(paths)[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
-
-
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Everything that is not a folder below a folder; `above` are the real paths of the folder and those above it."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not is_metadata(entry.name))
-    except OSError as error:
-        raise DataError(f"`{folder}` cannot be read: {error.strerror}. Allow reading it, or leave it out.") from error
-    for name in names:
-        path = folder / name
-        if not path.is_dir():
-            yield path
-        elif (real := os.path.realpath(path)) not in above:
-            yield from _walk(path, (*above, real))
 
 
 def clean_path(path: Path) -> Path:

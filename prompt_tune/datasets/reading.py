@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from prompt_tune.contract import HOLD_OUT
 from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
 from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.held_out import HELD_OUT_SHARE, copied, has_box, hold_out
@@ -17,7 +18,7 @@ from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import is_metadata
+from prompt_tune.runtime.folders import is_metadata
 from prompt_tune.wording import counted
 
 SplitName = Literal["train", "val", "test"]
@@ -221,6 +222,8 @@ def _read_description(file: Path) -> RawLabels:
             f"`{file}` describes a grounding set, which has no classes to learn. Give this file to `--replay`, and a "
             "data set with classes here."
         )
+    if content.get(HOLD_OUT):
+        content.pop("val", None)
     is_coco = any(isinstance(content.get(split), dict) for split in ("train", "val", "test"))
     return read_coco_yaml(file, content) if is_coco else read_yolo(file, content)
 

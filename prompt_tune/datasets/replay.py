@@ -266,17 +266,22 @@ def _labels(place: Path) -> RawLabels:
     labels = find_labels(place)
     if labels is not None:
         return labels
-    paths = files_under(place, IMAGE_SUFFIXES)
+    passed: dict[Path, LeftOut] = {}
+    paths = files_under(place, IMAGE_SUFFIXES, passed)
     if not paths:
         raise DataError(f"`{place}` and its subfolders hold no image, and it is not a data set. {_WANTED}")
-    return RawLabels((), "yolo", {"train": [LabelledImage(path, []) for path in paths]})
+    return RawLabels(
+        (), "yolo", {"train": [LabelledImage(path, []) for path in paths]}, left_out={"train": [*passed.values()]}
+    )
 
 
 def _draw(images: Sequence[_Image], count: int | None, seed: int, place: Path) -> list[_Image]:
     """Draws images until `count` of them exist. Missing ones that were drawn stay in, for `make_split` to name."""
     if count is None or count >= len(images):
         if count is not None and count > len(images):
-            log.info("`%s` has %d images, fewer than the %d to replay: all are taken.", place, len(images), count)
+            log.info(
+                "`%s` has %s, fewer than the %d to replay: all are taken.", place, counted(len(images), "image"), count
+            )
         return list(images)
     drawn: list[_Image] = []
     existing = 0

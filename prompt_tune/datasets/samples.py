@@ -208,7 +208,7 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int, left_out
         samples.append(sample)
         found += twice + dropped
     if not samples:
-        unread = [entry for entry in found if entry.reason == Reason.IMAGE]
+        unread = [entry for entry in found if entry.reason in (Reason.IMAGE, Reason.FORMAT, Reason.LINK)]
         what = f"none of its {len(unread)} images can be read. The first: {unread[0].what}" if unread else "no images."
         raise DataError(f"the `{split}` split cannot be used: {what}")
     _refuse_specks(samples, split)

@@ -14,19 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from prompt_tune.datasets.places import (
-    Finder,
-    broken_link,
-    files_under,
-    folded,
-    has_file,
-    is_hidden,
-    pair,
-    read_list,
-    sharing,
-    spellings,
-    warn_of_sharing,
-)
+from prompt_tune.datasets.finding import Finder, folded, pair, sharing, spellings, warn_of_sharing
+from prompt_tune.datasets.places import cannot_use, files_under, has_file, is_hidden, read_list
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated
 from prompt_tune.errors import DataError
@@ -256,7 +245,7 @@ def _parsed(file: Path) -> ElementTree.Element | LeftOut:
         return LeftOut(Reason.IMAGE, what)
     except OSError as error:
         what = f"`{file}` cannot be read: {error.strerror}. Until then, its image is left out."
-        return broken_link(file) or LeftOut(Reason.IMAGE, what)
+        return cannot_use(file) or LeftOut(Reason.IMAGE, what)
 
 
 def _read_xml(file: Path | None, first_pixel: float) -> _Annotation | LeftOut:

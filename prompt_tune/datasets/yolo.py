@@ -8,19 +8,16 @@ without a label file is background.
 from pathlib import Path
 from typing import Any
 
+from prompt_tune.datasets.finding import Finder, pair, sharing, warn_of_sharing
 from prompt_tune.datasets.places import (
-    Finder,
-    broken_link,
+    cannot_use,
     clean_path,
     files_under,
     is_hidden,
-    pair,
     read_list,
     read_text,
     resolve,
     root_of,
-    sharing,
-    warn_of_sharing,
 )
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import box_around, may_be_pose
@@ -103,7 +100,7 @@ def _image_paths(root: Path, entries: Any, description: Path, key: str) -> tuple
             # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
             for line in read_list(place):
                 path = clean_path(finder.find(place.parent / line) or place.parent / line)
-                if link := broken_link(path):
+                if link := cannot_use(path):
                     passed[path] = link
                 elif not is_hidden(path, place.parent):
                     paths.add(path)
@@ -139,7 +136,7 @@ def _read_split(paths: list[Path]) -> tuple[list[LabelledImage], list[LeftOut]]:
                 shapes |= _read_labels(label, image)
             except DataError as error:
                 left_out.append(
-                    broken_link(label) or LeftOut(Reason.IMAGE, f"{error} Until then, `{path}` is left out.")
+                    cannot_use(label) or LeftOut(Reason.IMAGE, f"{error} Until then, `{path}` is left out.")
                 )
                 continue
         images.append(image)

@@ -79,8 +79,8 @@ class Baked:
 def bake(run: str | Path, out: str | Path, *, images: Places | None = None, device: str = "cpu") -> Baked:
     """Writes the detector of a run as an ultralytics checkpoint that has all classes set and needs no text tower.
 
-    ultralytics has one threshold for all classes, no calibration, and one embedding per class. If a learned class has
-    the name of an original one, " (learned)" is appended to its name.
+    ultralytics has one threshold for all classes, no calibration, no box offsets, and one embedding per class. If a
+    learned class has the name of an original one, " (learned)" is appended to its name.
 
     Args:
         run: A run folder of `fit`.
@@ -106,6 +106,8 @@ def bake(run: str | Path, out: str | Path, *, images: Places | None = None, devi
         logger.info("%s cannot hold the calibration: learned scores there are not calibrated.", out)
     if learned.nms_iou is not None:
         logger.info("%s cannot hold limits of overlap: predict with iou=%g.", out, learned.nms_iou.min())
+    if learned.box_offsets is not None:
+        logger.info("%s cannot hold box offsets: learned boxes there are the detector's, as with --boxes frozen.", out)
     if learned.guide_mode == "own":
         logger.info("The learned classes were trained as their own guide: in %s their scores change too.", out)
     n_original, image_size = len(original.names), config["image_size"]

@@ -10,6 +10,7 @@ import numpy as np
 from prompt_tune.evaluation.outcomes import Example
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections
+from prompt_tune.runtime.offsets import moved
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 SAME_BOX_IOU = 0.7  # the overlap at which suppression takes two boxes of a class for one object
@@ -60,9 +61,11 @@ class AlarmCounts:
         """
         learned = np.array([label != ORIGINAL for label in found.vocabularies], dtype=bool)
         rows, columns = np.flatnonzero(learned), np.flatnonzero(~learned)
-        iou = box_iou(found.boxes_xyxy[rows], found.boxes_xyxy[columns])  # (learned, original)
-        for row, overlaps in zip(rows.tolist(), iou, strict=True):
+        for row in rows.tolist():
             key = found.vocabularies[row], found.class_names[row]
+            offsets = self._vocabularies[key[0]].box_offsets_rows[[found.class_ids[row]]]  # (1, 4)
+            theirs = moved(found.boxes_xyxy[columns], offsets)  # the same boxes, as this class draws them
+            overlaps = box_iou(found.boxes_xyxy[[row]], theirs)[0]  # (original,)
             same_box: list[int] = columns[overlaps >= SAME_BOX_IOU].tolist()
             self.alarms[key] += 1
             best = max(same_box, key=lambda k: found.scores[k], default=None)

@@ -33,6 +33,7 @@ class GroundTruth:
         thresholds: (n_cls,) float32, from the vocabularies.
         calibration: (n_cls, 2) float32, scale and shift of the logit.
         nms_iou: (n_cls,) float32, each class's own limit of overlap.
+        box_offsets: (n_cls, 4) float32, how each class's boxes are moved.
         unknown: Classes of the data set that no vocabulary has.
         unlabelled: Classes that a vocabulary has, but that have no label in this split.
     """
@@ -44,6 +45,7 @@ class GroundTruth:
     thresholds: np.ndarray
     calibration: np.ndarray
     nms_iou: np.ndarray
+    box_offsets: np.ndarray
     unknown: tuple[str, ...]
     unlabelled: tuple[str, ...]
 
@@ -83,21 +85,23 @@ class GroundTruth:
         if len(unknown) == len(names):
             raise DataError(_no_class(data, names, own))
         labelled = {names[k] for sample in images.samples for k in sample.labels.classes[~sample.labels.ignore]}
-        keys, thresholds, calibration, nms_iou = [], [], [], []
+        keys, thresholds, calibration, nms_iou, box_offsets = [], [], [], [], []
         for label, vocabulary in vocabularies.items():
             numbers = zip(
                 vocabulary.names,
                 vocabulary.thresholds,
                 vocabulary.calibration_rows,
                 vocabulary.nms_iou_rows,
+                vocabulary.box_offsets_rows,
                 strict=True,
             )
-            for name, threshold, scale_shift, limit in numbers:
+            for name, threshold, scale_shift, limit, offsets in numbers:
                 if name in labelled:
                     keys.append((label, name))
                     thresholds.append(threshold)
                     calibration.append(scale_shift)
                     nms_iou.append(limit)
+                    box_offsets.append(offsets)
         if not keys:
             shown = ", ".join(sorted(labelled)[:NAMED])
             raise DataError(
@@ -113,6 +117,7 @@ class GroundTruth:
             np.array(thresholds, np.float32),
             np.array(calibration, np.float32),
             np.array(nms_iou, np.float32),
+            np.array(box_offsets, np.float32),
             unknown,
             tuple(name for name in names if name in own and name not in labelled),
         )

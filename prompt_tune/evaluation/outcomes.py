@@ -51,6 +51,7 @@ class Example:
             None.
         others_xyxy: The other labelled boxes of the image.
         note: One line of text.
+        before_xyxy: The detection with the detector's own box, if that is to be shown beside a moved one.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Example:
     found_xyxy: tuple[float, ...] | None
     others_xyxy: tuple[tuple[float, ...], ...]
     note: str
+    before_xyxy: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

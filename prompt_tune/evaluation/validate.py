@@ -4,15 +4,26 @@ Both measure everything with an uncalibrated score above 0.001, with boxes in or
 calibration, so AP is the same with and without it. A bundle is measured without torch.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from prompt_tune.contract import METRIC_CONF
-from prompt_tune.errors import DataError
+from prompt_tune.datasets.samples import Labels
+from prompt_tune.errors import DataError, ModelError
+from prompt_tune.evaluation.baselines import (
+    IN_FIT,
+    PLAIN,
+    Baseline,
+    before_and_after,
+    name_embeddings,
+    recorded_baselines,
+)
+from prompt_tune.evaluation.baselines import best as best_baseline
 from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.evaluation.matching import match_classes
 from prompt_tune.evaluation.metrics import Metrics, coco_evaluation
@@ -21,15 +32,17 @@ from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import LEARNED, Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
-from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 if TYPE_CHECKING:
     from prompt_tune.datasets.reading import SplitName
     from prompt_tune.models.world import World
 
 Engine = Literal["torch", "onnx"]
-Detect = Callable[[np.ndarray], Detections]  # RGB image uint8 (h, w, 3) -> detections in its pixels, by `GroundTruth`
+# RGB image uint8 (h, w, 3) -> detections in its pixels, by `GroundTruth`: of the vocabularies, then of each baseline
+Detect = Callable[[np.ndarray], list[Detections]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,9 @@ class Validation:
         curves: (len(classes), 101) precision at IoU 0.5 by recall.
         unknown: Classes of the data set that no vocabulary has.
         unlabelled: Classes that a vocabulary has, but that have no label in this split.
+        unlearned: What the names of the learned classes give on the same images without learning.
+        in_fit: What `fit` recorded of the same, on its own validation images.
+        note: Why `unlearned` is empty, in a sentence; empty if it is not, or if no learned class is measured.
     """
 
     engine: Engine
@@ -84,16 +100,24 @@ class Validation:
     curves: np.ndarray
     unknown: tuple[str, ...]
     unlabelled: tuple[str, ...]
+    unlearned: tuple[Baseline, ...] = ()
+    in_fit: tuple[Baseline, ...] = ()
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the curves as plain JSON, with null for nan."""
-        fields = {name: getattr(self, name) for name in ("engine", "split", "images")}
+        own = {name: getattr(self, name) for name in ("engine", "split", "images")}
         lists = {name: list(getattr(self, name)) for name in ("skipped", "unknown", "unlabelled")}
         means = {name: getattr(self, name) for name in ("learned", "original", "together")}
         means = {name: value and asdict(value) for name, value in means.items()}
         rows = [asdict(row) | row.metrics.__dict__ for row in self.classes]
         classes = [{name: value for name, value in row.items() if name != "metrics"} for row in rows]
-        plain: dict[str, Any] = _without_nan(fields | means | {"classes": classes} | lists)
+        before = {
+            "unlearned": [part.to_json() for part in self.unlearned],
+            "unlearned_in_fit": [part.to_record() for part in self.in_fit],
+            "note": self.note,
+        }
+        plain: dict[str, Any] = _without_nan(own | means | {"classes": classes} | lists | before)
         return plain
 
 
@@ -132,8 +156,10 @@ def validate_run(
     config, world, original, learned = load_run(Path(run), device)
     vocabularies = {ORIGINAL: original, LEARNED: learned}
     truth = GroundTruth.read(data, split, names, vocabularies, RunFolder(Path(run)).held_out(), strict=strict)
-    detect = _torch_detector(world, config["image_size"], vocabularies, truth)
-    return _measure("torch", truth, detect, progress, strict=strict)
+    names_alone, note = _names_alone(Path(run), learned, device) if truth.of_vocabulary(LEARNED) else ([], "")
+    detect = _torch_detector(world, config["image_size"], vocabularies, truth, [rows for _, rows in names_alone])
+    result = _measure("torch", truth, detect, progress, [part for part, _ in names_alone], strict=strict)
+    return replace(result, in_fit=recorded_baselines(learned.provenance), note=note)
 
 
 def validate_bundle(
@@ -159,7 +185,8 @@ def validate_bundle(
         device: "cpu" or "cuda".
         strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
-        recorded: What the run behind the bundle says of the images that it held out; see `hold_out`.
+        recorded: What the run behind the bundle says of the images that it held out; see `hold_out`. None goes by the
+            bundle: the present draw if its fit says that it held images out, and that of 0.1.0 otherwise.
 
     Raises:
         DataError: The data set has no label of a class that the vocabularies have, or no image can be read.
@@ -168,50 +195,110 @@ def validate_bundle(
         ProviderError: The device is not available.
     """
     detector = Detector(bundle, device=device, learned=learned)  # type: ignore[arg-type]  # it checks the name
+    own = detector.vocabularies.get(LEARNED)
+    provenance = {} if own is None else own.provenance
+    if recorded is None and "held_out" not in provenance:
+        recorded = ()
     truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded, strict=strict)
-    return _measure("onnx", truth, _onnx_detector(detector, truth), progress, strict=strict)
+    result = _measure("onnx", truth, _onnx_detector(detector, truth), progress, strict=strict)
+    in_fit = recorded_baselines(provenance)
+    note = "" if result.learned is None else _note_of_bundle(in_fit, provenance)
+    return replace(result, in_fit=in_fit, note=note)
+
+
+def _note_of_bundle(in_fit: Sequence[Baseline], provenance: Mapping[str, Any]) -> str:
+    """Why a bundle's plain names are not measured, and what `fit` recorded of them."""
+    why = "A bundle has no text tower, so plain names are not measured here."
+    learned = provenance.get("val_ap50")
+    if not in_fit or not isinstance(learned, float):
+        return f"{why} `val` of the run does."
+    return f"{why} In the fit, AP50 on its validation images: {before_and_after(in_fit, learned)}."
+
+
+def _names_alone(run: Path, learned: Vocabulary, device: str) -> tuple[list[tuple[Baseline, np.ndarray]], str]:
+    """The plain names of the learned classes, and the template that `fit` chose, or else all templates.
+
+    Returns:
+        Baselines without figures, each with its (n_cls, n_prompts, 512) embeddings; and why there are none.
+    """
+    from prompt_tune.models.text_tower import TextTower
+    from prompt_tune.vocabulary.names import read_templates
+
+    config = json.loads(RunFolder(run).config.read_text("utf-8"))
+    try:
+        tower = TextTower.load(str(config.get("text_tower", "")), device=device)
+    except ModelError as error:
+        return [], f"Plain names are not measured. {error}"
+    if tower.digest != learned.text_tower:
+        return [], f"Plain names are not measured: '{tower.spec}' is not the text tower that the run was made with."
+    known = {names[0]: tuple(names) for names in config.get("classes", [])}
+    texts = [known.get(name, (name,)) for name in learned.names]
+    chosen = [(part.template, part.chosen.partition(" on ")[0]) for part in recorded_baselines(learned.provenance)]
+    chosen = [(template, f"{how} {IN_FIT}" if how else "") for template, how in chosen]
+    candidates = chosen or [(template, "") for template in (PLAIN, *read_templates())]
+    unmeasured = Metrics(*[np.nan] * len(fields(Metrics)))
+    found = []
+    for template, how in candidates:
+        rows = name_embeddings(tower, texts, template)
+        if rows is not None:
+            found.append((Baseline(template, how, unmeasured), rows))
+    return found, ""
 
 
 def _torch_detector(
-    world: "World", image_size: int, vocabularies: Mapping[str, Vocabulary], truth: GroundTruth
+    world: "World",
+    image_size: int,
+    vocabularies: Mapping[str, Vocabulary],
+    truth: GroundTruth,
+    baselines: Sequence[np.ndarray],
 ) -> Detect:
-    """A function that detects with torch. Each vocabulary is measured under its own guide."""
+    """A function that detects with torch. Each vocabulary and each baseline is measured under its own guide.
+
+    A baseline is given as the embeddings (n_cls, n_prompts, 512) of the learned classes.
+    """
     import torch
 
     from prompt_tune.models.suppression import find
     from prompt_tune.models.world import region_logits
 
     level = world.anchors(image_size, image_size)[2]
-    parts = []
-    for label, vocabulary in vocabularies.items():
+    parts = []  # the place in what `detect` returns, rows of `truth`, their embeddings, digest and rows of the guide
+    learned = vocabularies[LEARNED]
+    alternatives = [(place, learned, rows) for place, rows in enumerate(baselines, 1)]
+    for place, vocabulary, all_rows in [(0, part, part.embeddings) for part in vocabularies.values()] + alternatives:
+        label = LEARNED if vocabulary is learned else ORIGINAL
         rows = truth.of_vocabulary(label)
         if rows:
-            chosen = vocabulary.embeddings[[vocabulary.names.index(truth.keys[row][1]) for row in rows]]
-            guide = vocabulary if vocabulary.guide_mode == "own" else vocabularies[ORIGINAL]
-            flat = torch.tensor(guide.embeddings, device=world.device).flatten(0, 1)  # (n_cls * n_prompts, 512)
-            parts.append((np.array(rows), torch.tensor(chosen, device=world.device), guide.digest, flat))
+            chosen = all_rows[[vocabulary.names.index(truth.keys[row][1]) for row in rows]]
+            guide = all_rows if vocabulary.guide_mode == "own" else vocabularies[ORIGINAL].embeddings
+            flat = torch.tensor(guide, device=world.device).flatten(0, 1)  # (n_cls * n_prompts, 512)
+            parts.append((place, np.array(rows), torch.tensor(chosen, device=world.device), guide_digest(guide), flat))
 
     @torch.no_grad()
-    def detect(image: np.ndarray) -> Detections:
+    def detect(image: np.ndarray) -> list[Detections]:
         pixels, placed = letterbox(image, image_size)
         network_input = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).to(world.device)  # (1, 3, size, size)
         passes: dict[str, tuple[Any, Any]] = {}  # by digest of the guide: head features and boxes
-        founds = []
-        for rows, embeddings, digest, guide in parts:
+        founds: list[list[Detections]] = [[] for _ in range(1 + len(baselines))]
+        for place, rows, embeddings, digest, guide in parts:
             if digest not in passes:
                 passes[digest] = world.features(network_input.float() / 255, guide)
             head, boxes = passes[digest]
             found = find(boxes[0], region_logits(world, head[0], level, embeddings).sigmoid())
-            found = found.distinct(truth.nms_iou[rows])
+            if place == 0:  # names without learning have no offsets and NMS IoU of their own, and no calibration
+                found = move(found, truth.box_offsets[rows]).distinct(truth.nms_iou[rows])
             boxes_xyxy, classes = placed.to_original(found.boxes_xyxy), rows[found.class_ids]
-            scores = calibrated(found.scores, truth.calibration[classes])
+            scores = found.scores if place else calibrated(found.scores, truth.calibration[classes])
             inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)  # not entirely in the grey border
-            founds.append(Detections(boxes_xyxy[inside], scores[inside], classes[inside]))
-        return Detections(
-            boxes_xyxy=np.concatenate([found.boxes_xyxy for found in founds]),
-            scores=np.concatenate([found.scores for found in founds]),
-            class_ids=np.concatenate([found.class_ids for found in founds]),
-        )
+            founds[place].append(Detections(boxes_xyxy[inside], scores[inside], classes[inside]))
+        return [
+            Detections(
+                boxes_xyxy=np.concatenate([found.boxes_xyxy for found in part]),
+                scores=np.concatenate([found.scores for found in part]),
+                class_ids=np.concatenate([found.class_ids for found in part]),
+            )
+            for part in founds
+        ]
 
     return detect
 
@@ -225,18 +312,24 @@ def _onnx_detector(detector: Detector, truth: GroundTruth) -> Detect:
     original = np.array([label == ORIGINAL for label, _ in truth.keys])
     confs = [float(cut[of].min(initial=1.0)) for of in (original, ~original)]
 
-    def detect(image: np.ndarray) -> Detections:
+    def detect(image: np.ndarray) -> list[Detections]:
         found = detector.detect([image], show=show, original_conf=confs[0], learned_conf=confs[1])[0]
         keys = zip(found.vocabularies, found.class_names, strict=True)
         classes = np.array([row_of.get(key, -1) for key in keys], np.int64)  # (n,)
         kept = (classes >= 0) & (found.scores > cut[classes])
-        return Detections(found.boxes_xyxy[kept], found.scores[kept], classes[kept])
+        return [Detections(found.boxes_xyxy[kept], found.scores[kept], classes[kept])]
 
     return detect
 
 
 def _measure(
-    engine: Engine, truth: GroundTruth, detect: Detect, progress: Progress | None, *, strict: bool
+    engine: Engine,
+    truth: GroundTruth,
+    detect: Detect,
+    progress: Progress | None,
+    baselines: Sequence[Baseline] = (),
+    *,
+    strict: bool,
 ) -> Validation:
     """Detect in all images, and evaluate."""
     labels, founds, skipped = [], [], []
@@ -254,9 +347,10 @@ def _measure(
             progress("validate", done, len(truth.samples), "")
     if not founds:
         raise DataError(f"None of the {len(truth.samples)} images can be read. The first: {skipped[0]}")
-    evaluation = coco_evaluation(labels, founds, len(truth.keys))
+    of_vocabularies, *of_baselines = zip(*founds, strict=True)  # each has the detections of all images
+    evaluation = coco_evaluation(labels, of_vocabularies, len(truth.keys))
     classes = []
-    for row, matched in enumerate(match_classes(labels, founds, len(truth.keys))):
+    for row, matched in enumerate(match_classes(labels, of_vocabularies, len(truth.keys))):
         threshold = float(truth.thresholds[row])
         metrics = evaluation.metrics([row])
         classes.append(ClassResult(*truth.keys[row], matched.n_objects, metrics, threshold, *matched.above(threshold)))
@@ -274,7 +368,24 @@ def _measure(
         curves=evaluation.curves,
         unknown=truth.unknown,
         unlabelled=truth.unlabelled,
+        unlearned=_evaluated(baselines, truth, labels, of_baselines),
     )
+
+
+def _evaluated(
+    baselines: Sequence[Baseline], truth: GroundTruth, labels: Sequence[Labels], founds: Sequence[Sequence[Detections]]
+) -> tuple[Baseline, ...]:
+    """Baselines with their figures. Of templates that nobody has chosen yet, the best one on these images."""
+    rows = {row: truth.keys[row][1] for row in truth.of_vocabulary(LEARNED)}
+    measured = [
+        Baseline.of(part.template, part.chosen, coco_evaluation(labels, found, len(truth.keys)), rows)
+        for part, found in zip(baselines, founds, strict=True)
+    ]
+    untried = [part for part in measured if part.template != PLAIN and not part.chosen]
+    kept = [part for part in measured if part not in untried]
+    if chosen := best_baseline(untried):
+        kept.append(replace(chosen, chosen=f"the best of {len(untried)} templates on these images"))
+    return tuple(kept)
 
 
 def _without_nan(value: Any) -> Any:

@@ -180,6 +180,7 @@ def verify(
     data: str | Path | None = None,
     max_false_alarms: float | None = None,
     device: Device = "cpu",
+    recursive: bool = True,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
@@ -194,6 +195,7 @@ def verify(
             measured on its validation images, and original detections are compared on them too.
         max_false_alarms: How many false alarms per thousand images are allowed. With more, the result has `failed`.
         device: Where ONNX Runtime computes.
+        recursive: Whether folders of `images` are read with their subfolders.
         strict: Whether an image or anything of the data set that is left out is an error.
         progress: Called after each image.
 
@@ -215,7 +217,7 @@ def verify(
     detector = Detector(bundle, device=device, learned=learned)
     vocabularies = {label: part for label, part in detector.vocabularies.items() if label != ORIGINAL}
     labels = None if data is None else _Labels.read(data, detector.vocabularies[ORIGINAL], strict=strict)
-    unlabelled = {path.resolve(): path for path in find_images(images)}
+    unlabelled = {path.resolve(): path for path in find_images(images, recursive=recursive)}
     logger.info("False alarms are counted in %s, which need no labels.", counted(len(unlabelled), "image"))
     places = unlabelled | ({} if labels is None else {path: sample.path for path, sample in labels.samples.items()})
     tally = _Tally(detector, vocabularies, strict=strict)

@@ -14,7 +14,7 @@ from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
 from prompt_tune.media.sinks import Pictures, Sink, Videos
 from prompt_tune.media.sources import Source
 from prompt_tune.progress import Progress
-from prompt_tune.runtime.detections import ClassKey, choose_classes
+from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.version import __version__
 
@@ -69,8 +69,8 @@ def annotate(
         detector: With its vocabularies loaded.
         source: From `open_source`.
         out: Folder to write to. Files of the same names are replaced, each of them whole or not at all.
-        save: "pictures" (annotated pictures and videos), "coco" (detections.json), "yolo" (a data set to learn from),
-            "csv" (detections.csv).
+        save: "pictures" (annotated pictures and videos), "coco" (detections.json), "yolo" (a data set to learn from,
+            with labels of learned classes only unless `show` is given), "csv" (detections.csv).
         lines: File that gets one line of JSON per frame at once.
         iou: See `Detector.detect`, as for the next four.
         original_conf: Threshold of the original vocabulary.
@@ -94,7 +94,8 @@ def annotate(
         if out is None:
             raise DataError(MISSING_PLACE)
         shown = tuple(key for key in detector.classes if key in chosen)
-        sinks += _sinks(Path(out), save, detector, source, shown, options)
+        labelled = shown if show is not None else tuple(key for key in shown if key[0] != ORIGINAL) or shown
+        sinks += _sinks(Path(out), save, detector, source, labelled, options)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
     stopped = False
     with closing(source.frames()) as frames, ExitStack() as opened:
@@ -135,7 +136,7 @@ def _sinks(
     save: Collection[Output],
     detector: Detector,
     source: Source,
-    shown: Sequence[ClassKey],
+    labelled: Sequence[ClassKey],
     options: dict[str, float | None],
 ) -> list[Sink]:
     """The sinks that `save` names, pictures first."""
@@ -145,7 +146,7 @@ def _sinks(
     if "coco" in save:
         sinks.append(Coco(out, detector.classes, info={**_info(detector), **options}, skipped=source.skipped))
     if "yolo" in save:
-        sinks.append(Yolo(out, shown))
+        sinks.append(Yolo(out, labelled))
     if "csv" in save:
         sinks.append(Csv(out))
     return sinks

@@ -31,7 +31,7 @@ def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Ima
     Args:
         image: What `Detector.detect` was given: a path, a PIL image, or a uint8 (h, w, 3) RGB array. It is not changed.
             Files and PIL images are turned upright as their EXIF orientation says, as the detector does.
-        detections: Those of this image, with boxes in its pixels.
+        detections: Those of this image, with boxes in its pixels. A score of nan, as of a label, is not written.
         bgr: Whether an array is BGR, as OpenCV gives it. The result is RGB in any case.
 
     Returns:
@@ -52,7 +52,9 @@ def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Ima
     FONTS.prepare(detections.class_names)
     labels: list[tuple[Rectangle, Line, Colour]] = []
     for row in reversed(order):  # the most important label chooses its place first
-        text = FONTS.line(f"{detections.class_names[row]} {detections.scores[row]:.2f}", side * FONT_FRACTION)
+        score = detections.scores[row]
+        words = detections.class_names[row] + ("" if np.isnan(score) else f" {score:.2f}")
+        text = FONTS.line(words, side * FONT_FRACTION)
         taken = [place for place, _, _ in labels] if len(labels) < LABELS_APART else []
         place = _label_place(text, tuple(detections.boxes_xyxy[row].tolist()), picture.size, taken)
         labels.append((place, text, _colour_of(detections, row)))

@@ -121,14 +121,30 @@ class Fonts:
             named = " ".join(sorted(missing)[:NAMED])
             rest = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
             logger.warning(
-                "No installed font can draw %s%s: pictures show empty boxes instead. Install a font that has them, "
+                "No installed font can draw %s%s: pictures show their codes instead. Install a font that has them, "
                 "such as Noto (on Debian and Ubuntu: apt install fonts-noto).",
                 named,
                 rest,
             )
 
+    def legible(self, text: str) -> str:
+        """The text in composed form, with a code such as \\u53c9 for each character that no installed font draws."""
+        self.prepare([text])
+        with self._lock:
+            drawable = set().union(*self._drawable.values())
+        text = unicodedata.normalize("NFC", text)
+        missing = _visible(text) - drawable
+        return "".join(_code(part) if part in missing and not part.isascii() else part for part in text)
+
+    def files(self) -> list[str]:
+        """The files of the installed fonts that were needed until now, without those of one size."""
+        with self._lock:
+            return [face.path for face in self._drawable if face != OWN and not face.strike]
+
     def line(self, text: str, pixels: float) -> Line:
         """The text with a font for each part of it: one font for all of it where there is one.
+
+        A character that no font draws is written as its code, such as \\u53c9, so that names can be told apart.
 
         Args:
             text: One line.
@@ -138,8 +154,7 @@ class Fonts:
         size = min(max(round(pixels), smallest), largest)
         if text.isascii():
             return Line(((text, OWN),), size)
-        self.prepare([text])
-        text = unicodedata.normalize("NFC", text)
+        text = self.legible(text)
         with self._lock:
             drawable = dict(self._drawable)
         visible = _visible(text)
@@ -264,6 +279,11 @@ def _visible(text: str) -> set[str]:
 def _is_invisible(character: str) -> bool:
     """White space, joiners, marks of direction, and variation selectors."""
     return character.isspace() or unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
+
+
+def _code(character: str) -> str:
+    """The code of a character, as Python and JSON write it."""
+    return character.encode("ascii", "backslashreplace").decode()
 
 
 def _clusters(text: str) -> Iterator[str]:

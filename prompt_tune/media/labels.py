@@ -10,12 +10,13 @@ from typing import IO, Self, TextIO
 
 from PIL import Image
 
+from prompt_tune.contract import HOLD_OUT
 from prompt_tune.errors import DataError
 from prompt_tune.files import saving, told
 from prompt_tune.media.sinks import OTHER_OUT, Places, Sink, with_suffix
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
-from prompt_tune.runtime.images import IMAGE_SUFFIXES, save_image
+from prompt_tune.runtime.images import WRITTEN_SUFFIXES, save_image
 
 COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"
@@ -90,8 +91,9 @@ class Coco(Sink):
 class Yolo(Sink):
     """A data set in ultralytics' format to correct and learn from: the folder `yolo` with images, labels and data.yaml.
 
-    An image is copied as it is, and a frame of a video becomes a JPEG. A class name that is in two vocabularies becomes
-    "LABEL:NAME". The format has no scores, and everything without a box counts as background.
+    An image is copied as it is, and a frame of a video becomes a JPEG. All images lie in one folder, and all labels in
+    another, since many tools look into no subfolder. A class name that is in two vocabularies becomes "LABEL:NAME". The
+    format has no scores, and everything without a box counts as background.
     """
 
     def __init__(self, out: Path, classes: Sequence[ClassKey]) -> None:
@@ -99,7 +101,7 @@ class Yolo(Sink):
 
         Args:
             out: Folder that gets the folder `yolo`.
-            classes: (vocabulary label, class name) of every class that is shown.
+            classes: (vocabulary label, class name) of every class that gets labels.
 
         Raises:
             DataError: There is a data set already, no class is shown, or the place cannot be read.
@@ -118,7 +120,7 @@ class Yolo(Sink):
         names = [name for _, name in classes]
         self._names = [name if names.count(name) == 1 else f"{label}:{name}" for label, name in classes]
         self._class_ids = {key: number for number, key in enumerate(classes)}
-        self._images, self._folders = Places(_yolo_label), Places()  # a.png and a.jpg would share the label a.txt
+        self._images, self._videos = Places(_yolo_label), Places()  # a.png and a.jpg would share the label a.txt
         self._video = ""
 
     def write(self, frame: Frame, found: Detections) -> None:
@@ -134,18 +136,25 @@ class Yolo(Sink):
             temporary.write_text("".join(self._rows(found)), encoding="utf-8")
 
     def _image_place(self, frame: Frame) -> Path:
-        """Where the image goes. A frame goes into a folder with the name of its video."""
-        image = with_suffix(self._root / "images" / frame.file_name, IMAGE_SUFFIXES, ".png")
+        """Where the image goes. The name of a frame begins with that of its video."""
+        folder = self._root / "images"
+        flat = "_".join(Path(frame.name).parts)
         if frame.index is None:
-            return self._images.take(image)
-        if frame.name != self._video:  # the frames of one video follow one another
-            self._video, self._folder = frame.name, self._folders.take(image.parent)
-        return self._folder / image.name
+            image = self._images.take(with_suffix(folder / flat, WRITTEN_SUFFIXES, ".png"))
+        else:
+            if frame.name != self._video:  # the frames of one video follow one another
+                self._video, self._stem = frame.name, self._videos.take(Path(Path(flat).stem)).name
+            image = folder / f"{self._stem}_{frame.index:06}.jpg"
+        while _yolo_label(image).exists():  # an image may have the name of a frame
+            image = image.with_stem(f"{image.stem}-2")
+        return image
 
     def _rows(self, found: Detections) -> Iterator[str]:
         """Lines `class x y w h`: centre and size as shares of the image's size. Boxes without an area are left out."""
         width, height = found.size_wh
         for box, key in zip(found.boxes_xyxy, zip(found.vocabularies, found.class_names, strict=True), strict=True):
+            if key not in self._class_ids:
+                continue
             left, top, right, bottom = (float(value) for value in box)
             shares = (
                 (left + right) / 2 / width,
@@ -161,9 +170,10 @@ class Yolo(Sink):
         lines = [f"  {number}: {_json(name)}\n" for number, name in enumerate(self._names)]  # JSON text is YAML text
         with saving(self._root / "data.yaml", DataError, cure=OTHER_OUT) as temporary:
             temporary.write_text(
-                "# A detector made these labels: correct them before you trust them. `prompt-tune fit` holds out a\n"
-                "# fifth of the images for validation; ultralytics needs a line `val: FOLDER` with other images.\n"
-                f"train: images\nnames:\n{''.join(lines)}",
+                "# A detector made these labels: correct them before you trust them. `val` has the same images, since\n"
+                "# `yolo val` needs it. With `hold_out`, `prompt-tune fit` holds out a fifth of the images instead;\n"
+                "# to train with ultralytics, let `val` name other images.\n"
+                f"train: images\nval: images\n{HOLD_OUT}: true\nnames:\n{''.join(lines)}",
                 encoding="utf-8",
             )
 
@@ -227,10 +237,8 @@ class JsonLines(Sink):
 
 
 def _yolo_label(image: Path) -> Path:
-    """The label file of an image by ultralytics' rule: the last folder `images` in its path becomes `labels`."""
-    parts = list(image.parts)
-    parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    """The label file of an image by ultralytics' rule: the folder `images` becomes `labels`."""
+    return image.parent.with_name("labels") / f"{image.stem}.txt"
 
 
 def _origin(frame: Frame) -> dict[str, object]:

@@ -3,6 +3,7 @@
 A sink takes one frame at a time and keeps none of them, so that memory does not grow with the input.
 """
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,12 +17,13 @@ from prompt_tune.files import saving, told
 from prompt_tune.media.draw import draw
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.runtime.images import IMAGE_SUFFIXES, save_image
+from prompt_tune.runtime.images import WRITTEN_SUFFIXES, save_image
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
+MAX_NAME = 255  # bytes of a file name, on most disks
 OTHER_OUT = "Choose another --out or make room."
 JPEG_QUALITY = 92  # text and thin lines smear below 90
 VIDEO_CODEC, VIDEO_OPTIONS = "libx264", {"crf": "20", "preset": "veryfast"}  # thin lines stay sharp at 20
@@ -82,7 +84,7 @@ class Places:
         free, number = path, 1
         while (key := unicodedata.normalize("NFC", str(self._key(free))).casefold()) in self._taken:
             number += 1
-            free = path.with_stem(f"{path.stem}-{number}")
+            free = within_limit(path, f"-{number}{path.suffix}")
         self._taken.add(key)
         return free
 
@@ -115,7 +117,7 @@ class Pictures(_Drawings):
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
         if frame.index is None:
-            with saving(self._place(frame.name, IMAGE_SUFFIXES, ".png"), DataError, cure=OTHER_OUT) as temporary:
+            with saving(self._place(frame.name, WRITTEN_SUFFIXES, ".png"), DataError, cure=OTHER_OUT) as temporary:
                 save_image(temporary, draw(frame.image, found), quality=JPEG_QUALITY)
 
 
@@ -167,4 +169,12 @@ class Videos(_Drawings):
 
 def with_suffix(path: Path, suffixes: Sequence[str], added: str) -> Path:
     """The path; with one more suffix, `added`, where it has none of `suffixes`."""
-    return path if path.suffix.lower() in suffixes else path.with_name(f"{path.name}{added}")
+    return path if path.suffix.lower() in suffixes else within_limit(path.with_name(f"{path.name}{added}"), added)
+
+
+def within_limit(path: Path, end: str) -> Path:
+    """The path with an end in place of its suffix; its stem is cut where disks would not take a name as long."""
+    stem = path.stem
+    while len(os.fsencode(f"{stem}{end}")) > MAX_NAME:
+        stem = stem[:-1]
+    return path.with_name(f"{stem}{end}")

@@ -18,7 +18,11 @@ from prompt_tune.errors import DataError
 from prompt_tune.media.video import Video, count_frames, open_address, open_camera, open_file, require_av
 from prompt_tune.runtime.images import IMAGE_SUFFIXES, Places, as_places, find_all, read_rgb
 
-VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+_KNOWN = (  # to FFmpeg, which reads them by their content
+    ".3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv "
+    ".mod .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m"
+)
+VIDEO_SUFFIXES = tuple(_KNOWN.split())
 TIMEOUT = 10.0  # seconds; a stream over a slow line answers within two or three
 Frames = Generator["Frame", None, None]
 
@@ -71,15 +75,24 @@ class Source(Protocol):
         ...
 
 
-def open_source(source: Places, *, every: int = 1, timeout: float = TIMEOUT) -> Source:
+def open_source(
+    source: Places,
+    *,
+    every: int = 1,
+    timeout: float = TIMEOUT,
+    recursive: bool = True,
+    without: Path | None = None,
+) -> Source:
     """Open images, a video, a camera or a stream.
 
     Args:
-        source: An image or video file, a folder of them (its subfolders are left out), a glob pattern, the number of a
-            camera ("0"), or an address (rtsp://, http://, ...). Several files, folders and patterns can be given as a
-            list; a camera or an address only alone.
+        source: An image or video file, a folder of them, a glob pattern, the number of a camera ("0"), or an address
+            (rtsp://, http://, ...). Several files, folders and patterns can be given as a list; a camera or an address
+            only alone.
         every: Take the first frame of a video, camera or stream, and then every `every`-th.
         timeout: Seconds after which a camera or stream that sends nothing is an error.
+        recursive: Whether folders are read with their subfolders.
+        without: A subfolder that is left out, such as the one that results are written to.
 
     Raises:
         DataError: There is nothing at that place, the camera or address cannot be opened, or PyAV is not installed.
@@ -98,7 +111,8 @@ def open_source(source: Places, *, every: int = 1, timeout: float = TIMEOUT) -> 
         return _Stream(open_camera(int(text), timeout=timeout, every=every), f"camera-{int(text)}")
     if text:
         return _Stream(open_address(text, timeout=timeout, every=every), "stream")
-    return _Files(find_all(places, (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES), "image or video"), every)
+    suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    return _Files(find_all(places, suffixes, "image or video", recursive=recursive, without=without), every)
 
 
 class _Files:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MICROSECONDS = 1_000_000  # per second; FFmpeg gives durations in microseconds
 _STREAM_OPTIONS = {"rtsp_transport": "tcp"}  # UDP loses packets silently, and the picture smears
+_EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 _CURE = "Check it with a player."
 
 
@@ -33,27 +34,55 @@ class Video:
         broken: Why it ended too early, or None.
     """
 
-    def __init__(self, container: "InputContainer", shown: str, *, every: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        container: "InputContainer",
+        shown: str,
+        *,
+        every: int,
+        timeout: float | None = None,
+        is_cut: bool = False,
+    ) -> None:
+        """Take over an open container.
+
+        Args:
+            container: It has pictures.
+            shown: Its name in messages.
+            every: Give every `every`-th frame.
+            timeout: Seconds of silence after which a camera or stream is an error; None for a file.
+            is_cut: Whether the file is shorter than its header says.
+        """
         self.shown = shown
         self.live = timeout is not None and container.duration is None
         self.broken: str | None = None
         self._container, self._every, self._timeout = container, every, timeout
-        self._decoded, self._damaged, self._lacks, self._first_damage = 0, 0, 0, ""
+        self._decoded, self._damaged, self._first_damage = 0, 0, ""
+        self._is_cut, self._is_done, self._last = is_cut, False, 0.0  # the time of the last frame, in seconds
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"  # decode on several cores
-        count = stream.frames
+        count = self._promised = stream.frames  # 0: the header does not say
         if not count and container.duration and stream.average_rate:
             count = round(container.duration / MICROSECONDS * float(stream.average_rate))
+        self._estimate = count
+        has_end = container.format.name == "flv" and not container.streams.audio and container.duration
+        self._end = container.duration / MICROSECONDS if has_end and container.duration else 0.0
         self.total = -(-count // every) if count and not self.live else None
 
     @property
     def damage(self) -> str | None:
-        """One line about the parts that could not be decoded, or None."""
-        if self._damaged:
-            return f"`{self.shown}`: skipped {self._damaged} damaged places; the first {self._first_damage}. {_CURE}"
-        if self._lacks:
-            return f"`{self.shown}`: its header promises {self._lacks} more frames than it holds. {_CURE}"
-        return None
+        """One line about the parts that are missing or could not be decoded, or None."""
+        place = f"damaged places, the first {self._first_damage}"
+        lacks = self._is_done and (self._decoded < self._promised or self._is_cut or self._ends_early())
+        if not lacks:
+            return f"`{self.shown}`: skipped {self._damaged} {place}. {_CURE}" if self._damaged else None
+        count = self._promised or self._estimate
+        came = f"{self._decoded} of {count}" if count > self._decoded else f"not all after {self._decoded}"
+        skipped = f" There are {self._damaged} {place}." if self._damaged else ""
+        return f"`{self.shown}` is damaged: {came} frames came.{skipped} {_CURE}"
+
+    def _ends_early(self) -> bool:
+        """Whether an FLV without sound ends long before the duration in its header: it has no count and no size."""
+        return self._last < 0.9 * self._end
 
     def frames(self) -> Generator[tuple[int, np.ndarray, float | None], None, None]:
         """Every `every`-th frame. The video is closed at the end.
@@ -63,16 +92,16 @@ class Video:
             live video by the clock of this machine, because many cameras' clocks are wrong.
         """
         start: float | None = None
-        promised = self._container.streams.video[0].frames  # 0: the header does not say
         with self._container:
             for frame in self._frames():
                 index = self._decoded
                 self._decoded += 1
+                self._last = frame.time or self._last
                 if index % self._every == 0:
                     now = time.monotonic() if self.live else frame.time
                     start = now if start is None else start
                     yield index, _upright(frame), None if now is None or start is None else now - start
-        self._lacks = max(0, promised - self._decoded - self._damaged)
+        self._is_done = True
         if not self._decoded and not self.broken:
             self.broken = f"`{self.shown}` has no frame that can be decoded. {_CURE}"
 
@@ -95,7 +124,8 @@ class Video:
                 started = time.monotonic()
         except FFmpegError as error:
             reason = _silence(self._timeout, started) or _reason(error)
-            self.broken = f"`{self.shown}` broke off after {self._decoded} frames: {reason}. {_CURE}"
+            of = f" of {self._estimate}" if self._estimate > self._decoded else ""
+            self.broken = f"`{self.shown}` broke off after {self._decoded}{of} frames: {reason}. {_CURE}"
 
     def _count_damage(self, reason: str) -> None:
         self._first_damage = self._first_damage or f"after {self._decoded} frames ({reason})"
@@ -108,7 +138,28 @@ def open_file(path: Path, *, every: int = 1) -> Video:
     Raises:
         DataError: The file cannot be opened, it has no pictures, or PyAV is not installed.
     """
-    return Video(_open(os.path.abspath(path), str(path)), str(path), every=every)
+    return Video(_open(os.path.abspath(path), str(path)), str(path), every=every, is_cut=_is_cut_matroska(path))
+
+
+def _is_cut_matroska(path: Path) -> bool:
+    """Whether a file is Matroska or WebM, and shorter than the size of its segment says, which is all of its content.
+
+    Source: RFC 8794 (EBML), sections 4 to 6, and RFC 9559 (Matroska), section 4.5.
+    """
+    with open(path, "rb") as file:
+        place = 0
+        for wanted in (_EBML, _SEGMENT):
+            file.seek(place)
+            head = file.read(12)
+            if head[:4] != wanted or len(head) < 5 or not head[4]:
+                return False
+            length = 9 - head[4].bit_length()  # bytes of the size, by the first bit that is set
+            bits = 7 * length
+            size = int.from_bytes(head[4 : 4 + length]) & ((1 << bits) - 1)
+            if size == (1 << bits) - 1:  # unknown: a recording that was not finished, or a stream
+                return False
+            place += 4 + length + size
+        return file.seek(0, os.SEEK_END) < place
 
 
 def count_frames(path: Path, *, every: int = 1) -> int | None:

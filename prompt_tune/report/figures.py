@@ -15,9 +15,11 @@ from prompt_tune.evaluation.matching import Matched
 from prompt_tune.evaluation.metrics import RECALLS
 from prompt_tune.evaluation.outcomes import ClassOutcome
 from prompt_tune.files import saving
+from prompt_tune.media.fonts import FONTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
 DPI = 110  # resolution of the PNG files
 MAX_LINES = 20  # with more classes than this, curves are grey and have no legend
@@ -39,13 +41,15 @@ def draw_precision_recall(path: Path, curves: np.ndarray, names: Sequence[str]) 
     figure = _new_figure(8, 4.8)
     axes = figure.subplots()
     for name, curve in zip(names, curves, strict=True):
-        style: dict[str, Any] = {"label": name} if len(names) <= MAX_LINES else {"color": "grey", "alpha": 0.4}
+        style: dict[str, Any] = (
+            {"label": FONTS.legible(name)} if len(names) <= MAX_LINES else {"color": "grey", "alpha": 0.4}
+        )
         axes.plot(RECALLS, curve, linewidth=1, **style)
     mean = curves.mean(0)
     axes.plot(RECALLS, mean, color="black", linewidth=2.5, label=f"mean of {len(names)}, AP50 {mean.mean():.3f}")
     axes.set(title="precision and recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure.legend(loc="outside right upper", prop=_legend_font())
     _save(figure, path)
 
 
@@ -122,6 +126,17 @@ def svg_precision_recall(outcome: ClassOutcome) -> str:
     rows = corners[:: 1 + len(corners) // SVG_POINTS]
     points = [(outcome.recalls[row] * SVG_SIDE, (1 - outcome.precisions[row]) * SVG_SIDE) for row in rows]
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _legend_font() -> "FontProperties":
+    """Matplotlib's own font, and the fonts that class names need beside it."""
+    from matplotlib.font_manager import FontProperties, fontManager
+
+    families = ["DejaVu Sans"]
+    for path in FONTS.files():
+        fontManager.addfont(path)
+        families.append(FontProperties(fname=path).get_name())
+    return FontProperties(family=families, size="small")
 
 
 def _new_figure(width: float, height: float) -> "Figure":

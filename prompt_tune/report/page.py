@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.alarms import SAME_BOX_IOU
+from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.outcomes import ClassOutcome, Example
 from prompt_tune.evaluation.thresholds import hardly_learned
@@ -21,6 +22,7 @@ from prompt_tune.report.pictures import Picture, pictures
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.evaluation.verify import FalseAlarms, Verification
@@ -63,6 +65,29 @@ class ClassSection:
         return hardly_learned(self.threshold, self.outcome.precision)
 
 
+@dataclass(frozen=True, eq=False)
+class MovedBoxes:
+    """How the boxes of a class are moved to where its labels are drawn.
+
+    Attributes:
+        name: The class.
+        text: What was found, in words.
+        objects: The number of labelled objects in training images from which this comes; 0 if that is unknown.
+        iou_before: Their mean IoU with the detector's own boxes; nan if unknown.
+        iou_after: The same with boxes moved by the offsets of other images.
+        moved: Whether boxes are moved.
+        pictures: Some detections in validation images, before and after.
+    """
+
+    name: str
+    text: str
+    objects: int
+    iou_before: float
+    iou_after: float
+    moved: bool
+    pictures: tuple[Picture, ...] = ()
+
+
 @dataclass(frozen=True)
 class Confusion:
     """An original class that is detected on labelled objects of a learned class.
@@ -98,8 +123,12 @@ class FitReport:
         classes: The learned classes.
         pictured: The number of classes with pictures: those with the lowest AP50 if there are many.
         unread: A line for each validation image that could not be read again.
+        unlearned: What the names give without learning, on the same images.
+        verdict: What to say of a fit that came to nothing; empty if it did not.
+        training: Training images with their boxes.
         figures: The figures of the run folder.
         confusions: Confusions with original classes, most frequent first.
+        boxes: How boxes are moved, by class; empty if boxes are frozen.
         movements: How each embedding moved.
         tokens: The tokens nearest to the context vectors.
         facts: What the run was made from: names and values by heading.
@@ -118,8 +147,12 @@ class FitReport:
     classes: tuple[ClassSection, ...]
     pictured: int
     unread: tuple[str, ...]
+    unlearned: tuple[Baseline, ...]
+    verdict: str
+    training: tuple[Picture, ...]
     figures: tuple[Picture, ...]
     confusions: tuple[Confusion, ...]
+    boxes: tuple[MovedBoxes, ...]
     movements: "tuple[Movement, ...]"
     tokens: "TokenDistances"
     facts: Mapping[str, Mapping[str, str]]
@@ -235,6 +268,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["counted"] = counted
     constants = {
         "hit_iou": HIT_IOU,
         "same_box_iou": SAME_BOX_IOU,
@@ -244,7 +278,7 @@ def _write(path: Path, template: str, content: Mapping[str, object]) -> None:
     }
     text = environment.get_template(template).render({**constants, **content})
     with saving(path, RunError) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may not be text
 
 
 def _number(value: float | None) -> str:

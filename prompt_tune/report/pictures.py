@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from prompt_tune.datasets.samples import Sample
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.outcomes import Example
-from prompt_tune.media.draw import OUTLINE, PAPER, class_colour
+from prompt_tune.media.draw import OUTLINE, PAPER, class_colour, draw
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.images import read_rgb
 
 TILE_PIXELS = 220  # longer side of a picture
+WHOLE_PIXELS = 400  # longer side of a whole image
 SURROUNDINGS = 1.9  # side of the crop as a multiple of the box's longer side
 SMALLEST_CROP = 72  # original pixels: a tiny object is shown in its surroundings, not blown up to blocks
 JPEG_QUALITY = 80  # about 8 kB per picture
@@ -52,8 +56,8 @@ class Picture:
 def picture(image: Image.Image, example: Example, name: str, kind: str) -> Picture:
     """A small JPEG of the surroundings of an example.
 
-    The detection is drawn solid, in the colour of its class. Labels are dashed, and so is the original detection of a
-    collision.
+    The detection is drawn solid, in the colour of its class, and thin where the detector had it before its box was
+    moved. Labels are dashed, and so is the original detection of a collision.
 
     Args:
         image: The whole image, RGB, upright.
@@ -61,7 +65,8 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
         name: The class name.
         kind: "hit", "miss", "false alarm" or "collision"; it goes into the picture's `alt`.
     """
-    boxes = [box for box in (example.reference_xyxy, example.found_xyxy) if box is not None]
+    drawn = (example.reference_xyxy, example.found_xyxy, example.before_xyxy)
+    boxes = [box for box in drawn if box is not None]
     left, top, right, bottom = _crop(boxes, image.size)
     scale = TILE_PIXELS / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
@@ -73,14 +78,42 @@ def picture(image: Image.Image, example: Example, name: str, kind: str) -> Pictu
 
     for box in example.others_xyxy:
         _dashed(canvas, placed(box), width=1)
+    if example.before_xyxy is not None:
+        _thin(canvas, placed(example.before_xyxy))
     if example.found_xyxy is not None:
         _solid(canvas, placed(example.found_xyxy), class_colour(name, learned=True))
     if example.reference_xyxy is not None:
         _dashed(canvas, placed(example.reference_xyxy), width=2)
-    buffer = io.BytesIO()
-    tile.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     alt = f"{name}, {kind} in {example.path.name}: {example.note}"
-    return Picture(_data_uri(buffer.getvalue(), "image/jpeg"), alt, example.note, *size)
+    return Picture(_jpeg(tile), alt, example.note, *size)
+
+
+def labelled_picture(sample: Sample, names: Sequence[str]) -> Picture | None:
+    """A small JPEG of a whole image with its labelled boxes; None if it cannot be read.
+
+    Args:
+        sample: The image and its labels.
+        names: The class names, in class-id order.
+    """
+    try:
+        image = Image.fromarray(read_rgb(sample.path))
+    except DataError:
+        return None
+    scale = min(1.0, WHOLE_PIXELS / max(image.size))
+    small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    kept = np.flatnonzero(~sample.labels.ignore)
+    shown = tuple(names[k] for k in sample.labels.classes[kept])
+    boxes = sample.labels.boxes_xyxy[kept] * np.tile(np.divide(small.size, image.size), 2)  # (n, 4)
+    labels = Detections(
+        boxes.astype(np.float32),
+        np.full(len(kept), np.nan, np.float32),
+        sample.labels.classes[kept],
+        shown,
+        ("labels",) * len(kept),
+        small.size,
+    )
+    caption = f"{sample.path.name}: " + ", ".join(f"{count} {name}" for name, count in Counter(shown).items())
+    return Picture(_jpeg(draw(small, labels)), f"Training image with its boxes, {caption}", caption, *small.size)
 
 
 def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, Picture], tuple[str, ...]]:
@@ -107,6 +140,13 @@ def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, 
     return drawn, tuple(unread)
 
 
+def _jpeg(image: Image.Image) -> str:
+    """A picture as a JPEG in a URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return _data_uri(buffer.getvalue(), "image/jpeg")
+
+
 def _data_uri(content: bytes, media_type: str) -> str:
     """The content of a file as a URI that can stand in a page."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
@@ -129,6 +169,14 @@ def _solid(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], colour: Colour) 
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE, width=LINE + 2)
     canvas.rectangle((left, top, right, bottom), outline=colour, width=LINE)
+
+
+def _thin(canvas: ImageDraw.ImageDraw, box: tuple[float, ...]) -> None:
+    """Draw the detector's own box of a detection that was moved: a thin light line with a dark edge."""
+    left, top, right, bottom = (round(value) for value in box)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=OUTLINE)
+    canvas.rectangle((left, top, right, bottom), outline=PAPER)
 
 
 def _dashed(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], *, width: int) -> None:

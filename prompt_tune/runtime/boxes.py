@@ -25,6 +25,20 @@ def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray, crowd: np.ndarray |
     return shared / np.maximum(whole if crowd is None else np.where(crowd, areas[0], whole), 1e-9)
 
 
+def cut(boxes_xyxy: np.ndarray, frame_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes cut at a frame.
+
+    Args:
+        boxes_xyxy: (n, 4).
+        frame_xyxy: (4,), such as where the photo lies in the network's input.
+
+    Returns:
+        The boxes (n, 4), and (n,) bool, False for those that lie entirely outside.
+    """
+    boxes_xyxy = boxes_xyxy.clip(np.tile(frame_xyxy[:2], 2), np.tile(frame_xyxy[2:], 2))
+    return boxes_xyxy, np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1)
+
+
 def match(overlap: np.ndarray, scores: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Greedy matching: in order of falling score, each detection takes the free object that it overlaps most.
 

@@ -2,21 +2,65 @@
 
 import glob
 import io
+import logging
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from prompt_tune.errors import DataError
+from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
+from prompt_tune.wording import counted
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+WRITTEN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # every viewer and trainer reads them
+_HEIC = (".heic", ".heif", ".hif")
+_OTHERS = (".apng", ".avif", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpf", ".jpx", ".mpo")
+_PLAIN = (".pbm", ".pgm", ".pnm", ".ppm")
+IMAGE_SUFFIXES = tuple(sorted((*WRITTEN_SUFFIXES, *_OTHERS, *_PLAIN, *(_HEIC if find_spec("pillow_heif") else ()))))
+_RAW = (
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl "
+    ".sr2 .srf .srw .x3f"
+)
+_RARE = (
+    ".bpg .cur .dcm .dds .dib .emf .exr .fits .flif .hdr .icns .ico .jls .jxl .jxr .pcx .pfm .qoi .ras .sgi .tga .wdp "
+    ".wmf .xbm .xpm"
+)
+_UNREAD = {  # by suffix: the kind of a picture that is not read, and the cure
+    suffix: (kind, cure)
+    for suffixes, kind, cure in (
+        (" ".join(_HEIC), "HEIC", "`pip install pillow-heif` makes them readable"),
+        (_RAW, "camera raw", "develop them to JPEG or TIFF"),
+        (".ai .eps .svg .svgz", "vector graphics", "export them as PNG"),
+        (".afphoto .kra .ora .psb .psd .xcf", "files of image editors", "export them as PNG"),
+        (_RARE, "other formats", "save them as PNG or JPEG"),
+    )
+    for suffix in suffixes.split()
+    if suffix not in IMAGE_SUFFIXES
+}
+_NAMED = 3  # files of a kind that a line names
+MAX_MEGAPIXELS = 500  # reading takes about 10 bytes a pixel, so 5 GB; the largest cameras have 400 megapixels
 PAD_GREY = 114  # ultralytics' letterbox colour, which YOLO-World was trained with
 # what Pillow's decoders raise for files that are damaged, truncated, far too large, or not images
-_METADATA = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+_TAG_ERRORS = (*_DECODE_ERRORS, ArithmeticError, AttributeError, KeyError, TypeError)  # of EXIF data that is broken
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # by EXIF orientation: the operation that turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +73,8 @@ _UPRIGHT = {  # by EXIF orientation: the operation that turns the stored pixels 
 }
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # near the end of every complete file
-_TAIL_BYTES = 4096  # cameras append some bytes after the end mark
+_TAIL_BYTES = 65_536  # cameras append some bytes after the end mark, and a PNG may have its EXIF data before it
+log = logging.getLogger(__name__)
 ImageInput = np.ndarray | str | Path | Image.Image
 Places = str | Path | Sequence[str | Path]  # where images are: one path or pattern, or several
 
@@ -112,16 +157,18 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """An image file as RGB, turned upright as its EXIF orientation says.
 
     Args:
-        path: A file in any format that Pillow reads. 16-bit grey is reduced to 8 bits, transparency is dropped.
+        path: A file in any format that Pillow reads; of several frames, the first. 16-bit grey is reduced to 8 bits,
+            transparency is dropped.
 
     Returns:
         uint8 (h, w, 3).
 
     Raises:
-        DataError: The file is missing, not an image, damaged or truncated, or has pixels that do not fit RGB.
+        DataError: The file is missing, not an image, damaged, truncated or above `MAX_MEGAPIXELS`, or has pixels that
+            do not fit RGB.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # see `_orientation`
+        with _opened(path) as image:
             return _upright_rgb(image, f"`{path}`")
     except _DECODE_ERRORS as error:
         raise _unreadable(f"`{path}`", error) from error
@@ -137,14 +184,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
         (width, height) in pixels of what `read_rgb` returns.
 
     Raises:
-        DataError: The file is missing, not an image, or truncated.
+        DataError: The file is missing, not an image, truncated, or above `MAX_MEGAPIXELS`.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # see `_orientation`
-            sideways = _orientation(image) in _SIDEWAYS
+        with _opened(path) as image:
             mark = _END_MARKS.get(image.format or "")
-            if mark is None or mark not in _tail(path):
+            if mark is None or mark not in (tail := _tail(path)) or (image.format == "PNG" and _has_late_tag(tail)):
                 image.load()  # truncated, or a format without end mark: the decoder decides
+            sideways = _orientation(image) in _SIDEWAYS
             width, height = image.size  # only now: loading turns a TIFF
     except _DECODE_ERRORS as error:
         raise _unreadable(f"`{path}`", error) from error
@@ -203,70 +250,181 @@ def as_places(source: Places) -> list[str | Path]:
     return [source] if isinstance(source, (str, Path)) else list(source)
 
 
-def is_metadata(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or was put there by a computer, so that it is no data."""
-    return name.startswith(".") or name.lower() in _METADATA
+def unread_picture(path: Path) -> str | None:
+    """Why a picture is not looked at, by its suffix, with the cure; None for a file that is read, or is no picture."""
+    kind = _UNREAD.get(path.suffix.lower())
+    return kind and f"{kind[0]}: {kind[1]}"
 
 
-def find_images(source: Places) -> list[Path]:
+def unread_line(paths: Iterable[Path]) -> str:
+    """One line that counts pictures that are not looked at, names the first of each kind, and gives the cure."""
+    kinds: dict[tuple[str, str], list[Path]] = {}
+    for path in sorted(paths):
+        kinds.setdefault(_UNREAD[path.suffix.lower()], []).append(path)
+    parts = [f"{len(files)} {kind} ({_first(files)}): {cure}" for (kind, cure), files in kinds.items()]
+    count = sum(map(len, kinds.values()))
+    return f"{counted(count, 'picture')} {'is' if count == 1 else 'are'} not looked at: {'; '.join(parts)}."
+
+
+def find_images(source: Places, *, recursive: bool = True) -> list[Path]:
     """The images that paths or patterns name: those of each one sorted, and each image once.
 
     Args:
-        source: An image file, a folder (without its subfolders), or a glob pattern; or several of them.
+        source: An image file, a folder, or a glob pattern; or several of them.
+        recursive: Whether folders are read with their subfolders.
 
     Raises:
         DataError: There is no such file or folder, or one of them has no images.
     """
-    return find_all(as_places(source), IMAGE_SUFFIXES, "image")
+    return find_all(as_places(source), IMAGE_SUFFIXES, "image", recursive=recursive)
 
 
-def find_all(sources: Sequence[str | Path], suffixes: Sequence[str], what: str) -> list[Path]:
+def find_all(
+    sources: Sequence[str | Path],
+    suffixes: Sequence[str],
+    what: str,
+    *,
+    recursive: bool = True,
+    without: Path | None = None,
+) -> list[Path]:
     """The files of several sources, see `find_files`: in the order given, and each file once.
+
+    Warnings name, in one line each: pictures in formats that are not read, links that lead nowhere, and subfolders that
+    cannot be read.
 
     Raises:
         DataError: There are no sources, or one of them has no such files.
     """
     if not sources:
         raise DataError(f"No {what} was given. Give at least one, a folder of them, or a glob pattern.")
-    found = [path for source in sources for path in find_files(source, suffixes, what)]
+    passed: list[Path] = []
+    found = [
+        path
+        for source in sources
+        for path in find_files(source, suffixes, what, recursive=recursive, without=without, passed=passed)
+    ]
+    passed = list(dict.fromkeys(passed))
+    if unread := [path for path in passed if unread_picture(path) and not is_broken_link(path)]:
+        log.warning("%s", unread_line(unread))
+    if broken := [path for path in passed if is_broken_link(path)]:
+        leads = "1 link leads nowhere and is" if len(broken) == 1 else f"{len(broken)} links lead nowhere and are"
+        log.warning("%s left out: %s", leads, _first(broken))
     by_place: dict[Path, Path] = {}
     for path in found:
         by_place.setdefault(path.parent.resolve() / path.name, path)  # links to one file are files of their own
     return list(by_place.values())
 
 
-def find_files(source: str | Path, suffixes: Sequence[str], what: str) -> list[Path]:
+def find_files(
+    source: str | Path,
+    suffixes: Sequence[str],
+    what: str,
+    *,
+    recursive: bool = True,
+    without: Path | None = None,
+    passed: list[Path] | None = None,
+) -> list[Path]:
     """The files with certain suffixes that a path or pattern names, sorted.
 
     Args:
-        source: A file with any suffix, a folder (without its subfolders), or a glob pattern. Hidden files and what
-            computers add to folders (`._*`, `Thumbs.db`, ...) are left out.
+        source: A file with any suffix, a folder, or a glob pattern. Hidden files and folders and what computers add
+            (`._*`, `Thumbs.db`, `__MACOSX`, ...) are left out.
         suffixes: In lower case, with the dot.
         what: What the files are, as the error names them.
+        recursive: Whether a folder is read with its subfolders. Links are followed.
+        without: A subfolder of the folder that is left out.
+        passed: Receives pictures in formats that are not read, and links that lead nowhere.
 
     Raises:
         DataError: There is no such file or folder, or it has no such files.
     """
     place = Path(source).expanduser()
-    if place.is_file():
+    if os.path.isfile(place):  # unlike Path.is_file, it takes any name
         return [place]
-    if place.is_dir():
-        try:
-            found = list(place.iterdir())
-        except OSError as error:
-            raise DataError(f"`{source}` cannot be read: {error.strerror}. Allow reading it.") from error
+    if os.path.isdir(place):
+        unreadable: list[str] = []
+        found = list(walk(place, recursive=recursive, without=without, unreadable=unreadable))
+        for reason in unreadable:
+            log.warning("%s", reason)
         cure = f"Give a folder that has some, or a pattern such as '{place}/**/*.jpg'."
     elif glob.has_magic(str(source)):
-        found = [Path(name) for name in glob.glob(str(place), recursive=True)]
+        found = _matches(place)
         cure = "Check the pattern."
     else:
-        raise DataError(f"`{source}`: no such file or folder. Give an {what}, a folder of them, or a glob pattern.")
-    files = sorted(
-        path for path in found if path.suffix.lower() in suffixes and path.is_file() and not is_metadata(path.name)
-    )
+        known = "a link that leads nowhere" if is_broken_link(place) else "no such file or folder"
+        raise DataError(f"`{source}`: {known}. Give an {what}, a folder of them, or a glob pattern.")
+    files = sorted(path for path in found if path.suffix.lower() in suffixes and os.path.isfile(path))
+    left = [path for path in found if unread_picture(path) or is_broken_link(path)]
+    if passed is not None:
+        passed += left
     if not files:
-        raise DataError(f"`{source}` has no {what} ({' '.join(suffixes)}). {cure}")
+        unread = [path for path in left if unread_picture(path)]
+        reason = f" {unread_line(unread)}" if unread else f" {cure}"
+        raise DataError(f"`{source}` has no {what} ({' '.join(suffixes)}).{reason}")
     return files
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What a glob pattern matches, unless it is hidden or metadata, or lies in such a folder that no part names."""
+    fixed = next(number for number, part in enumerate(pattern.parts) if glob.has_magic(part))
+    found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+    return [path for path in found if not any(map(is_metadata, path.parts[fixed:]))]
+
+
+def _first(paths: Sequence[Path]) -> str:
+    """The first few of several files, for a line that counts them."""
+    return ", ".join(f"`{path}`" for path in paths[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, whose pixels are not decoded yet.
+
+    Raises:
+        DataError: It has more than `MAX_MEGAPIXELS`.
+    """
+    with open(path, "rb") as file, _open(file) as image:  # by its name, Pillow 13 would garble some TIFFs that it turns
+        width, height = image.size
+        if width * height > MAX_MEGAPIXELS * 1_000_000:
+            raise DataError(
+                f"`{path}` has {width} x {height} pixels, {round(width * height / 1_000_000)} megapixels. At most "
+                f"{MAX_MEGAPIXELS} are read, since that takes 5 GB of memory. Scale it down, or cut it into tiles."
+            )
+        yield image
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    """What `PIL.Image.open` gives, without its limit of pixels.
+
+    That limit is a setting of the whole process: it warns of 90 megapixels and calls 180 an attack, while telephones
+    take photos of 200. `_opened` has a limit of its own, before anything is decoded.
+
+    Raises:
+        UnidentifiedImageError: No format of Pillow fits.
+    """
+    head = file.read(16)
+    tried: set[str] = set()
+    _add_heic()
+    for register in (Image.preinit, Image.init):  # the usual formats first, then all
+        register()
+        for name in [name for name in Image.ID if name not in tried]:
+            tried.add(name)
+            reader, accepts = Image.OPEN[name]
+            try:
+                answer = accepts(head) if accepts else True
+                if answer and not isinstance(answer, str):  # a text says what this Pillow lacks
+                    file.seek(0)
+                    return reader(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # as Pillow does: another format may fit
+    raise UnidentifiedImageError
+
+
+@cache
+def _add_heic() -> None:
+    """Let Pillow read HEIC, where the package for it is installed."""
+    if find_spec("pillow_heif"):
+        import_module("pillow_heif").register_heif_opener()
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -281,25 +439,28 @@ def _checked(image: np.ndarray) -> np.ndarray:
 
 def _upright_rgb(image: Image.Image, place: str) -> np.ndarray:
     """The pixels of an image that errors call `place`: uint8 (h, w, 3)."""
+    image.load()  # before the orientation is asked for: a PNG may have it behind its pixels
     turn = _UPRIGHT.get(_orientation(image))
     if image.mode in ("I", "F"):
         raise DataError(f"{place} has 32-bit pixels of unknown range. Save it with 8 bits per channel.")
     is_deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
-    rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_deep else image).convert("RGB")
+    shallow = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_deep else image
+    rgb = shallow if shallow.mode == "RGB" else shallow.convert("RGB")
     return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation that is left to apply, if it comes before the pixels; 1 if there is none or it is broken.
+    """EXIF orientation that is left to apply; 1 if there is none or it is broken.
 
     Pillow turns a TIFF itself when it loads it, but not one that it maps into memory (13.0 mixes up its rows), so files
-    are opened here and not by Pillow. Its PNG class would decode the pixels to look behind them.
+    are opened here and not by Pillow. Its PNG class would decode the pixels to look behind them: `image_size` asks for
+    that where there is something.
     """
     if image.format == "TIFF":
         return 1
     try:
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    except _DECODE_ERRORS:
+    except _TAG_ERRORS:
         return 1
     return value if isinstance(value, int) else 1
 
@@ -311,11 +472,21 @@ def _tail(path: str | Path) -> bytes:
         return file.read()
 
 
+def _has_late_tag(tail: bytes) -> bool:
+    """Whether the end of a PNG may have EXIF data: its own chunk, ImageMagick's, or XMP."""
+    return any(mark in tail for mark in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
+
+
 def _unreadable(place: str, error: BaseException) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{place}: no such image. Check the path.")
     if isinstance(error, UnidentifiedImageError):
+        cure = unread_picture(Path(place.strip("`")))
         reason = "not an image of a known format, or its beginning is damaged"
+        if cure:
+            return DataError(f"{place} cannot be read as an image: {cure}.")
+    elif isinstance(error, MemoryError):
+        reason = "it does not fit into the memory that is free"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:

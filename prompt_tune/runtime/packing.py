@@ -9,6 +9,7 @@ from prompt_tune.contract import EMBED_DIM, IDENTITY, UNLIMITED
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.runtime.detections import ClassKey, Detections
 from prompt_tune.runtime.images import Letterbox
+from prompt_tune.runtime.offsets import move
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 # share by which the graph's threshold is lowered if a calibrated class sets it: the inverse of the sigmoid rounds
@@ -27,6 +28,7 @@ class Packed:
         calibration: (n_cls, 2) float32, scale and shift of the logit. None if no vocabulary has one.
         nms_iou: (n_cls,) float32 above 0 and at most 1, each class's own limit of overlap. 1 adds nothing to the
             graph's suppression.
+        box_offsets: (n_cls, 4) float32, see `offsets`. None if no vocabulary has any.
     """
 
     classes: tuple[ClassKey, ...]
@@ -35,6 +37,7 @@ class Packed:
     thresholds: np.ndarray
     calibration: np.ndarray | None
     nms_iou: np.ndarray
+    box_offsets: np.ndarray | None = None
 
     @classmethod
     def of(cls, vocabularies: Mapping[str, Vocabulary]) -> "Packed":
@@ -42,6 +45,7 @@ class Packed:
         parts = list(vocabularies.values())
         n_prompts = max((part.n_prompts for part in parts), default=1)
         calibrated = any(part.calibration is not None for part in parts)
+        moves = any(part.box_offsets is not None for part in parts)
         padded = [part.padded(n_prompts) for part in parts] or [np.zeros((0, n_prompts, EMBED_DIM), np.float32)]
         return cls(
             classes=tuple((label, name) for label, part in vocabularies.items() for name in part.names),
@@ -53,6 +57,7 @@ class Packed:
             thresholds=np.concatenate([np.zeros(0, np.float32), *(part.thresholds for part in parts)]),  # (n_cls,)
             calibration=np.concatenate([part.calibration_rows for part in parts]) if calibrated else None,  # (n_cls, 2)
             nms_iou=np.concatenate([np.zeros(0, np.float32), *(part.nms_iou_rows for part in parts)]),  # (n_cls,)
+            box_offsets=np.concatenate([part.box_offsets_rows for part in parts]) if moves else None,  # (n_cls, 4)
         )
 
     def limits(self, conf: float | None) -> np.ndarray:
@@ -93,9 +98,10 @@ class Packed:
             nms_iou: (n_cls,) float32, from `overlaps`.
 
         Returns:
-            Detections in original pixels, calibrated, each above its class's threshold. Boxes that lie entirely in the
-            grey border are left out.
+            Detections in original pixels, with boxes moved as the labels of their class are drawn, calibrated, each
+            above its class's threshold. Boxes that lie entirely in the grey border are left out.
         """
+        found = move(found, self.box_offsets)
         index = found.class_ids
         scores = self._calibrated(found.scores, index)
         keep = np.flatnonzero(shown[index] & (scores > limits[index]))

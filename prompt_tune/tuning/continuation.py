@@ -16,6 +16,7 @@ from prompt_tune.models.text_tower import TextTower
 from prompt_tune.run import RunFolder
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.vocabulary import Vocabulary, merge
+from prompt_tune.wording import counted
 
 SETTINGS = ("class_specific", "token_position", "prompts_per_class")  # how prompts are built
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class Earlier:
         return embeddings
 
     def keep_unfound(self, learned: Vocabulary, unfound: Sequence[str]) -> Vocabulary:
-        """A vocabulary in which some classes keep the threshold, calibration and NMS IoU of this run.
+        """A vocabulary in which some classes keep the threshold, calibration, NMS IoU and box offsets of this run.
 
         Args:
             learned: The new vocabulary.
@@ -171,9 +172,9 @@ class Earlier:
         if not names:
             return learned
         logger.warning(
-            "Thresholds are kept from %s for %d classes that were never found in the validation images: %s",
+            "Thresholds are kept from %s for %s never found in the validation images: %s",
             self.run.folder,
-            len(names),
+            counted(len(names), "class"),
             ", ".join(names),
         )
         rows, old = ([part.names.index(name) for name in names] for part in (learned, self.learned))
@@ -183,15 +184,16 @@ class Earlier:
             changed[rows] = was[old]
             return changed
 
-        calibrated, limited = (
+        calibrated, limited, moved = (
             any(getattr(part, name) is not None for part in (learned, self.learned))
-            for name in ("calibration", "nms_iou")
+            for name in ("calibration", "nms_iou", "box_offsets")
         )
         return replace(
             learned,
             thresholds=kept(learned.thresholds, self.learned.thresholds),
             calibration=kept(learned.calibration_rows, self.learned.calibration_rows) if calibrated else None,
             nms_iou=kept(learned.nms_iou_rows, self.learned.nms_iou_rows) if limited else None,
+            box_offsets=kept(learned.box_offsets_rows, self.learned.box_offsets_rows) if moved else None,
         )
 
     def join(self, context: PromptContext, learned: Vocabulary) -> tuple[PromptContext, Vocabulary]:

@@ -7,6 +7,7 @@ prompts. What is left to train is `ctx` (CoOp, arXiv 2109.01134), through the fr
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from prompt_tune.contract import NMS_IOU
 from prompt_tune.datasets.opening import listed, require_all
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import RunError
+from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.calibration import apply_calibration, fit_calibration
 from prompt_tune.evaluation.matching import Matched, match_classes
 from prompt_tune.evaluation.metrics import Metrics, average_precision
@@ -29,6 +31,8 @@ from prompt_tune.progress import Progress, silent
 from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.tuning.comparison import training_ap50, unlearned, why_nothing
+from prompt_tune.tuning.convention import draw_as_labelled
 from prompt_tune.tuning.folds import Judged, cross_validate, make_folds
 from prompt_tune.tuning.job import FitInputs, Job, prepare
 from prompt_tune.tuning.state import load_state, save_state
@@ -40,7 +44,6 @@ from prompt_tune.vocabulary.format import Provenance
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 MOSTLY = 0.95  # share of training images with an object from which background images are missed
-NOTHING = 0.05  # a fit with a lower AP50 came to nothing
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +56,7 @@ class FitResult:
         epoch: The epoch that was kept, counted from 1.
         ap: AP of the learned classes on the validation images, in 0..1.
         ap50: AP50 of the same.
+        unlearned: What the plain class names and the best template give on the same images.
         finished: False if training was stopped before the last epoch.
         folds: 0 if there are validation images. Otherwise all images were trained on, and AP is that of a
             cross-validation with so many folds; 1 for a single picture, on which AP was then measured.
@@ -63,6 +67,7 @@ class FitResult:
     epoch: int
     ap: float
     ap50: float
+    unlearned: tuple[Baseline, ...]
     finished: bool
     folds: int
     seconds: dict[str, float]
@@ -120,22 +125,30 @@ def fit(
     seconds["train"] = time.perf_counter() - started
     chosen = _choose(trainer, job, judged, len(folds))
     _write(run, chosen, job)
-    if chosen.measured.ap50 < NOTHING:
-        logger.warning(
-            "The fit came to nothing: AP50 is %.3f on %s. The usual causes: boxes or class ids that "
-            "do not fit the images, too few images or epochs, validation images unlike the training images, objects "
-            "too small at image size %d, or class names that do not say what the objects look like (--names).",
-            chosen.measured.ap50,
-            "images that were left out of the training" if few else "the validation images",
-            job.config.image_size,
-        )
+    boxes = sum(part.n_objects for part in chosen.matched)  # replayed images have none
+    where = "images that were left out of the training" if few else "the validation images"
+    verdict = why_nothing(chosen.measured.ap50, chosen.trained_ap50, boxes, job.config.image_size, where)
+    if verdict:
+        logger.warning("%s %s shows training images with their boxes.", verdict, run.report)
     val = job.dataset.measured
-    write_fit_report(run, job.world, job.context, caching.seen(task, val), val.samples, chosen.found)
+    write_fit_report(
+        run,
+        job.world,
+        job.context,
+        caching.seen(task, val),
+        val.samples,
+        chosen.found,
+        before=chosen.before,
+        train=job.dataset.train.samples,
+        unlearned=chosen.unlearned,
+        verdict=verdict,
+    )
     return FitResult(
         run.folder,
         trainer.best_epoch,
         chosen.measured.ap,
         chosen.measured.ap50,
+        chosen.unlearned,
         finished=trainer.epoch == job.config.epochs,
         folds=len(folds) or int(few),
         seconds=seconds,
@@ -222,16 +235,17 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             save_state(run, trainer.state())
             measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if trainer.select else ""
             progress("train", trainer.epoch, epochs, f"loss {line['loss']:.3f}{measured}")
-        kept = f"kept: epoch {trainer.best_epoch}"
-        if trainer.select:
-            kept += f"  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
-        progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
     except KeyboardInterrupt:
         logger.warning("Stopped after epoch %d of %d. Continue with --resume.", trainer.epoch, epochs)
     if not trainer.best_epoch:
         raise RunError(
             f"Training in {run.folder} was stopped before the first epoch was done. Start it again: the cache is kept."
         )
+    kept = f"kept: epoch {trainer.best_epoch}"
+    if trainer.select:
+        kept += f"  AP50 {trainer.best_ap50:.3f}  AP {trainer.best_ap:.3f}"
+    with suppress(KeyboardInterrupt):  # the training is over in any case
+        progress("train", trainer.epoch, epochs, kept)  # what the bar shows in the end
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,15 +254,21 @@ class _Chosen:
 
     Attributes:
         learned: The vocabulary of the classes that were trained.
-        found: The detections of its classes on the validation images of the data set.
+        before: The detections of its classes on the validation images of the data set, with the detector's own boxes.
+        found: The same after suppression, with boxes as the labels of each class are drawn.
         measured: Their AP.
+        trained_ap50: Their AP50 on training images; None if those have too few boxes.
+        unlearned: What the names give without learning.
         matched: Their verdicts by class, replayed images included, before calibration.
         calibrated: The same after calibration; None without one.
     """
 
     learned: Vocabulary
+    before: list[Detections]
     found: list[Detections]
     measured: Metrics
+    trained_ap50: float | None
+    unlearned: tuple[Baseline, ...]
     matched: list[Matched]
     calibrated: list[Matched] | None
 
@@ -265,14 +285,21 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
     names = tuple(prompts[0] for prompts in context.classes)
     embeddings = _embeddings(job)
     n_val = len(task.val.files) - task.val.n_replay
-    labels, found = task.detect(embeddings) if judged is None else judged
+    labels, found = task.detect(embeddings, whole=True) if judged is None else judged
     if task.val.n_replay:
-        more = task.detect(embeddings, images=range(n_val, len(task.val.files)))
+        more = task.detect(embeddings, images=range(n_val, len(task.val.files)), whole=True)
         labels, found = labels + more[0], found + more[1]
+    train = [job.dataset.train.samples[i] for i in task.train.kept]
+    drawn = draw_as_labelled(
+        task, embeddings, labels, found, config.boxes, train=train, cross_validated=judged is not None
+    )
+    found, offsets = drawn.found, drawn.offsets
     iou = config.nms_iou or choose_nms_iou(labels, found, len(names))
     nms_iou = np.full(len(names), iou, np.float32)
     found = [part.distinct(nms_iou) for part in found]
     measured = average_precision(labels[:n_val], found[:n_val], len(names))
+    trained_ap50 = training_ap50(task, embeddings, nms_iou)
+    names_alone = unlearned(task, context)
     matched = match_classes(labels, found, len(names))
     calibration = fit_calibration(names, matched) if config.calibrate else None
     calibrated = None if calibration is None else apply_calibration(matched, calibration)
@@ -291,11 +318,18 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         "nms_iou": iou,
         "val_ap": round(measured.ap, 6),
         "val_ap50": round(measured.ap50, 6),
+        "unlearned": [part.to_record() for part in names_alone],
         "train_images": len(task.train.files) - task.train.n_replay,
         "replay_images": task.train.n_replay,
         "val_images": n_val,
         "thresholds": thresholds.as_json(names),
     }
+    if trained_ap50 is not None:
+        provenance["train_ap50"] = round(trained_ap50, 6)
+    if job.dataset.held_out:
+        provenance["held_out"] = len(job.dataset.val.samples)
+    if offsets is not None:
+        provenance["boxes"] = offsets.to_record(names)
     if job.dataset.few:
         provenance["cross_validated"] = n_folds or 1
         if not n_folds:
@@ -309,6 +343,7 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         thresholds=thresholds.values,
         calibration=calibration,
         nms_iou=nms_iou if iou < NMS_IOU else None,  # otherwise the graph's own suppression does it
+        box_offsets=offsets.values if offsets is not None and offsets.values.any() else None,
         kind="learned",
         guide_mode=config.guide,
         detector=job.world.digest,
@@ -316,7 +351,9 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         guide=job.original.digest if config.guide == "original" else guide_digest(embeddings),
         provenance=provenance,
     )
-    return _Chosen(learned, found[:n_val], measured, matched, calibrated)
+    return _Chosen(
+        learned, drawn.before[:n_val], found[:n_val], measured, trained_ap50, names_alone, matched, calibrated
+    )
 
 
 def _write(run: RunFolder, chosen: _Chosen, job: Job) -> None:

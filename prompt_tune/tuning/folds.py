@@ -87,7 +87,7 @@ def cross_validate(
             no other fold shows it, since nothing was learned of it.
 
     Returns:
-        Labels and detections of each labelled image, as `Task.detect` gives them.
+        Labels and detections of each labelled image, as `Task.detect` gives them, with whole boxes.
 
     Raises:
         RunError: The user stopped, or the run folder cannot be written or is damaged.
@@ -107,7 +107,7 @@ def cross_validate(
             _save(run, done)
         with torch.no_grad():
             context.ctx.copy_(learned)
-        for i, own, seen in zip(fold, *task.detect(embeddings(), images=fold), strict=True):
+        for i, own, seen in zip(fold, *task.detect(embeddings(), images=fold, whole=True), strict=True):
             labels[i], found[i] = own, seen
         with torch.no_grad():
             context.ctx.copy_(start)

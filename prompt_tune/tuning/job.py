@@ -1,6 +1,8 @@
 """What a fit is made from: read and checked before anything is written."""
 
 import hashlib
+import logging
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +21,17 @@ from prompt_tune.models.context import PromptContext
 from prompt_tune.models.embeddings import default_tower, original_vocabulary
 from prompt_tune.models.text_tower import TextTower, template_embeddings
 from prompt_tune.models.world import TINY, World
-from prompt_tune.run import HELD_OUT
+from prompt_tune.run import HELD_OUT, IMAGES
 from prompt_tune.tuning.continuation import Earlier
 from prompt_tune.tuning.stand_ins import StandIns
 from prompt_tune.tuning.views import automatic_views
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.checks import check_made_for
+from prompt_tune.vocabulary.names import name_hints
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 AGAINST_WEIGHT = 10.0  # of stand-ins, if vocabularies are given and no weight is
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Job:
             "from": None if self.earlier is None else _file_digest(self.earlier.run.prompts, self.earlier.run.learned),
             "labels": _label_digest(self.dataset.train, self.dataset.val),
             "replay_labels": _label_digest(self.replayed.train, self.replayed.held_out),
+            IMAGES: _image_digest(self.dataset.train, self.dataset.val, self.replayed.train, self.replayed.held_out),
             "classes": [list(prompts) for prompts in self.context.classes],
             "digests": {"detector": self.world.digest, "text_tower": tower.digest, "guide": self.original.digest},
             "prompt_tune": __version__,
@@ -171,6 +176,10 @@ def prepare(
         own = config.guide == "own"  # its cache is large, and augmented views of it were not measured
         config = replace(config, views=1 if own else automatic_views(dataset.train.samples))
     classes = inputs.classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
+    names = [prompts[0] for prompts in classes]
+    carried = [] if earlier is None else [name for name in earlier.learned.names if name not in names]
+    for hint in name_hints([*names, *carried], vocabulary.names):
+        logger.warning("%s", hint)
     context = PromptContext(
         tower,
         classes,
@@ -221,11 +230,18 @@ def _label_digest(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
         for sample in split.samples:
-            digest.update(f"{sample.path.name} {len(sample.labels)}\n".encode("utf-8", "surrogateescape"))
+            name = os.fsencode(sample.path.name)  # a name that is not text has bytes too
+            digest.update(name + f" {len(sample.labels)}\n".encode())
             for part in (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore):
                 digest.update(part.tobytes())
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def _image_digest(*splits: Split) -> str:
+    """SHA-256 (hex) of the contents of images, so that a run is resumed where they lie now, but on no other images."""
+    digests = [content_digest(sample.path) for split in splits for sample in split.samples]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _file_digest(*paths: Path) -> str:

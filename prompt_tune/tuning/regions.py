@@ -103,6 +103,15 @@ class RegionCache:
         """
         return bool((self._read(image, 0)["label_ignore"] == 0).any())
 
+    def frame_xyxy(self, image: int) -> np.ndarray:
+        """Where the photo of an image lies in the network's input, in its first view: (4,) float32.
+
+        Raises:
+            RunError: The file is gone or damaged.
+        """
+        frame: np.ndarray = self._read(image, 0)["frame_xyxy"].numpy()
+        return frame
+
     def _read(self, image: int, view: int) -> dict[str, Tensor]:
         """The tensors of a file."""
         from safetensors import SafetensorError

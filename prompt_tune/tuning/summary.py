@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prompt_tune.contract import METRIC_CONF
 from prompt_tune.datasets.samples import Sample
+from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.metrics import coco_evaluation
 from prompt_tune.evaluation.outcomes import Example, Judged, outcomes
@@ -21,16 +22,19 @@ from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, region_logits
 from prompt_tune.report.figures import svg_precision_recall
 from prompt_tune.report.page import ClassSection, Confusion, FitReport, versions, write_fit_page
-from prompt_tune.report.pictures import Picture, pictures
+from prompt_tune.report.pictures import Picture, labelled_picture, pictures
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.images import Letterbox
 from prompt_tune.runtime.packing import Packed
+from prompt_tune.tuning.drawn_boxes import moved_boxes
 from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.wording import counted
 
 PICTURES_EACH = 6  # pictures of each kind (hits, misses, false alarms) for a class
+TRAINING_PICTURES = 10  # about 0.2 MB
 PICTURED_CLASSES = 24  # classes with pictures: about 3 MB
 FIGURES = {  # pictures of a run folder, with what they show in words and their caption
     "curves.png": (
@@ -64,6 +68,11 @@ def write_fit_report(
     val: RegionCache,
     samples: Sequence[Sample],
     founds: Sequence[Detections],
+    *,
+    before: Sequence[Detections] | None = None,
+    train: Sequence[Sample] = (),
+    unlearned: Sequence[Baseline] = (),
+    verdict: str = "",
 ) -> None:
     """Write `report.html` into a run folder whose other files are already there.
 
@@ -73,7 +82,11 @@ def write_fit_report(
         context: The kept context vectors.
         val: The validation images, with all anchors, under the original guide.
         samples: The images that `val` was made from, those that it had to skip included.
-        founds: The detections of the kept prompts in the images of `val`, from `Task.detect`.
+        founds: The detections of the kept prompts in the images of `val`, in its frame, with moved boxes.
+        before: The same with the detector's own boxes; None if boxes were not moved.
+        train: The training images, some of which are shown with their boxes.
+        unlearned: What the names give without learning.
+        verdict: What to say of a fit that came to nothing; empty if it did not.
 
     Raises:
         RunError: The report cannot be written.
@@ -84,6 +97,8 @@ def write_fit_report(
     if len(learned.names) > len(context.classes):  # the others were carried over from an earlier run, not trained
         learned = learned.select([names[0] for names in context.classes])
     cached = [samples[i] for i in val.kept]
+    boxes = moved_boxes(learned, cached, founds if before is None else before, founds, config["image_size"])
+    learned = replace(learned, box_offsets=None)  # `founds` have moved boxes already
     seen = _judge_images(world, learned, original, val, cached, founds, config["image_size"])
     evaluation = coco_evaluation(  # in original pixels, like the detections of the runtime
         [image.labels for image in seen.images], [image.found for image in seen.images], len(learned.names)
@@ -115,17 +130,29 @@ def write_fit_report(
             classes=tuple(sections),
             pictured=len(pictured),
             unread=unread,
+            unlearned=tuple(unlearned),
+            verdict=verdict,
+            training=_training_pictures(train, learned.names),
             figures=tuple(
                 Picture.of_png(run.folder / name, *text)
                 for name, text in FIGURES.items()
                 if (run.folder / name).is_file()
             ),
             confusions=_confusions(seen, learned, sections),
+            boxes=boxes,
             movements=movements(learned.names, learned.embeddings, plain, original.names, original.embeddings),
             tokens=nearest_tokens(context),
             facts=facts,
         ),
     )
+
+
+def _training_pictures(samples: Sequence[Sample], names: Sequence[str]) -> tuple[Picture, ...]:
+    """Training images with their boxes, at equal distances in the data set; those that cannot be read are left out."""
+    shown = [sample for sample in samples if len(sample.labels)]
+    step = max(1, len(shown) // TRAINING_PICTURES)
+    drawn = (labelled_picture(sample, names) for sample in shown[::step][:TRAINING_PICTURES])
+    return tuple(picture for picture in drawn if picture is not None)
 
 
 @torch.no_grad()
@@ -206,7 +233,7 @@ def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, s
     """Settings, inputs, digests and versions, as text."""
     made_from = {"model": config["model"], "data": config["data"], "text tower": config["text_tower"]}
     if config["replay"]:
-        made_from["replay"] = f"{learned.provenance['replay_images']} images"
+        made_from["replay"] = counted(learned.provenance["replay_images"], "image")
     if "carried" in learned.provenance:
         made_from["carried over, not trained in this run"] = ", ".join(learned.provenance["carried"]["names"])
     settings = {name.replace("_", " "): _written(value) for name, value in config["settings"].items()}

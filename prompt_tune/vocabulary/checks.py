@@ -12,6 +12,7 @@ from prompt_tune.errors import PromptTuneError, VocabularyError
 
 FloatArray = npt.NDArray[np.float32]
 UNIT_TOLERANCE = 1e-4  # float32 rounding stays below 1e-6; rows rounded to float16 are refused
+MAX_OFFSET = 0.4  # of a box's width or height: a fifth of a box is left at least, so none turns inside out
 MAX_ROWS = 2**20  # n_cls * n_prompts: 2 GiB of embeddings
 
 
@@ -78,6 +79,18 @@ def checked_nms_iou(value: npt.ArrayLike, n_cls: int) -> FloatArray:
             f"{nms_iou.shape}, {extent(nms_iou)}."
         )
     return nms_iou
+
+
+def checked_box_offsets(value: npt.ArrayLike, n_cls: int) -> FloatArray:
+    """A copy of box offsets that are (n_cls, 4), from -`MAX_OFFSET` to `MAX_OFFSET`."""
+    offsets = as_floats(value, "box_offsets")
+    if offsets.shape != (n_cls, 4) or not (np.abs(offsets) <= np.float32(MAX_OFFSET)).all():
+        raise VocabularyError(
+            f"`box_offsets` must be ({n_cls}, 4) numbers from -{MAX_OFFSET} to {MAX_OFFSET}: for each class, how far "
+            "left, top, right and bottom edge move, in shares of the box's width and height. Received: shape "
+            f"{offsets.shape}, {extent(offsets)}."
+        )
+    return offsets
 
 
 def extent(array: npt.NDArray[Any]) -> str:

@@ -54,6 +54,7 @@ class VocabularyDiff:
         rethresholded: Common classes with another threshold.
         recalibrated: Common classes with another scale or shift of the logit.
         resuppressed: Common classes with another NMS IoU.
+        reboxed: Common classes with other box offsets.
         reordered: The common classes are in another order, which changes class ids.
         metadata: Fields of the whole file: full digests, and provenance as `provenance.KEY.KEY`.
     """
@@ -65,13 +66,14 @@ class VocabularyDiff:
     rethresholded: tuple[Change, ...]
     recalibrated: tuple[Change, ...]
     resuppressed: tuple[Change, ...]
+    reboxed: tuple[Change, ...]
     reordered: bool
     metadata: tuple[Change, ...]
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to list. The order and repetition of prompts may still differ."""
-        changed = (self.moved, self.rethresholded, self.recalibrated, self.resuppressed, self.metadata)
+        changed = (self.moved, self.rethresholded, self.recalibrated, self.resuppressed, self.reboxed, self.metadata)
         return not any((self.added, self.removed, *changed)) and not self.reordered
 
     def to_json(self) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
         rethresholded=_changes({name: (one.threshold, other.threshold) for name, (one, other) in pairs.items()}),
         recalibrated=_changes({name: (one.calibration, other.calibration) for name, (one, other) in pairs.items()}),
         resuppressed=_changes({name: (one.nms_iou, other.nms_iou) for name, (one, other) in pairs.items()}),
+        reboxed=_changes({name: (one.box_offsets, other.box_offsets) for name, (one, other) in pairs.items()}),
         reordered=common != [name for name in new if name in old],
         metadata=_changes(fields),
     )
@@ -115,16 +118,19 @@ class _Class:
     threshold: float
     calibration: list[float] | None
     nms_iou: float | None
+    box_offsets: list[float] | None
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, row: int) -> "_Class":
         """The class in a row of a vocabulary."""
-        calibration = None
-        if vocabulary.calibration is not None:
-            calibration = [_number(value) for value in vocabulary.calibration[row]]
+        calibration, box_offsets = (
+            None if rows is None else [_number(value) for value in rows[row]]
+            for rows in (vocabulary.calibration, vocabulary.box_offsets)
+        )
         nms_iou = None if vocabulary.nms_iou is None else _number(vocabulary.nms_iou[row])
         threshold = _number(vocabulary.thresholds[row])
-        return cls(np.unique(vocabulary.embeddings[row], axis=0), threshold, calibration, nms_iou)
+        prompts = np.unique(vocabulary.embeddings[row], axis=0)
+        return cls(prompts, threshold, calibration, nms_iou, box_offsets)
 
 
 def flat(prefix: str, value: Any) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
         with saving(out, VocabularyError) as path, saving(texts, VocabularyError) as texts_path:
             np.save(path, rows)
             texts_path.write_text(json.dumps([[name] for name in vocabulary.names], ensure_ascii=False), "utf-8")
-    lost = "".join(f", {name}" for name in ("calibration", "nms_iou") if getattr(vocabulary, name) is not None)
+    optional = ("calibration", "nms_iou", "box_offsets")
+    lost = "".join(f", {name}" for name in optional if getattr(vocabulary, name) is not None)
     logger.info(
         "%s has no place for thresholds%s and digests; a reader lets all its classes guide the neck.", out, lost
     )

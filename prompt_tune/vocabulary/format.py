@@ -3,7 +3,7 @@
 Whatever the format does not name is refused: another version, key, tensor or type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,11 +16,13 @@ from prompt_tune.files import read_tensors, tensor_bytes
 GRAPH_FILE = "detector.onnx"  # this and the next two: names of files in a bundle
 ORIGINAL_FILE = "original.vocab.safetensors"
 LEARNED_FILE = "learned.vocab.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest
 MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `checks.MAX_ROWS`), and the rest
 FIELDS = {"names", "kind", "guide_mode", "detector", "text_tower", "guide", "provenance"}
 REQUIRED_TENSORS = {"embeddings", "thresholds"}
-OPTIONAL_TENSORS = {"calibration", "nms_iou"}
+OPTIONAL_TENSORS = {"calibration", "nms_iou", "box_offsets"}
+# tensors that change what is detected, by the first version that has them: an older reader must refuse the file
+SINCE = {"box_offsets": 2}
 
 
 class Provenance(TypedDict, total=False):
@@ -36,6 +38,9 @@ class Provenance(TypedDict, total=False):
         epoch: The best epoch, from 1.
         val_ap: COCO's AP of that epoch on the validation images, in 0..1.
         val_ap50: The same at IoU 0.5.
+        train_ap50: The same on training images.
+        unlearned: AP and AP50 of the plain names and of the best template on the validation images; see `Baseline`.
+        held_out: Number of validation images that were held out of the training images; 0.1.0 did not say so.
         nms_iou: The overlap above which a box is suppressed, in 0..1, chosen on the validation images or set.
         train_images: Number of training images, without replayed ones.
         replay_images: Number of replayed images among the training images.
@@ -43,6 +48,8 @@ class Provenance(TypedDict, total=False):
         cross_validated: If there were too few images to hold some out, so that all were trained on: the number of
             folds of the cross-validation, or 1 if a single picture was trained and measured on. `val_images` then are
             the training images.
+        boxes: By class name, the labelled `objects` of training images from which its box offsets come, and their mean
+            IoU with boxes before (`iou_before`) and after (`iou_after`), moved by the offsets of other images.
         thresholds: `rule`, in words, and `expected`: precision and recall by class name.
         carried: `names` of the classes kept from an earlier run, and `from`, the digest of its vocabulary.
         merged: `digest` and `provenance` of each vocabulary that was merged.
@@ -60,11 +67,15 @@ class Provenance(TypedDict, total=False):
     epoch: int
     val_ap: float
     val_ap50: float
+    train_ap50: float
+    unlearned: list[dict[str, Any]]
+    held_out: int
     nms_iou: float
     train_images: int
     replay_images: int
     val_images: int
     cross_validated: int
+    boxes: dict[str, dict[str, float]]
     thresholds: dict[str, Any]
     carried: dict[str, Any]
     merged: list[dict[str, Any]]
@@ -84,7 +95,7 @@ def encode(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float
         VocabularyError: Names and provenance take more than 16 MiB.
     """
     try:
-        return tensor_bytes(tensors, {"version": FORMAT_VERSION, **fields})
+        return tensor_bytes(tensors, {"version": _version(tensors), **fields})
     except ValueError as error:
         raise VocabularyError(f"Too many names or too much provenance: {error}. Shorten them.") from error
 
@@ -118,9 +129,10 @@ def _check(fields: dict[str, Any], tensors: set[str]) -> None:
     if "version" not in fields:
         raise VocabularyError("its metadata has no `version`. Copy or build the file again.")
     version = fields["version"]
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise VocabularyError(
-            f"format version {version!r:.50}; this prompt-tune reads version {FORMAT_VERSION}. Update prompt-tune."
+            f"format version {version!r:.50}; this prompt-tune reads versions 1 and {FORMAT_VERSION}. Update "
+            "prompt-tune."
         )
     if missing := sorted(FIELDS - fields.keys()):
         raise VocabularyError(f"its metadata lacks {', '.join(missing)}. Build the file again.")
@@ -130,3 +142,12 @@ def _check(fields: dict[str, Any], tensors: set[str]) -> None:
         raise VocabularyError(f"it lacks the tensors {', '.join(missing)}. Build the file again.")
     if unknown := sorted(tensors - REQUIRED_TENSORS - OPTIONAL_TENSORS):
         raise VocabularyError(f"it has unknown tensors: {unknown}. Update prompt-tune.")
+    if version != (needed := _version(tensors)):
+        raise VocabularyError(
+            f"format version {version}, but with its tensors a file has version {needed}. Build the file again."
+        )
+
+
+def _version(tensors: Iterable[str]) -> int:
+    """The version of a file with these tensors: the lowest that has them all."""
+    return max(SINCE.get(name, 1) for name in tensors)

@@ -11,7 +11,9 @@ from prompt_tune.errors import VocabularyError
 
 BUILT_IN = ("coco", "lvis", "objects365", "tiny")  # prompts/<name>.txt
 LIST_SUFFIX = ".txt"
+NAMED = 10  # class names in a hint
 _COMMENT = re.compile(r"(^|\s)#.*")  # not inside a word such as "C#"
+_BETWEEN_WORDS = re.compile(r"[\s_-]+")
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
 
 
@@ -112,6 +114,52 @@ def check_names(names: Sequence[str]) -> None:
                 f"Class names must be unique; classes {seen[name]} and {i} are both {name!r}. Rename or remove one."
             )
         seen[name] = i
+
+
+def name_hints(names: Sequence[str], original: Sequence[str]) -> list[str]:
+    """What is probably not meant about class names: one line for each kind.
+
+    Args:
+        names: The classes to be learned.
+        original: The classes of the original vocabulary.
+
+    Returns:
+        At most two lines: names that differ in case, spaces, `_` or `-` only, and names of original classes.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_folded(name), []).append(name)
+    known = {key: name for name in original if (key := _folded(name))}  # background rows have no words
+    hints = []
+    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if groups:
+        hints.append(
+            f"Class names that differ in case, spaces or dashes only: {_listed(groups)}. Each is learned as a class of "
+            "its own. If they mean the same, give their labels one class id."
+        )
+    taken = [
+        repr(name) if name == known[key] else f"{name!r} (original: {known[key]!r})"
+        for name in names
+        if (key := _folded(name)) in known
+    ]
+    if taken:
+        hints.append(
+            f"The original class exists already: {_listed(taken)}. Its detections stay as they are, and the learned "
+            "class of that name finds the same objects beside it. Consider leaving it out of the data set, or another "
+            "name with --names. If `detect` made the labels: its --show decides which classes are labelled."
+        )
+    return hints
+
+
+def _folded(name: str) -> str:
+    """A name without case, spaces, `_` and `-`, to find names that mean the same."""
+    return _BETWEEN_WORDS.sub("", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """The first `NAMED` of the parts, and how many there are more."""
+    rest = len(parts) - NAMED
+    return ", ".join(parts[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _check_printable(name: str) -> None:

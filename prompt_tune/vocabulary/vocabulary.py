@@ -20,6 +20,7 @@ from prompt_tune.vocabulary.checks import (
     FloatArray,
     as_floats,
     check_made_for,
+    checked_box_offsets,
     checked_calibration,
     checked_embeddings,
     checked_nms_iou,
@@ -28,7 +29,7 @@ from prompt_tune.vocabulary.checks import (
     listing,
     plain_json,
 )
-from prompt_tune.vocabulary.format import FIELDS, Provenance, decode, encode
+from prompt_tune.vocabulary.format import FIELDS, OPTIONAL_TENSORS, Provenance, decode, encode
 from prompt_tune.vocabulary.names import check_names
 from prompt_tune.wording import counted
 
@@ -63,6 +64,9 @@ class Vocabulary:
         calibration: (n_cls, 2) float32, scale (above 0) and shift of the logit. None leaves scores as they are.
         nms_iou: (n_cls,) float32 above 0 and at most 1. A box is also dropped if it overlaps a better box of its class
             by more than this. 1, or None for all classes, adds nothing to the detector's own suppression.
+        box_offsets: (n_cls, 4) float32 from -0.4 to 0.4, how far the left, top, right and bottom edge of the class's
+            boxes are moved, in shares of the box's width and height; see `runtime.offsets`. None moves nothing. An
+            original vocabulary has none.
         provenance: How the vocabulary was made, as plain JSON.
 
     Raises:
@@ -80,6 +84,7 @@ class Vocabulary:
     guide: str
     calibration: FloatArray | None = None
     nms_iou: FloatArray | None = None
+    box_offsets: FloatArray | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
@@ -105,6 +110,12 @@ class Vocabulary:
             self._set("calibration", checked_calibration(self.calibration, n_cls))
         if self.nms_iou is not None:
             self._set("nms_iou", checked_nms_iou(self.nms_iou, n_cls))
+        if self.box_offsets is not None:
+            self._set("box_offsets", checked_box_offsets(self.box_offsets, n_cls))
+            if self.kind == "original":
+                raise VocabularyError(
+                    "A vocabulary of kind `original` has no `box_offsets`: original boxes stay. Leave them out."
+                )
         self._check_origin()
         self._set("provenance", cast(Provenance, plain_json(self.provenance)))
 
@@ -129,6 +140,11 @@ class Vocabulary:
     def nms_iou_rows(self) -> FloatArray:
         """The NMS IoUs, or those that drop nothing: (n_cls,) float32."""
         return np.full(len(self.names), UNLIMITED, np.float32) if self.nms_iou is None else self.nms_iou
+
+    @property
+    def box_offsets_rows(self) -> FloatArray:
+        """The box offsets, or those that move nothing: (n_cls, 4) float32."""
+        return np.zeros((len(self.names), 4), np.float32) if self.box_offsets is None else self.box_offsets
 
     @property
     def digest(self) -> str:
@@ -163,7 +179,7 @@ class Vocabulary:
     def to_bytes(self) -> bytes:
         """The content of the vocabulary file."""
         tensors = {"embeddings": self.embeddings, "thresholds": self.thresholds}
-        tensors |= {name: rows for name in ("calibration", "nms_iou") if (rows := getattr(self, name)) is not None}
+        tensors |= {name: rows for name in sorted(OPTIONAL_TENSORS) if (rows := getattr(self, name)) is not None}
         return encode({name: getattr(self, name) for name in FIELDS}, tensors)
 
     def select(self, names: Sequence[str]) -> "Vocabulary":
@@ -188,6 +204,7 @@ class Vocabulary:
             thresholds=self.thresholds[rows],
             calibration=None if self.calibration is None else self.calibration[rows],
             nms_iou=None if self.nms_iou is None else self.nms_iou[rows],
+            box_offsets=None if self.box_offsets is None else self.box_offsets[rows],
             guide=guide_digest(embeddings) if self.kind == "original" else self.guide,
         )
 
@@ -268,7 +285,7 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
 
     Returns:
         A vocabulary padded to the largest n_prompts. Its kind is "learned" unless all are plain. If only some have a
-        calibration or NMS IoUs, the others get values that change nothing.
+        calibration, NMS IoUs or box offsets, the others get values that change nothing.
 
     Raises:
         VocabularyError: There are no vocabularies, or they do not go together.
@@ -292,6 +309,7 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
     n_prompts = max(vocabulary.n_prompts for vocabulary in vocabularies)
     calibrated = any(vocabulary.calibration is not None for vocabulary in vocabularies)
     limited = any(vocabulary.nms_iou is not None for vocabulary in vocabularies)
+    moved = any(vocabulary.box_offsets is not None for vocabulary in vocabularies)
     return Vocabulary(
         tuple(name for vocabulary in vocabularies for name in vocabulary.names),
         np.concatenate([part.padded(n_prompts) for part in vocabularies]),  # (n_cls, n_prompts, 512)
@@ -302,6 +320,7 @@ def merge(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
         guide=first.guide,
         calibration=np.concatenate([part.calibration_rows for part in vocabularies]) if calibrated else None,
         nms_iou=np.concatenate([part.nms_iou_rows for part in vocabularies]) if limited else None,
+        box_offsets=np.concatenate([part.box_offsets_rows for part in vocabularies]) if moved else None,
         provenance={"merged": [{"digest": part.digest, "provenance": part.provenance} for part in vocabularies]},
     )
 

@@ -1,6 +1,7 @@
 """`prompt-tune detect` from its arguments to its files."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -299,6 +300,26 @@ def test_saved_yolo_labels_are_a_data_set_of_the_classes_shown(
     assert (again.status, "would mix with the new ones" in again.err) == (1, True)
 
 
+def test_saved_yolo_labels_are_those_of_learned_classes_unless_show_names_others(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    def names(out: Path, *options: str) -> tuple[str, ...]:
+        more = ["--save", "yolo", "--save", "coco", "--conf", 0.2, "--threads", 1, *options]
+        assert run_command(capfd, "detect", bundle, "--source", photos, "--out", out, *more).status == 0
+        return read_dataset(out / "yolo").names
+
+    detector = runtime.Detector(bundle, threads=1)
+    originals, learned = (
+        [name for label, name in detector.classes if (label == "original") == is_original]
+        for is_original in (True, False)
+    )
+    assert names(tmp_path / "a") == tuple(learned)
+    document = json.loads((tmp_path / "a/detections.json").read_text())
+    assert len(document["categories"]) == len(originals) + len(learned)
+    assert len(names(tmp_path / "b", "--show", "original:*")) == len(originals)
+    assert len(names(tmp_path / "c", "--show", "original:*", "--show", "learned:*")) == len(detector.classes)
+
+
 def test_stream_writes_a_line_of_json_an_image_and_needs_no_folder(bundle: Path, photos: Path, capfd: Capture) -> None:
     (photos / "broken.jpg").write_bytes(b"no picture")
     done = run_command(capfd, "detect", bundle, "--source", photos, "--stream", "--threads", 1)
@@ -423,3 +444,46 @@ def test_sources_that_do_not_go_together_are_refused(
     done = run_command(capfd, "detect", bundle, *arguments, "--out", tmp_path / "out", *FEW)
     assert done.status == status and reason in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_folder_is_read_with_its_subfolders_which_the_output_keeps(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    for name in ("one/a.png", "two/a.png", "__MACOSX/a.png", "two/.x/a.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(32, 48)).save(photos / name)
+    (photos / "two" / "loop").symlink_to(photos)
+    (photos / "one" / "c.HEIC").touch()
+    out = photos / "results"
+    for _ in range(2):  # the second time, the results of the first are no source
+        done = run_command(capfd, "detect", bundle, "--source", photos, "--out", out, *FEW)
+        assert done.status == 0, done.err
+        assert names(out) == ["a.png", "b.jpg", "detections.json", "one/a.png", "two/a.png"]
+        assert [entry["file_name"] for entry in document(out)["images"]] == ["a.png", "b.jpg", "one/a.png", "two/a.png"]
+        assert "1 picture is not looked at: 1 HEIC" in done.err and "c.HEIC`" in done.err
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--no-recursive", "--out", tmp_path / "flat", *FEW)
+    assert done.status == 0, done.err
+    assert names(tmp_path / "flat") == ["a.png", "b.jpg", "detections.json"]
+
+
+def test_names_of_every_kind_end_nothing(bundle: Path, tmp_path: Path, capfd: Capture) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(photo(32, 48)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    kinds = [b"bad\xff.png", b"back\\slash.png", b"x" * 251 + b".png", b"y" * 250 + b".jfif", b"new\nline.png"]
+    for name in kinds:
+        (folder / os.fsdecode(name)).write_bytes(content)
+    (folder / os.fsdecode(b"broken\xfe.jpg")).touch()
+    (folder / os.fsdecode(b"photo\xfe.heic")).touch()
+    (folder / os.fsdecode(b"link\xfe.jpg")).symlink_to("nowhere")
+    saved = [part for name in ("pictures", "coco", "yolo", "csv") for part in ("--save", name)]
+    done = run_command(capfd, "detect", bundle, "--source", folder, "--out", tmp_path / "out", *saved, *FEW)
+    assert done.status == 0, done.err
+    assert f"in {len(kinds)} images, 1 skipped" in done.out.replace("\n", " ")
+    assert len(document(tmp_path / "out")["images"]) == len(kinds)
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(kinds)
+    for word in ("broken", "photo", "link"):
+        assert word in done.err
+    done = run_command(capfd, "detect", bundle, "--source", "q" * 5000, "--stream", *FEW)
+    assert done.status == 1 and "no such file or folder" in done.err

@@ -54,6 +54,11 @@ def test_val_prints_metrics_and_classes(
     assert rows[10] == ["class", "labels", "AP", "AP50", "AP75", "threshold", "precision", "recall"]
     assert all(len(row) == 8 and int(row[1]) > 0 for row in rows[11:])
     assert rows[0][1] == f"learned ({len(rows) - 11})"
+    if engine == "torch":
+        assert rows[0][2:] == ["plain name", "best template"]
+        assert "the best of 7 templates on the validation images of its fit." in done.out
+    else:
+        assert len(rows[0]) == 2 and "A bundle has no text tower" in " ".join(done.out.split())
 
 
 def test_val_json_is_the_same_in_both_engines(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

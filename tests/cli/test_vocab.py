@@ -67,13 +67,32 @@ def test_provenance_is_shown_and_compared_only_when_asked_for(files: tuple[Path,
     assert "provenance.seed" in done.stdout and "not shown" not in done.stdout
 
 
-def test_no_word_is_broken_in_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, path = "a very long name of a pallet truck", tmp_path / "long.vocab.safetensors"
-    learned(name, calibration=[[2, 0.5]]).save(path)
-    learned("other").save(tmp_path / "other.vocab.safetensors")
-    monkeypatch.setenv("COLUMNS", "30")
-    assert name in prompt_tune("vocab", "show", path).stdout
-    assert name in prompt_tune("vocab", "diff", path, tmp_path / "other.vocab.safetensors").stdout
+def test_tables_break_between_words_at_the_width_of_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, path, other = "a very long name of an electric pallet truck", tmp_path / "a", tmp_path / "b"
+    seconds = {"expected": {name: {"precision": 0.5}}, "an_outstandingly_long_key": 2}
+    learned(name, calibration=[[1.2345, -0.6789]], nms_iou=[0.5], provenance=seconds).save(path)
+    learned("other", "conveyor", calibration=[[2, 0.5]] * 2, provenance={"seed": 1}).save(other)
+    words = {*name.split(), "other", "conveyor", "threshold", "1.23,", "-0.679", DETECTOR[:12]}
+    calls: list[list[str | Path]] = [
+        ["show", path],
+        ["show", path, "--all"],
+        ["diff", path, other],
+        ["diff", path, other, "--all"],
+    ]
+    for arguments in calls:
+        for columns in (80, 60, 20):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            stdout = prompt_tune("vocab", *arguments).stdout
+            seen = set(stdout.replace("│", " ").replace("┃", " ").split())
+            wanted = words if arguments[0] == "show" else words - {"threshold", "1.23,", "-0.679", DETECTOR[:12]}
+            assert wanted - {"other", "conveyor"} <= seen, (arguments, columns)
+            if columns >= 60:
+                assert max(map(len, stdout.splitlines())) <= columns, (arguments, columns)
+    monkeypatch.delenv("COLUMNS")
+    assert name in prompt_tune("vocab", "show", path).stdout, "a pipe has any width"
+    assert name in prompt_tune("vocab", "diff", path, other).stdout
 
 
 def test_vocab_show_of_calibrated_file_prints_scale_and_shift(files: tuple[Path, Path]) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tune.datasets.places import files_under, read_list, read_text, read_yaml, resolve, root_of
+from prompt_tune.datasets.places import files_under, is_hidden, read_list, read_text, read_yaml, resolve, root_of
+from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
 
 
@@ -77,9 +78,7 @@ def test_resolve_looks_up_a_parent_entry_below_the_root_as_well(tmp_path: Path) 
         resolve(root, "../gone", description)
 
 
-def test_files_under_leaves_out_metadata_follows_links_and_names_broken_ones(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_files_under_leaves_out_metadata_follows_links_and_names_broken_ones(tmp_path: Path) -> None:
     root, other = tmp_path / "images", tmp_path / "other"
     for name in (
         "a.JPG",
@@ -98,9 +97,31 @@ def test_files_under_leaves_out_metadata_follows_links_and_names_broken_ones(
     (root / "b" / "loop").symlink_to(root)
     (other / "loop").symlink_to(root)
     (root / "gone.jpg").symlink_to(tmp_path / "nothing")
-    found = files_under(root, (".jpg",))
+    (root / "b" / "x.HEIC.svg").touch()
+    passed: dict[Path, LeftOut] = {}
+    found = files_under(root, (".jpg",), passed)
     assert [path.relative_to(root).as_posix() for path in found] == ["a.JPG", "b/c.jpg", "linked/d.jpg"]
-    assert len(caplog.messages) == 1 and str(root / "gone.jpg") in caplog.messages[0]
+    link, picture = passed[root / "gone.jpg"], passed[root / "b" / "x.HEIC.svg"]
+    assert (link.reason, picture.reason) == (Reason.LINK, Reason.FORMAT)
+    assert "gone.jpg` is a link that leads nowhere" in link.what and "x.HEIC.svg`: vector graphics" in picture.what
+    assert len(passed) == 2
+
+
+def test_resolve_and_root_find_names_in_another_spelling(tmp_path: Path) -> None:
+    (tmp_path / "my set" / "images").mkdir(parents=True)
+    description = tmp_path / "data.yaml"
+    for name in ("my set", "my%20set", "My Set", ".\\my set"):
+        root = root_of(description, {"path": name})
+        assert root == tmp_path / "my set"
+        for entry in ("images", "Images", "..\\images", ".\\images\\"):
+            assert resolve(root, entry, description) == root / "images"
+
+
+@pytest.mark.parametrize(
+    ("path", "hidden"), [("a.jpg", False), ("._a.jpg", True), (".x/a.jpg", True), ("../a.jpg", False), ("/.x/a", False)]
+)
+def test_is_hidden_looks_at_what_is_below_the_root(tmp_path: Path, path: str, hidden: bool) -> None:
+    assert is_hidden(tmp_path / ".cache" / path, tmp_path / ".cache") == hidden
 
 
 def test_resolve_parent_of_a_linked_folder_is_that_of_the_real_folder(tmp_path: Path) -> None:

@@ -270,3 +270,14 @@ def test_read_yolo_label_is_found_however_its_name_is_written(tmp_path: Path, im
     (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train" / (unicodedata.normalize(label, name) + ".TXT"))
     found = [s for s in read_dataset(source).train.samples if s.path.name.startswith("k")]
     assert [sample.labels.classes.tolist() for sample in found] == [[0, 1]]
+
+
+def test_read_yolo_picture_in_a_format_that_is_not_read_is_named(tmp_path: Path) -> None:
+    source = write_yolo(tmp_path, {"train": TRAIN, "val": VAL}, val="val.txt")
+    for name in ("train/x.psd", "val/y.psd", "train/notes.txt"):
+        (tmp_path / "images" / name).touch()
+    (tmp_path / "val.txt").write_text("images/val/d.png\nimages/val/y.psd\n")
+    data = read_dataset(source)
+    for split, name in ((data.train, "x.psd"), (data.val, "y.psd")):
+        (entry,) = split.left_out
+        assert entry.reason == Reason.FORMAT and f"{name}`: files of image editors: export them as PNG." in entry.what

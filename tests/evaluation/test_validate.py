@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prompt_tune.config import FitConfig
 from prompt_tune.datasets.held_out import content_digest
 from prompt_tune.datasets.reading import read_dataset, read_split
 from prompt_tune.datasets.sample import write_sample
+from prompt_tune.datasets.samples import Sample
 from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import DataError, ProviderError, VocabularyError
 from prompt_tune.evaluation.validate import Validation, validate_bundle, validate_run
@@ -229,12 +231,16 @@ def test_name_that_both_vocabularies_have_is_measured_in_both(
     assert rows[0].objects == rows[1].objects and rows[0].metrics != rows[1].metrics
 
 
-def test_data_set_without_validation_images_is_split_as_fit_splits_it(sample: Path, tmp_path: Path) -> None:
-    folder = sample / "custom"
+def test_data_set_without_validation_images_is_split_as_fit_splits_it(tmp_path: Path) -> None:
+    folder = write_sample(tmp_path / "set", n_images=100)[0].parent
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": str(folder / "images" / "train"), "names": SIX}))
-    fit(FitInputs("tiny", tmp_path / "data.yaml"), tmp_path / "run", config=FitConfig(epochs=1, seed=5))
+    fit(
+        FitInputs("tiny", tmp_path / "data.yaml"),
+        tmp_path / "run",
+        config=FitConfig(epochs=1, updates=1, views=1, seed=5),
+    )
     dataset = read_dataset(tmp_path / "data.yaml", seed=5)
-    held_out = sum((~sample.labels.ignore).sum() for sample in dataset.val.samples)
+    held_out = sum(int((~image.labels.ignore).sum()) for image in dataset.val.samples)
     result = validate_run(tmp_path / "run", tmp_path / "data.yaml")
     assert (result.images, sum(row.objects for row in result.classes)) == (len(dataset.val.samples), held_out)
     for split, wanted in (("train", dataset.train), ("val", dataset.val)):
@@ -248,6 +254,79 @@ def test_data_set_without_validation_images_is_split_as_fit_splits_it(sample: Pa
     del config["held_out"]  # a run from before: the draw of its time
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert validate_run(tmp_path / "run", tmp_path / "data.yaml").images == len(dataset.val.samples)
+
+
+def test_bundle_from_before_the_draw_changed_is_measured_on_the_images_of_its_time(
+    sample: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Every picture has a copy: the first draw tears copies apart, the present one does not."""
+    source = sample / "custom"
+    for part, suffix in (("images", "jpg"), ("labels", "txt")):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        for file in sorted((source / part / "train").glob(f"*.{suffix}"))[:10]:
+            for copy_of in "ab":
+                shutil.copy(file, tmp_path / "set" / part / f"{file.stem}{copy_of}.{suffix}")
+    data = tmp_path / "set" / "data.yaml"
+    data.write_text(yaml.safe_dump({"train": "images", "names": SIX}))
+    now, then = (read_split(data, "val", seed=0, recorded=recorded)[1].samples for recorded in (None, ()))
+
+    def objects(images: Sequence[Sample]) -> list[int]:
+        counts = np.bincount(np.concatenate([image.labels.classes for image in images]), minlength=6)
+        return [int(count) for count in counts if count]
+
+    assert objects(now) != objects(then)
+    for held_out, images in (({"held_out": len(now)}, now), ({}, then)):  # 0.1.0 did not say so
+        place = copy(bundle, tmp_path / f"bundle{len(held_out)}", partial(_with_provenance, more=held_out))
+        assert [row.objects for row in validate_bundle(place, data).classes] == objects(images)
+
+
+def _with_provenance(learned: Vocabulary, more: dict[str, int]) -> Vocabulary:
+    provenance: Any = learned.provenance | more
+    return replace(learned, provenance=provenance)
+
+
+def test_run_measures_the_names_without_learning_on_the_same_images(measured: Validation, run: Path) -> None:
+    plain, template = measured.unlearned
+    assert measured.learned is not None and plain.metrics.ap50 < 0.5 < measured.learned.ap50
+    assert template.template == measured.in_fit[1].template
+    assert template.chosen == "the best of 7 templates on the validation images of its fit"
+    assert set(plain.class_ap50) == {row.name for row in measured.classes}
+    assert np.mean(list(plain.class_ap50.values())) == pytest.approx(plain.metrics.ap50)
+    found = measured.to_json()
+    assert [part["ap50"] for part in found["unlearned"]] == [plain.metrics.ap50, template.metrics.ap50]
+    assert found["unlearned"][0]["class_ap50"] == plain.class_ap50 and measured.note == ""
+
+
+def test_run_from_before_chooses_the_template_on_the_images_and_says_so(
+    run: Path, custom: Path, measured: Validation, tmp_path: Path
+) -> None:
+    def without_record(learned: Vocabulary) -> Vocabulary:
+        before = learned.provenance.copy()
+        del before["unlearned"]
+        return replace(learned, provenance=before)
+
+    found = validate_run(copy(run, tmp_path / "old", without_record), custom, split="test")
+    assert found.in_fit == () and found.unlearned[0] == measured.unlearned[0]
+    assert found.unlearned[1].chosen == "the best of 7 templates on these images"
+    assert found.unlearned[1].metrics.ap50 >= measured.unlearned[1].metrics.ap50
+    assert numbers(found).tolist() == pytest.approx(numbers(measured).tolist(), nan_ok=True)
+
+
+def test_run_whose_text_tower_cannot_be_had_is_measured_without_names(
+    run: Path, custom: Path, measured: Validation, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text()) | {"text_tower": "local-dir:gone"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    found = validate_run(tmp_path / "run", custom, split="test")
+    assert found.unlearned == () and "Plain names are not measured" in found.note and "gone" in found.note
+    assert found.learned == measured.learned
+
+
+def test_bundle_says_what_its_fit_recorded_of_the_names(bundle: Path, custom: Path) -> None:
+    found = validate_bundle(bundle, custom, split="test")
+    assert found.unlearned == () and len(found.in_fit) == 2
+    assert f"plain name {found.in_fit[0].metrics.ap50:.3f}, best template" in found.note
 
 
 def test_names_take_the_place_of_the_data_sets_own(

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,9 @@ def save(vocabulary: Vocabulary, path: Path) -> Path:
     return path
 
 
+BOX_OFFSETS = np.array([[0, 0, 0, 0], [-0.1, 0.07, 0.31, 0], [0.4, 0.4, -0.4, -0.4]], np.float32)
+
+
 def calibration(n_cls: int) -> np.ndarray:
     """(n_cls, 2): the first class keeps its scores, the others do not."""
     rows = np.tile(np.array([0.6, 0.4], np.float32), (n_cls, 1))  # (n_cls, 2)
@@ -94,11 +98,21 @@ def test_program_on_random_detector_finds_what_the_runtime_finds(
         save(learned_for(bundle, "a", "b", n_prompts=2, seed=1), tmp_path / "more.vocab.safetensors"),
         save(
             learned_for(
-                bundle, "a", "c", "d", seed=2, calibration=calibration(3), nms_iou=np.array([0.3, 1, 0.5], np.float32)
+                bundle,
+                "a",
+                "c",
+                "d",
+                seed=2,
+                calibration=calibration(3),
+                nms_iou=np.array([0.3, 1, 0.5], np.float32),
+                box_offsets=BOX_OFFSETS,
             ),
             tmp_path / "calibrated.vocab.safetensors",
         ),
-        save(learned_for(bundle, "e", "f", seed=3, guide_mode="own"), tmp_path / "own.vocab.safetensors"),
+        save(
+            learned_for(bundle, "e", "f", seed=3, guide_mode="own", box_offsets=BOX_OFFSETS[1:]),
+            tmp_path / "own.vocab.safetensors",
+        ),
     ]
     images = [tmp_path / name for name in ("wide.png", "tall.jpg", "small.png")]
     for number, (path, size) in enumerate(zip(images, ((90, 161), (301, 77), (11, 13)), strict=True)):
@@ -143,6 +157,7 @@ def test_photo_that_lies_on_its_side_is_turned_as_the_runtime_does(tiny: Path, t
 
 def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleType, tmp_path: Path) -> None:
     numbers = {"thresholds": np.array([0.1, 0.9], np.float32), "nms_iou": np.array([0.5, 1], np.float32)}
+    numbers["box_offsets"] = BOX_OFFSETS[:2]
     for fields in ({}, {"calibration": calibration(2)} | numbers):
         wanted = learned_for_tiny(("Käfer", "b"), unit_rows(2, 3), **fields)
         got = program.read_vocabulary(save(wanted, tmp_path / "some.vocab.safetensors"))
@@ -152,6 +167,7 @@ def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleTyp
         np.testing.assert_array_equal(got.thresholds, wanted.thresholds)
         identity = np.tile(np.array([1, 0], np.float32), (2, 1))
         np.testing.assert_array_equal(got.calibration, wanted.calibration if fields else identity)
+        np.testing.assert_array_equal(got.box_offsets, BOX_OFFSETS[:2] if fields else np.zeros((2, 4)))
         np.testing.assert_array_equal(got.nms_iou, wanted.nms_iou if fields else [1, 1])
     assert len(inspect.getsource(program.read_vocabulary).splitlines()) <= MOST_LINES_OF_READER
 
@@ -277,3 +293,30 @@ def test_drawing_shows_both_of_two_equal_boxes(program: ModuleType) -> None:
     picture = np.asarray(program.draw(Image.new("RGB", (200, 200)), found, None)).reshape(-1, 3)
     for colour in ((0x9F, 0xB3, 0xC8), (0xFF, 0x7A, 0x1A)):
         assert (picture == colour).all(axis=1).sum() > 400
+
+
+def test_folders_are_read_with_their_subfolders_and_names_of_every_kind(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    kinds = [b"a.png", b"bad\xff.png", b"one/a.png", b"two/" + b"y" * 250 + b".jfif", b"two/x\\y.png"]
+    for name in (*kinds, b"__MACOSX/a.png", b".x/a.png", b"notes.txt", b"c.heic", b"two/d.NEF"):
+        place = folder / os.fsdecode(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(32, 48)).save(place, "PNG")
+    (folder / "two" / "loop").symlink_to(folder)
+    (folder / "gone.png").symlink_to("nowhere")
+    for _ in range(2):  # the drawings of the first time are no source of the second
+        done = run(folder, "--bundle", bundle, "--conf", "0.9", "--draw", folder / "out")
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)) == len(kinds)
+        assert len(list((folder / "out").rglob("*.png"))) == len(kinds)
+        cure = "save as PNG or JPEG; pip install pillow-heif reads HEIC"
+        assert done.stderr == (
+            f"3 not looked at, not readable ({cure}): {folder}/c.heic, {folder}/gone.png, {folder}/two/d.NEF\n"
+        )
+    done = run(folder, "--no-recursive", "--bundle", bundle, "--conf", "0.9")
+    assert [Path(entry["image"]).name for entry in json.loads(done.stdout)] == ["a.png", os.fsdecode(b"bad\xff.png")]
+    done = run(folder / "one" / "..", folder / "__MACOSX" / "none", "q" * 3000, "--bundle", bundle, "--conf", "0.9")
+    assert done.returncode == 0 and done.stderr.count("Skipped: ") == 2, done.stderr
+    (tmp_path / "empty").mkdir()
+    done = run(tmp_path / "empty", "--bundle", bundle)
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path / 'empty'}: no image is there.\n")

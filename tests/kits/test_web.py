@@ -227,7 +227,11 @@ def test_vocabularies_are_added_switched_off_removed_and_refused(
     backwards = original.embeddings[::-1].copy()  # (80, n_prompts, 512)
     files = {
         "calibrated": learned_for_tiny(
-            names, original.embeddings, calibration=calibration, nms_iou=np.full(len(names), 0.1, np.float32)
+            names,
+            original.embeddings,
+            calibration=calibration,
+            nms_iou=np.full(len(names), 0.1, np.float32),
+            box_offsets=np.tile(np.array([-0.1, 0.07, 0.31, 0], np.float32), (len(names), 1)),
         ),
         "own": learned_for_tiny(names[::-1], backwards, guide_mode="own", guide=guide_digest(backwards)),
         "foreign": learned_for_tiny(("a",), unit_rows(1, 1), detector="e" * 64),

@@ -94,7 +94,7 @@ def test_annotate_names_characters_without_a_font_in_one_line(
     )
     assert len(result.detections) > 0
     (record,) = {id(record): record for record in caplog.records}.values()  # some versions of pytest hand it on twice
-    assert record.getMessage().startswith(f"No installed font can draw {' '.join(names)}: pictures show empty boxes")
+    assert record.getMessage().startswith(f"No installed font can draw {' '.join(names)}: pictures show their codes")
 
 
 def test_annotate_a_long_video_runs_in_constant_memory(detector: Detector, tmp_path: Path) -> None:

@@ -134,6 +134,17 @@ def test_label_of_a_box_at_the_edge_is_drawn_whole(box: tuple[float, float, floa
     assert windows.mean(axis=(2, 3)).max() > 0.5  # somewhere lies a plate with text on it
 
 
+def test_score_of_a_label_is_not_written() -> None:
+    """The plate of the name alone is narrower than that of the name with a score."""
+    plates = []
+    for score in (0.5, np.nan):
+        box, scores = np.array([[20, 60, 300, 280]], np.float32), np.array([score], np.float32)
+        picture = draw(grey(320, 300), Detections(box, scores, np.zeros(1, np.int64), ("gizmo",), ("labels",)))
+        coloured = np.abs(np.asarray(picture).astype(int) - class_colour("gizmo", learned=True)).max(2) < 20
+        plates.append(int(coloured[:58].any(0).sum()))
+    assert 0 < plates[1] < plates[0]
+
+
 def test_labels_make_way_for_one_another() -> None:
     rows: list[Row] = [(100, 100, 300, 250, 0.9 - 0.1 * n, f"crate {n}", "learned") for n in range(4)]
     picture = np.asarray(draw(grey(400, 300), found((400, 300), *rows)))

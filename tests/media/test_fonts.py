@@ -81,7 +81,7 @@ def test_picture_of_a_cyrillic_class_has_its_letters(one_font: Path, monkeypatch
 def test_accents_stay_with_their_letters_and_other_characters_get_other_fonts(one_font: Path) -> None:
     face = Face(str(one_font))
     line = Fonts().line(f"Ka\u0308fer {NOWHERE}", 30)
-    assert line.parts == (("K", OWN), ("\u00e4", face), (f"fer {NOWHERE}", OWN))
+    assert line.parts == (("K", OWN), ("\u00e4", face), ("fer \\U00050000", OWN))
     assert Fonts().line("q\u0308a", 30).parts == (("q\u0308a", face),)  # no composed letter exists
     assert Fonts().line("r\u200de\ufe0fd\u00a0a", 30).parts == (("red a", OWN),), "no boxes for invisible characters"
 
@@ -94,13 +94,22 @@ def test_characters_without_a_font_are_named_once_in_one_line(
     many = [chr(0x50001 + number) for number in range(30)]
     fonts.prepare([NOWHERE, "crate", CYRILLIC[0], *many])
     for _ in range(2):
-        assert fonts.line(NOWHERE + CYRILLIC[0], 30).parts[0] == (NOWHERE, OWN)
+        assert fonts.line(NOWHERE + CYRILLIC[0], 30).parts[0] == ("\\U00050000", OWN)
     (record,) = {id(record): record for record in caplog.records}.values()  # some versions of pytest hand it on twice
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        f"No installed font can draw {' '.join([NOWHERE, *many[:19]])} and 11 more: pictures show empty boxes instead. "
+        f"No installed font can draw {' '.join([NOWHERE, *many[:19]])} and 11 more: pictures show their codes instead. "
         "Install a font that has them, such as Noto (on Debian and Ubuntu: apt install fonts-noto)."
     )
+
+
+def test_names_that_no_font_draws_differ_in_pictures(one_font: Path) -> None:
+    fonts = Fonts()
+    names = [chr(0x50001 + number) * 2 for number in range(2)]
+    assert [fonts.legible(name) for name in names] == ["\\U00050001" * 2, "\\U00050002" * 2]
+    assert (pixels(fonts.line(names[0], 30)) != pixels(fonts.line(names[1], 30))).any()
+    assert fonts.legible("crate \\ \u00e4\u200d") == "crate \\ \u00e4\u200d"
+    assert fonts.files() == [str(one_font)]
 
 
 def test_file_that_is_not_a_font_is_passed_over(one_font: Path) -> None:

@@ -60,7 +60,7 @@ def test_yolo_data_set_is_read_back_with_its_boxes(tmp_path: Path) -> None:
     data = read_dataset(tmp_path / "yolo" / "data.yaml")
     assert data.names == ("person", "truck", "gizmo: [a]") and data.held_out
     samples = {sample.path.name: sample for sample in (*data.train.samples, *data.val.samples)}
-    assert sorted(samples) == ["0.png", "000000.jpg", "000001.jpg", "1.png", "2.png", "3.png", "4.png"]
+    assert sorted(samples) == ["0.png", "1.png", "2.png", "3.png", "4.png", "clip_000000.jpg", "clip_000001.jpg"]
     for name, sample in samples.items():
         assert sample.labels.classes.tolist() == ([] if name == "4.png" else [0, 2])
         if name != "4.png":
@@ -68,7 +68,7 @@ def test_yolo_data_set_is_read_back_with_its_boxes(tmp_path: Path) -> None:
                 sample.labels.boxes_xyxy, [[8.0, 4.0, 24.0, 20.0], [8.5, 4.5, 24.5, 20.5]], atol=1e-3
             )
     assert (tmp_path / "yolo/images/1.png").read_bytes() == (sources / "1.png").read_bytes()
-    assert np.asarray(Image.open(tmp_path / "yolo/images/clip.mov/000001.jpg")).shape == (49, 65, 3)
+    assert np.asarray(Image.open(tmp_path / "yolo/images/clip_000001.jpg")).shape == (49, 65, 3)
 
 
 def test_yolo_names_of_two_vocabularies_and_labels_of_two_images_stay_apart(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_yolo_names_of_two_vocabularies_and_labels_of_two_images_stay_apart(tmp_
             sink.write(frame, found(frame, rows=1))
     assert [name for name in files(tmp_path / "yolo") if not name.endswith(".txt")] == [
         "data.yaml",
-        "images/images/a-2.jpg",
-        "images/images/a.png",
+        "images/images_a-2.jpg",
+        "images/images_a.png",
         "images/upload.png",
     ]
     data = read_dataset(tmp_path / "yolo" / "data.yaml")
@@ -176,7 +176,7 @@ def test_yolo_labels_whose_names_differ_in_case_alone_stay_apart(names: tuple[st
             sink.write(frame, found(frame))
     labels = files(tmp_path / "yolo" / "labels")
     assert len({name.casefold() for name in labels}) == len(labels) == 4
-    assert labels[:2] == ["A.txt", "C.mp4/000000.txt"] or labels[:2] == ["A-2.txt", "C.mp4/000000.txt"]
+    assert labels[1:] == ["C_000000.txt", "a-2.txt", "c-2_000000.txt"] or labels[0] == "A-2.txt"
     data = read_dataset(tmp_path / "yolo")
     counts = [len(sample.labels.classes) for sample in (*data.train.samples, *data.val.samples)]
     assert sorted(counts) == [0, 1, 2, 2]
@@ -192,3 +192,42 @@ def test_name_that_is_not_text_is_escaped(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
     assert (document["images"][0]["file_name"], document["info"]["skipped"]) == (name, [name])
     assert "\n\\udcff.png," in (tmp_path / "detections.csv").read_text(encoding="utf-8")
+
+
+def test_yolo_of_a_video_and_a_picture_of_the_same_name_keep_both(tmp_path: Path) -> None:
+    path = tmp_path / "clip_000000.jpg"
+    Image.fromarray(photo(40, 60)).save(path)
+    with Yolo(tmp_path, CLASSES) as sink:
+        for frame in (*clip_frames(1), image_frame(path.name, path), *clip_frames(1, "b/clip.mov")):
+            sink.write(frame, found(frame))
+    assert files(tmp_path / "yolo/images") == ["b_clip_000000.jpg", "clip_000000-2.jpg", "clip_000000.jpg"]
+
+
+def test_yolo_has_labels_of_its_classes_only(tmp_path: Path) -> None:
+    frame = image_frame()
+    with Yolo(tmp_path, CLASSES[2:]) as sink:
+        sink.write(frame, found(frame))
+    (line,) = (tmp_path / "yolo/labels/a.txt").read_text().splitlines()
+    assert line.startswith("0 ") and read_dataset(tmp_path / "yolo", keep_few=True).names == ("gizmo: [a]",)
+
+
+def test_yolo_of_a_video_is_read_by_ultralytics_and_supervision_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils = pytest.importorskip("ultralytics.data.utils", reason="ultralytics is not installed")
+    dataset = pytest.importorskip("ultralytics.data.dataset", reason="ultralytics is not installed")
+    with Yolo(tmp_path, CLASSES) as sink:
+        for frame in clip_frames(3):
+            sink.write(frame, found(frame, rows=frame.index or 0))
+    monkeypatch.chdir(tmp_path)
+    content = utils.check_det_dataset("yolo/data.yaml", autodownload=False)
+    assert content["names"] == {0: "person", 1: "truck", 2: "gizmo: [a]"}
+    labels = dataset.YOLODataset(content["val"], data=content, task="detect", augment=False).labels
+    read = {Path(entry["im_file"]).name: entry["cls"].ravel().tolist() for entry in labels}
+    assert read == {"clip_000000.jpg": [], "clip_000001.jpg": [0], "clip_000002.jpg": [0, 2]}
+
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+    roboflow = supervision.DetectionDataset.from_yolo("yolo/images", "yolo/labels", "yolo/data.yaml")
+    assert roboflow.classes == ["person", "truck", "gizmo: [a]"]
+    counts = {Path(path).name: len(annotations) for path, _, annotations in roboflow}
+    assert counts == {"clip_000000.jpg": 0, "clip_000001.jpg": 1, "clip_000002.jpg": 2}

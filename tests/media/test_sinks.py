@@ -114,3 +114,26 @@ def test_pictures_and_videos_whose_names_differ_in_case_alone_stay_apart(tmp_pat
             for sink in (pictures, videos):
                 sink.write(frame, found(frame))
     assert files(tmp_path) == ["A.png", "C.mp4", "a-2.png", "c-2.mp4"]
+
+
+def test_names_as_long_as_a_disk_takes_are_cut_and_stay_apart(tmp_path: Path) -> None:
+    long = "x" * 250
+    with Pictures(tmp_path) as sink:
+        for name in (f"{long}.jfif", f"{long}.avif", "sub/" + "ä" * 125 + ".mpo"):
+            sink.write(image_frame(name), found(image_frame(name)))
+    written = files(tmp_path)
+    assert [len(path.rpartition("/")[2].encode()) for path in written] == [255, 255, 255]
+    assert len({Path(path).stem[:-2] for path in written}) >= 2 and all(path.endswith(".png") for path in written)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".avif", ".gif", ".mpo", ".heic"])
+def test_drawing_of_a_format_that_not_every_program_reads_is_a_png(tmp_path: Path, suffix: str) -> None:
+    with Pictures(tmp_path) as sink, Yolo(tmp_path, CLASSES) as labels:
+        sink.write(image_frame(f"a{suffix}"), found(image_frame()))
+        labels.write(image_frame(f"a{suffix}"), found(image_frame()))
+    assert files(tmp_path) == [
+        f"a{suffix}.png",
+        "yolo/data.yaml",
+        f"yolo/images/a{suffix}.png",
+        f"yolo/labels/a{suffix}.txt",
+    ]

@@ -1,5 +1,6 @@
 """Videos, cameras and addresses, as PyAV reads them."""
 
+import re
 import socket
 import time
 from pathlib import Path
@@ -49,7 +50,8 @@ def test_video_with_a_hole_gives_the_rest_and_says_so(tmp_path: Path) -> None:
     assert list(source.skipped) == ["hole.avi"]
     lost = 20 - len(indices)
     assert (
-        f"promises {lost} more frames" in source.skipped["hole.avi"] or "damaged places" in source.skipped["hole.avi"]
+        f"is damaged: {20 - lost} of 20 frames came" in source.skipped["hole.avi"]
+        or "damaged places" in source.skipped["hole.avi"]
     )
 
 
@@ -104,3 +106,31 @@ def test_count_of_frames_is_that_of_the_frames(every: int, tmp_path: Path) -> No
     assert count_frames(clip, every=every) == len(frames)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert count_frames(tmp_path / "broken.mp4") == 0
+
+
+def cut(path: Path, share: float) -> Path:
+    """The first part of a file, under a name of its own."""
+    place = path.with_name(f"cut{path.suffix}")
+    place.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return place
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".avi", "mpeg4"), (".mkv", "libx264"), (".webm", "libvpx"), (".flv", "flv")]
+)
+def test_file_that_ends_before_its_header_says_is_damaged_with_the_count(
+    tmp_path: Path, suffix: str, codec: str
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (96, 128, 3)).astype(np.uint8) for _ in range(60)]
+    whole = write_clip(tmp_path / f"a{suffix}", noise, codec=codec)
+    video = open_file(whole)
+    assert len(list(video.frames())) == 60 and video.damage is None and video.broken is None
+    video = open_file(cut(whole, 0.6), every=2)
+    came = 2 * len(list(video.frames()))
+    assert 20 < came < 45 and video.damage is not None
+    count = re.fullmatch(
+        rf"`.*cut{suffix}` is damaged: (\d+) of 60 frames came\. .*Check it with a player\.", video.damage
+    )
+    assert count is not None, video.damage
+    assert int(count[1]) in (came - 1, came)

@@ -12,10 +12,12 @@ from prompt_tune.errors import RunError
 from prompt_tune.evaluation.calibration import apply_calibration
 from prompt_tune.evaluation.matching import Matched
 from prompt_tune.evaluation.outcomes import ClassOutcome
+from prompt_tune.media.fonts import FONTS
 from prompt_tune.report.figures import (
     MAX_LINES,
     SVG_POINTS,
     SVG_SIDE,
+    _legend_font,
     draw_precision_recall,
     draw_reliability,
     draw_training,
@@ -35,6 +37,25 @@ def drawn(n: int) -> Matched:
 def outcome(precisions: np.ndarray, recalls: np.ndarray) -> ClassOutcome:
     """An outcome with a curve; its counts do not enter the drawing."""
     return ClassOutcome(2, 2, 0, 4, (), (), (), precisions, recalls)
+
+
+def test_precision_recall_of_names_that_no_font_draws_shows_their_codes(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for number in range(2):
+        draw_precision_recall(tmp_path / f"{number}.png", CURVES, [chr(0x50001 + number)])
+    assert not [str(warning.message) for warning in recwarn if "missing from font" in str(warning.message)]
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
+
+
+def test_precision_recall_in_another_script_uses_the_fonts_of_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    monkeypatch.setattr(FONTS, "files", lambda: [str(fonts / "DejaVuSerif.ttf")])
+    assert _legend_font().get_family() == ["DejaVu Sans", "DejaVu Serif"]
 
 
 def test_precision_recall_names_few_classes_and_not_many(tmp_path: Path) -> None:

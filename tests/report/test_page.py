@@ -135,7 +135,8 @@ def test_page_of_a_fit_is_whole_and_small(run: RunFolder, page: Page) -> None:
     assert run.report.stat().st_size < 3_000_000
     targets = {str(attributes["href"])[1:] for attributes in page.all("a")}
     sections = {str(attributes["id"]) for attributes in page.all("section")}
-    wanted = {"classes", "curves", "pictures", "confusion", "retention", "movement", "tokens", "provenance"}
+    wanted = {"before", "classes", "curves", "training", "pictures", "confusion", "retention", "movement"}
+    wanted |= {"tokens", "provenance"}
     assert targets == sections == wanted
     assert "viewport" in [attributes.get("name") for attributes in page.all("meta")]
 

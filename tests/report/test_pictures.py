@@ -5,10 +5,13 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.evaluation.outcomes import Example
-from prompt_tune.report.pictures import TILE_PIXELS, picture, pictures
+from prompt_tune.media.draw import class_colour
+from prompt_tune.report.pictures import TILE_PIXELS, WHOLE_PIXELS, labelled_picture, picture, pictures
 
 
 def test_picture_shows_the_crop_with_detection_and_label_drawn_apart() -> None:
@@ -35,6 +38,21 @@ def test_detection_shows_between_the_dashes_of_a_box_on_top_of_it() -> None:
     coloured = (pixels.max(axis=2) - pixels.min(axis=2)) > 80
     assert coloured.sum() > 100  # the solid box
     assert (pixels.min(axis=2) > 150).sum() > 100  # the dashes
+
+
+def test_labelled_picture_is_the_whole_image_with_each_box_in_its_place(tmp_path: Path) -> None:
+    Image.new("RGB", (800, 600), (90, 90, 90)).save(tmp_path / "a.png")
+    boxes = np.array([[200, 200, 600, 500], [10, 10, 90, 90]], np.float32)
+    labels = Labels(boxes, np.array([1, 0]), np.array([False, True]))
+    got = labelled_picture(Sample(tmp_path / "a.png", labels, (800, 600)), ["gizmo", "widget"])
+    assert got is not None and (got.width, got.height) == (WHOLE_PIXELS, WHOLE_PIXELS * 3 // 4)
+    assert got.caption == "a.png: 1 widget"  # without the ignored box
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(got.src.split(",")[1])))).astype(int)
+    near = np.abs(pixels - class_colour("widget", learned=True)).max(2) < 60
+    rows, columns = np.nonzero(near)
+    assert (columns.min(), columns.max()) == pytest.approx((100, 299), abs=2)
+    assert rows.max() == pytest.approx(249, abs=2) and not near[:60].any()
+    assert labelled_picture(Sample(tmp_path / "gone.png", labels, (800, 600)), ["gizmo", "widget"]) is None
 
 
 def test_pictures_read_each_image_once_and_name_what_is_gone(tmp_path: Path) -> None:

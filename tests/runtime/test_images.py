@@ -1,7 +1,14 @@
 """Images: found, read upright, measured without decoding, letterboxed and back."""
 
+import os
 import runpy
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +16,18 @@ from PIL import Image
 from places import ROOT
 
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import PAD_GREY, find_images, image_size, letterbox, read_rgb
+from prompt_tune.runtime import images
+from prompt_tune.runtime.images import (
+    IMAGE_SUFFIXES,
+    PAD_GREY,
+    WRITTEN_SUFFIXES,
+    find_images,
+    image_size,
+    letterbox,
+    read_rgb,
+    unread_line,
+    unread_picture,
+)
 
 KIT = runpy.run_path(str(ROOT / "export" / "python" / "detect.py"))
 WIDTH, HEIGHT = 90, 60
@@ -51,9 +69,24 @@ def test_read_rgb_float_pixels_raises(tmp_path: Path) -> None:
         read_rgb(tmp_path / "f.tif")
 
 
+FORMATS: dict[
+    str, tuple[dict[str, Any], int]
+] = {  # that hold an orientation: what a file of each is saved with, and how far its colours may be off
+    ".png": ({}, 0),
+    ".jpg": ({"quality": 95}, 12),
+    ".jfif": ({"quality": 95}, 12),
+    ".jpe": ({"quality": 95}, 12),
+    ".mpo": ({"quality": 95}, 12),
+    ".tif": ({}, 0),
+    ".webp": ({"lossless": True}, 0),
+    ".avif": ({"quality": 100, "subsampling": "4:4:4"}, 12),
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_read_rgb_exif_orientation_is_applied_and_size_agrees(
-    tmp_path: Path, pixels: np.ndarray, orientation: int
+def test_orientation_is_applied_once_in_every_format_and_size_and_kit_agree(
+    tmp_path: Path, pixels: np.ndarray, suffix: str, orientation: int
 ) -> None:
     # what a camera stores for each orientation, by the EXIF standard: row 0 and column 0 are which visual sides
     stored = {
@@ -68,25 +101,64 @@ def test_read_rgb_exif_orientation_is_applied_and_size_agrees(
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for suffix, tolerance in ((".png", 0), (".jpg", 12), (".tif", 0), (".webp", 0)):
-        path = tmp_path / f"{orientation}{suffix}"
-        options = {"lossless": True} if suffix == ".webp" else {"quality": 95}
-        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
-        read = read_rgb(path)
-        assert read.shape == pixels.shape
-        assert np.abs(read.astype(int) - pixels).max() <= tolerance
-        assert image_size(path) == (WIDTH, HEIGHT)
-        assert np.array_equal(KIT["read_image"](path), read)  # the Python kit agrees
+    options, tolerance = FORMATS[suffix]
+    path = tmp_path / f"a{suffix}"
+    more = {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]} if suffix == ".mpo" else {}
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    image.save(path, "JPEG" if suffix == ".jpe" else None, exif=exif, **options, **more)
+    read = read_rgb(path)
+    assert read.shape == pixels.shape
+    assert np.abs(read.astype(int) - pixels).max() <= tolerance
+    assert image_size(path) == (WIDTH, HEIGHT)
+    assert np.array_equal(KIT["read_image"](path), read)  # the Python kit agrees
 
 
-def test_broken_orientation_means_none(tmp_path: Path, pixels: np.ndarray) -> None:
-    text = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\2\0\0\0\2x\0\0\0\0\0\0\0"
-    for name, exif in {"rubbish": b"Exif\0\0XX*\0rubbish", "text": text}.items():
-        path = tmp_path / f"{name}.jpg"
-        Image.fromarray(pixels).save(path, exif=exif)
-        assert read_rgb(path).shape == pixels.shape
-        assert image_size(path) == (WIDTH, HEIGHT)
-        assert np.array_equal(KIT["read_image"](path), read_rgb(path))
+def test_orientation_of_a_png_behind_its_pixels_is_applied(tmp_path: Path, pixels: np.ndarray) -> None:
+    """The standard allows it, and exiftool and ImageMagick write it there."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    content = path.read_bytes()
+    begin = content.index(b"eXIf") - 4
+    end = begin + 12 + int.from_bytes(content[begin : begin + 4])
+    last = content.index(b"IEND") - 4
+    path.write_bytes(content[:begin] + content[end:last] + content[begin:end] + content[last:])
+    np.testing.assert_array_equal(read_rgb(path), np.rot90(pixels, -1))
+    assert image_size(path) == (HEIGHT, WIDTH)
+    assert np.array_equal(KIT["read_image"](path), read_rgb(path))
+
+
+def exif_of(kind: int, value: bytes, count: int = 1) -> bytes:
+    """EXIF data with an orientation tag of some type: little-endian, with four bytes of value."""
+    return b"Exif\0\0II*\0" + struct.pack("<IHHHI", 8, 1, 0x0112, kind, count) + value.ljust(4, b"\0") + bytes(4)
+
+
+BROKEN = {
+    "0": exif_of(3, b"\0"),
+    "9": exif_of(3, b"\x09"),
+    "255": exif_of(3, b"\xff"),
+    "text": exif_of(2, b"6", 2),
+    "bytes": exif_of(1, b"\6"),
+    "float": exif_of(11, struct.pack("<f", 6)),
+    "fraction beyond the end": exif_of(5, b"\xff\xff"),
+    "unknown type": exif_of(99, b"\6"),
+    "count 0": exif_of(3, b"\6", 0),
+    "huge count": exif_of(3, b"\6", 2**31 - 1),
+    "rubbish": b"Exif\0\0XX*\0rubbish",
+    **{f"cut at {place}": exif_of(3, b"\6")[:place] for place in (7, 9, 12, 15, 18, 22, 26)},
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".mpo"])
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_broken_orientation_means_none(tmp_path: Path, pixels: np.ndarray, name: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).save(path, exif=BROKEN[name])
+    assert read_rgb(path).shape == pixels.shape
+    assert image_size(path) == (WIDTH, HEIGHT)
+    assert np.array_equal(KIT["read_image"](path), read_rgb(path))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])
@@ -194,7 +266,8 @@ def test_find_images_file_folder_and_glob_are_sorted(tmp_path: Path) -> None:
     (tmp_path / "deeper").mkdir()
     for name in ("b.png", "a.JPG", "notes.txt", "deeper/c.webp", "odd[1].png"):
         (tmp_path / name).touch()
-    assert [path.name for path in find_images(tmp_path)] == ["a.JPG", "b.png", "odd[1].png"]
+    assert [path.name for path in find_images(tmp_path)] == ["a.JPG", "b.png", "c.webp", "odd[1].png"]
+    assert [path.name for path in find_images(tmp_path, recursive=False)] == ["a.JPG", "b.png", "odd[1].png"]
     assert find_images(tmp_path / "odd[1].png") == [tmp_path / "odd[1].png"]
     assert [path.name for path in find_images(f"{tmp_path}/**/*")] == ["a.JPG", "b.png", "c.webp", "odd[1].png"]
 
@@ -256,9 +329,146 @@ def test_find_images_in_a_folder_that_may_not_be_read_is_one_line(
 ) -> None:
     """A process of root may read everything, so the system's refusal is put in its place."""
 
-    def refuse(self: Path) -> None:
+    def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match=r"cannot be read: Permission denied\. Allow reading it\.$"):
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read: Permission denied\. Allow reading it, or leave it out\.$"):
         find_images(tmp_path)
+
+
+PILLOW_FORMATS = {".jfif": "JPEG", ".jpe": "JPEG", ".mpo": "MPO", ".j2k": "JPEG2000", ".jpx": "JPEG2000"}
+
+
+@pytest.mark.parametrize("suffix", sorted(set(IMAGE_SUFFIXES) - {".heic", ".heif", ".hif"}))
+def test_every_format_of_the_list_is_read_and_the_kit_agrees(tmp_path: Path, pixels: np.ndarray, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    format_ = PILLOW_FORMATS.get(suffix) or Image.registered_extensions()[suffix]
+    image = Image.fromarray(pixels)
+    if suffix == ".pbm":
+        image = image.convert("1")
+    more = {"save_all": True, "append_images": [Image.new("RGB", image.size)]} if suffix == ".gif" else {}
+    image.save(path, format_, **more)
+    assert find_images(tmp_path) == [path]
+    assert image_size(path) == (WIDTH, HEIGHT)
+    read = read_rgb(path)
+    if suffix not in (".pbm", ".pgm"):
+        assert np.abs(read.astype(int) - pixels).mean() < 8, "and of several frames the first"
+    np.testing.assert_array_equal(KIT["read_image"](path), read)
+
+
+def test_kit_has_the_same_lists() -> None:
+    assert set(IMAGE_SUFFIXES) == KIT["READ"] and KIT["WRITTEN"] == WRITTEN_SUFFIXES
+    assert set(images._UNREAD) == KIT["UNREAD"] and not set(images._UNREAD) & set(IMAGE_SUFFIXES)
+    assert KIT["MAX_MEGAPIXELS"] == images.MAX_MEGAPIXELS
+
+
+@pytest.mark.skipif(".heic" in IMAGE_SUFFIXES, reason="pillow-heif is installed")
+def test_pictures_that_are_not_looked_at_are_named_with_the_cure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["1.HEIC", "2.heic", "3.heif", "4.heic", "b.NEF", "sub/c.svg", "notes.txt", "a.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images([tmp_path, tmp_path]) == [tmp_path / "a.png"]
+    (line,) = caplog.messages
+    assert line == (
+        f"6 pictures are not looked at: 4 HEIC (`{tmp_path}/1.HEIC`, `{tmp_path}/2.heic`, `{tmp_path}/3.heif`, ...): "
+        f"`pip install pillow-heif` makes them readable; 1 camera raw (`{tmp_path}/b.NEF`): develop them to JPEG or "
+        f"TIFF; 1 vector graphics (`{tmp_path}/sub/c.svg`): export them as PNG."
+    )
+    assert unread_line([Path("a.jxl")]) == (
+        "1 picture is not looked at: 1 other formats (`a.jxl`): save them as PNG or JPEG."
+    )
+    assert unread_picture(Path("a.HEIC")) == "HEIC: `pip install pillow-heif` makes them readable"
+    assert unread_picture(Path("a.png")) is unread_picture(Path("a.txt")) is unread_picture(Path("heic")) is None
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"has no image .*6 pictures are not looked at: 4 HEIC .*pip install"):
+        find_images(tmp_path)
+    with pytest.raises(DataError, match=r"1\.HEIC` cannot be read as an image: HEIC: `pip install pillow-heif`"):
+        read_rgb(tmp_path / "1.HEIC")
+
+
+def test_broken_links_are_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    assert find_images(tmp_path) == find_images(f"{tmp_path}/*") == [tmp_path / "a.png"]
+    assert caplog.messages == [f"1 link leads nowhere and is left out: `{tmp_path}/gone.png`"] * 2
+    with pytest.raises(DataError, match=r"gone\.png`: a link that leads nowhere\."):
+        find_images(tmp_path / "gone.png")
+
+
+def test_glob_leaves_out_hidden_and_metadata_folders_unless_it_names_them(tmp_path: Path) -> None:
+    for name in ("a.png", "__MACOSX/b.png", ".hidden/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images(f"{tmp_path}/**/*.png")] == ["a.png"]
+    assert [path.name for path in find_images(f"{tmp_path}/.hidden/*.png")] == ["c.png"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".png", "a\\b.png", "\udcff.png"])
+def test_names_that_no_disk_takes_are_one_line(name: str) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_images(name)
+    with pytest.raises(DataError, match=r"cannot be read|no such image"):
+        read_rgb(name)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a grey PNG of any size, without pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\1IDAT"
+
+
+def test_picture_above_the_limit_is_one_line_before_anything_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(30_000, 20_000))
+    for reader in (read_rgb, image_size):
+        with pytest.raises(DataError) as caught:
+            reader(path)
+        assert str(caught.value) == (
+            f"`{path}` has 30000 x 20000 pixels, 600 megapixels. At most 500 are read, since that takes 5 GB of "
+            "memory. Scale it down, or cut it into tiles."
+        )
+    with pytest.raises(ValueError, match="600 megapixels; scale it down to at most 500"):
+        KIT["read_image"](path)
+
+
+def test_photo_of_200_megapixels_is_read_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)  # Pillow's own
+    path = tmp_path / "big.png"
+    image = Image.new("1", (16_320, 12_240))
+    image.putpixel((16_319, 12_239), 1)
+    image.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_size(path) == (16_320, 12_240)
+        read = read_rgb(path)
+        assert read.shape == (12_240, 16_320, 3) and read[-1, -1].tolist() == [255] * 3 and not read[-1, -2].any()
+        assert letterbox(read, 640)[1].size_wh == (16_320, 12_240)
+        del read
+        assert KIT["read_image"](path).size == (16_320, 12_240)
+    assert Image.MAX_IMAGE_PIXELS == 89_478_485
+
+
+def test_heic_is_read_where_its_package_is_installed(tmp_path: Path, pixels: np.ndarray) -> None:
+    """Stands in for the package with one that registers a reader of its own, in a process of its own."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image, PngImagePlugin\n"
+        "def register_heif_opener():\n"
+        "    Image.register_open('HEIF', PngImagePlugin.PngImageFile, lambda head: head[:4] == b'\\x89PNG')\n"
+    )
+    Image.fromarray(pixels).save(tmp_path / "a.heic", "PNG")
+    code = (
+        "import sys; from PIL import Image; Image.ID.clear() or Image.OPEN.clear()\n"
+        "from prompt_tune.runtime.images import find_images, read_rgb\n"
+        "print([read_rgb(path).shape for path in find_images(sys.argv[1])])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert done.stdout == "[(60, 90, 3)]\n", done.stderr

@@ -25,7 +25,7 @@ def test_packed_rows_belong_to_the_classes_in_order() -> None:
     np.testing.assert_array_equal(packed.embeddings[0, 0], packed.embeddings[0, 1])  # padded by repeating
     np.testing.assert_array_equal(packed.thresholds, np.array([0.5, 0.2, 0.9], np.float32))
     assert packed.calibration is not None and packed.calibration.tolist() == [[1, 0], [2, 1], [1, 0]]
-    assert packed.nms_iou.tolist() == [UNLIMITED, 0.5, 1]
+    assert packed.nms_iou.tolist() == [UNLIMITED, 0.5, 1] and packed.box_offsets is None
 
 
 def test_packed_of_nothing_has_no_classes() -> None:
@@ -97,3 +97,15 @@ def test_logit_and_sigmoid_by_hand_and_at_the_ends() -> None:
     assert logit(np.array([0.0, 1.0])).tolist() == [-np.inf, np.inf]
     np.testing.assert_allclose(sigmoid(np.array([0, np.log(4)])), [0.5, 0.8])
     assert sigmoid(np.array([-1000.0, 1000.0])).tolist() == [0.0, 1.0]
+
+
+def test_boxes_move_before_the_own_suppression_and_before_they_are_cut() -> None:
+    offsets = [[0, 0, 0, 0], [-0.25, 0, 0.25, 0]]
+    packed = Packed.of({"one": learned("a", "b", box_offsets=offsets, nms_iou=[1, 0.4], thresholds=0.0)})
+    # of class `b`: two boxes that overlap by 0.33 as found and by 0.5 as drawn, and one at the edge of the photo
+    boxes = [[0, 20, 20, 40], [20, 20, 40, 40], [30, 20, 50, 40], [48, 40, 64, 60]]
+    rows = np.array([[0, *box, 0.9 - 0.1 * i, min(i, 1)] for i, box in enumerate(boxes)], np.float32)
+    placed = Letterbox.of((64, 64), (64, 64))
+    found = packed.detections(from_rows(rows), placed, np.ones(2, bool), np.zeros(2, np.float32), packed.overlaps(None))
+    assert found.class_names == ("a", "b", "b")
+    assert found.boxes_xyxy.tolist() == [[0, 20, 20, 40], [15, 20, 45, 40], [44, 40, 64, 60]]

@@ -1,7 +1,9 @@
 """Fit as a function: what it keeps, how it stops and continues, and what its cache saves. See also test_laws.py."""
 
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,7 @@ from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.tuning.fit import fit
 from prompt_tune.tuning.job import FitInputs
-from prompt_tune.tuning.loss import class_loss
-from prompt_tune.tuning.regions import Regions
+from prompt_tune.tuning.loss import ClassSample, Prepared, class_loss
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -75,17 +76,63 @@ def test_ctrl_c_keeps_what_is_there_and_resume_ends_with_the_same_bytes(custom: 
     config, cache = FitConfig(epochs=3), tmp_path / "cache"
     fit(FitInputs("tiny", custom, cache=cache), tmp_path / "whole", config=config)
 
+    notes: list[str] = []
+
     def interrupt(stage: str, done: int, total: int | None, note: str) -> None:
+        notes.append(note)
         if stage == "train" and done == 2:
             raise KeyboardInterrupt
 
     stopped = fit(FitInputs("tiny", custom, cache=cache), tmp_path / "cut", config=config, progress=interrupt)
+    assert notes[-1].startswith(f"kept: epoch {stopped.epoch}  AP50 ")
     assert not stopped.finished and stopped.epoch in (1, 2)
     assert Vocabulary.load(tmp_path / "cut" / "learned.vocab.safetensors").names
     resumed = fit(FitInputs("tiny", custom, cache=cache), tmp_path / "cut", config=config, resume=True)
     assert resumed.finished
     for name in ("prompts.safetensors", "learned.vocab.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_run_is_resumed_on_a_moved_data_set_to_the_same_bytes_and_measured_there(tmp_path: Path) -> None:
+    data = write_sample(tmp_path / "here", n_images=4)[0]
+    replay = tmp_path / "replay"
+    replay.mkdir()
+    for path in sorted((data.parent.parent / "original/images/val").iterdir())[:3]:
+        shutil.copy(path, replay)
+    config, cache = FitConfig(epochs=2, views=1), tmp_path / "cache"
+
+    def interrupt(stage: str, done: int, total: int | None, note: str) -> None:
+        if stage == "train" and done == 1:
+            raise KeyboardInterrupt
+
+    def inputs(data: Path, replay: Path) -> FitInputs:
+        return FitInputs("tiny", data, cache=cache, replay=[ReplaySource(str(replay), 0.5)])
+
+    fit(inputs(data, replay), tmp_path / "whole", config=config)
+    fit(inputs(data, replay), tmp_path / "cut", config=config, progress=interrupt)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = inputs(tmp_path / "there" / data.relative_to(tmp_path / "here"), replay.rename(tmp_path / "elsewhere"))
+    assert fit(moved, tmp_path / "cut", config=config, resume=True).finished
+    for name in ("prompts.safetensors", "learned.vocab.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert json.loads((tmp_path / "cut/config.json").read_text())["data"] == str(moved.data)
+    image = sorted((Path(moved.data).parent / "images/train").iterdir())[0]
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.raises(RunError, match="`sample_images`"):
+        fit(moved, tmp_path / "cut", config=config, resume=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names that are not text")
+def test_images_whose_names_are_not_text_are_learned_from_and_shown(tmp_path: Path) -> None:
+    data = write_sample(tmp_path / "set", n_images=3)[0]
+    for split in ("train", "val"):
+        for path in [*(data.parent / "images" / split).iterdir(), *(data.parent / "labels" / split).iterdir()]:
+            path.rename(path.with_name(os.fsdecode(b"gro\xdf-") + path.name))
+    with (data.parent / "labels/train" / os.fsdecode(b"gro\xdf-0000.txt")).open("a") as file:
+        file.write("0 7 7 0.1 0.1\n")
+    fit(FitInputs("tiny", data), tmp_path / "run", config=FitConfig(epochs=1, updates=1, views=1))
+    assert b"gro\xdf-0000.txt" in (tmp_path / "run/left_out.txt").read_bytes()
+    assert "gro\\udcdf-0" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
 
 
 def test_second_fit_with_the_same_cache_runs_no_detector(
@@ -316,9 +363,11 @@ def test_replayed_images_are_trained_on_counted_and_resumed(
     """Ten labelled images and eight replayed ones: one of these is damaged, one held out. The run is stopped once."""
     batches: list[list[int]] = []
 
-    def counting(world: World, rows: torch.Tensor, regions: list[Regions], anchors: Any) -> torch.Tensor:
-        batches.append([len(image.labels.classes) for image in regions])
-        return class_loss(world, rows, regions, anchors)
+    def counting(
+        world: World, rows: torch.Tensor, images: list[Prepared], sample: ClassSample | None = None
+    ) -> torch.Tensor:
+        batches.append([len(image.candidates.counts) for image in images])
+        return class_loss(world, rows, images, sample)
 
     monkeypatch.setattr("prompt_tune.tuning.tasks.class_loss", counting)
     replay = [ReplaySource(str(replay_folder), 0.8)]

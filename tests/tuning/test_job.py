@@ -1,5 +1,8 @@
 """What a fit is made from: inputs that say where they come from, and a job that knows when it is another one."""
 
+import hashlib
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from prompt_tune.datasets.sample import CLASSES, write_sample
 from prompt_tune.errors import RunError
 from prompt_tune.models.text_tower import TextTower, template_embeddings
 from prompt_tune.tuning.job import FitInputs, Job, prepare
+from prompt_tune.vocabulary.names import parse_inline
 
 
 @pytest.fixture
@@ -85,12 +89,18 @@ def _drop_a_validation_image(data: Path) -> None:
     sorted((data.parent / "images/val").iterdir())[0].unlink()
 
 
+def _change_an_image(data: Path) -> None:
+    path = sorted((data.parent / "images/train").iterdir())[0]
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
 @pytest.mark.parametrize(
     ("edit", "changed"),
     [
         (lambda data: None, set()),
         (_move_a_box, {"labels"}),
-        (_drop_a_validation_image, {"labels"}),
+        (_drop_a_validation_image, {"labels", "sample_images"}),
+        (_change_an_image, {"sample_images"}),
         (_rename_a_class, {"classes"}),
     ],
 )
@@ -125,11 +135,13 @@ def test_job_as_json_knows_the_replayed_images(custom: Path) -> None:
     images = custom.parent.parent / "original/images/val"
     inputs = FitInputs("tiny", custom, replay=[ReplaySource(str(images), 1.0)])
     before = job_of(inputs)
-    assert before.replayed.train.samples and before.as_json()["from"] is None
+    known = before.as_json()
+    assert before.replayed.train.samples and known["from"] is None
     path = before.replayed.train.samples[0].path
     path.rename(path.with_name("renamed.jpg"))
     after = job_of(inputs).as_json()
-    assert {name for name, value in before.as_json().items() if after[name] != value} == {"replay_labels"}
+    changed = {name for name, value in known.items() if after[name] != value}
+    assert {"replay_labels"} <= changed <= {"replay_labels", "sample_images"}
 
 
 def test_freeze_old_without_an_earlier_run_is_refused_before_anything_is_loaded() -> None:
@@ -146,3 +158,45 @@ def test_job_records_held_out_images_only_without_validation_images(custom: Path
     job = job_of(FitInputs("tiny", custom))
     assert (job.config.views, job.dataset.few, len(job.dataset.val.samples)) == (5, False, 22)
     assert job.as_json()["held_out"] == sorted(content_digest(sample.path) for sample in job.dataset.val.samples)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names that are not text")
+def test_image_names_that_are_not_text_have_a_digest_and_others_keep_theirs(custom: Path) -> None:
+    known = job_of(FitInputs("tiny", custom))
+    labels = known.as_json()["labels"]
+    expected = hashlib.sha256()
+    for split in (known.dataset.train, known.dataset.val):
+        for sample in split.samples:
+            expected.update(f"{sample.path.name} {len(sample.labels)}\n".encode())
+            for part in (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore):
+                expected.update(part.tobytes())
+        expected.update(b"\n")
+    assert labels == expected.hexdigest(), "as in runs of 0.1.0"
+    for folder, suffix in (("images", "jpg"), ("labels", "txt")):
+        path = custom.parent / folder / "train" / f"0000.{suffix}"
+        path.rename(path.with_name(os.fsdecode(b"\xff0000.") + suffix))
+    job = job_of(FitInputs("tiny", custom))
+    assert any("\udcff" in sample.path.name for sample in job.dataset.train.samples)
+    assert job.as_json()["labels"] != labels
+
+
+@pytest.mark.parametrize(
+    ("names", "original", "hints"),
+    [
+        (None, None, []),
+        (
+            "red circle, gizmo, sprocket, widget, flange, Gizmo",
+            "red circle, blue ring",
+            ["differ in case", "red circle"],
+        ),
+    ],
+)
+def test_prepare_hints_at_names_that_may_not_be_meant(
+    names: str | None, original: str | None, hints: list[str], custom: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = None if names is None else parse_inline(names)
+    job_of(FitInputs("tiny", custom, classes=classes, original=original))
+    said = [record.getMessage() for record in caplog.records if record.name == "prompt_tune.tuning.job"]
+    assert len(set(said)) == len(hints)
+    for hint in hints:
+        assert any(hint in message for message in said)

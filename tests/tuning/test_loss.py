@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from assigning import assign
 from cached import embeddings
 from torch import Tensor
 from torch.nn import functional as F
 
 from prompt_tune.datasets.samples import Labels
-from prompt_tune.models import ultralytics
 from prompt_tune.models.world import World, region_logits
-from prompt_tune.tuning.loss import ALPHA, BETA, TOPK, assign, class_loss
+from prompt_tune.tuning.loss import ClassSample, class_loss, prepare_image, teacher_distance
 from prompt_tune.tuning.regions import Regions
 
 SIZE = 64
@@ -31,6 +31,12 @@ def regions(world: World) -> list[Regions]:
     labels = [Labels(boxes_xyxy, np.array([0, 2]), np.zeros(2, bool)), Labels.none()]
     frame = np.array([0, 0, SIZE, SIZE], np.float32)
     return [Regions(head[i], boxes[i], anchor, labels[i], frame) for i in range(2)]
+
+
+def loss_of(world: World, rows: Tensor, images: Sequence[Regions], sample: ClassSample | None = None) -> Tensor:
+    """The loss of images that are not cached."""
+    anchors = world.anchors(SIZE, SIZE)
+    return class_loss(world, rows, [prepare_image(image, anchors, world.strides) for image in images], sample)
 
 
 def test_region_logits_of_several_prompts_are_their_maximum(world: World, regions: list[Regions]) -> None:
@@ -51,14 +57,14 @@ def test_class_loss_is_the_cross_entropy_against_the_assigned_targets(world: Wor
     targets, _ = assign(logits.sigmoid(), regions, anchors[0], world.strides)
     p = logits.double().sigmoid()
     wanted = -(targets * p.log() + (1 - targets) * (1 - p).log()).sum() / max(float(targets.sum()), 1)
-    got = class_loss(world, rows, regions, anchors)
+    got = loss_of(world, rows, regions)
     assert targets.sum() > 1 and float(got) == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_class_loss_without_objects_is_the_sum_over_background(world: World, regions: list[Regions]) -> None:
     anchors = world.anchors(SIZE, SIZE)
     logits = region_logits(world, regions[1].head, anchors[2], embeddings(1, 1))
-    got = class_loss(world, embeddings(1, 1), regions[1:], anchors)
+    got = loss_of(world, embeddings(1, 1), regions[1:])
     assert float(got) == pytest.approx(float(F.softplus(logits).sum()), rel=1e-5)
 
 
@@ -71,18 +77,17 @@ def test_class_loss_of_ignored_regions_has_no_gradient(world: World, regions: li
         regions[0].frame_xyxy,
     )
     rows = embeddings(3, 1).requires_grad_()
-    loss = class_loss(world, rows, [everything], world.anchors(SIZE, SIZE))
+    loss = loss_of(world, rows, [everything])
     (gradient,) = torch.autograd.grad(loss, rows)
     assert gradient[1].abs().max() == 0 and gradient[0].abs().max() > 0
 
 
 def test_class_loss_falls_when_embeddings_follow_its_gradient(world: World, regions: list[Regions]) -> None:
-    anchors = world.anchors(SIZE, SIZE)
     rows = embeddings(3, 1, seed=4).requires_grad_()
     optimizer = torch.optim.Adam([rows], lr=0.02)
     losses = []
     for _ in range(25):
-        loss = class_loss(world, rows, regions, anchors)
+        loss = loss_of(world, rows, regions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -91,139 +96,25 @@ def test_class_loss_falls_when_embeddings_follow_its_gradient(world: World, regi
     assert all(parameter.grad is None for parameter in world.model.parameters())
 
 
-# assignment of cached regions, against ultralytics' assigner on the full grid of anchors
-
-GRID_SIZE, STRIDES, N_CLS = 160, (8, 16, 32), 4
-
-
-def grid() -> Tensor:
-    """(A, 2) anchor points of a network input of 160 pixels."""
-    points = []
-    for stride in STRIDES:
-        cells = torch.arange(GRID_SIZE // stride) + 0.5
-        y, x = torch.meshgrid(cells, cells, indexing="ij")
-        points.append(torch.stack((x, y), -1).flatten(0, 1) * stride)
-    return torch.cat(points)
-
-
-def crowded_image(n_objects: int, seed: int, ignore: Sequence[bool] = ()) -> Regions:
-    """All anchors, with boxes that overlap the objects more or less well."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    points = grid()
-    corner, side = uniform(n_objects, 2) * 100, 6 + uniform(n_objects, 2) * 54
-    labels = torch.cat([corner, corner + side], 1)
-    reach = 4 + uniform(len(points), 4) * 30
-    boxes = torch.cat([points - reach[:, :2], points + reach[:, 2:]], 1)
-    return Regions(
-        head=torch.zeros(len(points), 1),
-        boxes_xyxy=boxes,
-        anchor=torch.arange(len(points)),
-        labels=Labels(
-            labels.numpy(),
-            torch.randint(0, N_CLS, (n_objects,), generator=generator).numpy(),
-            np.array(ignore or [False] * n_objects, bool),
-        ),
-        frame_xyxy=np.array([0, 0, GRID_SIZE, GRID_SIZE], np.float32),
-    )
+def test_class_loss_of_a_sample_of_classes_is_unbiased(world: World, regions: list[Regions]) -> None:
+    """The mean over all samples of the classes without a box is the loss of all classes, and so is its gradient."""
+    rows = embeddings(6, 2).requires_grad_()
+    whole = loss_of(world, rows, regions)
+    (wanted,) = torch.autograd.grad(whole, rows)
+    losses, gradients = [], []
+    others = [1, 3, 4, 5]  # boxes are of classes 0 and 2
+    for a, b in combinations(others, 2):
+        classes = torch.tensor(sorted([0, 2, a, b]))
+        weights = torch.tensor([1.0 if k in (0, 2) else len(others) / 2 for k in classes.tolist()])
+        losses.append(loss_of(world, rows[classes], regions, ClassSample(classes, weights)))
+        gradients.append(torch.autograd.grad(losses[-1], rows)[0])
+    torch.testing.assert_close(torch.stack(losses).mean(), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(gradients).mean(0), wanted, rtol=1e-4, atol=1e-4)
 
 
-def kept(regions: Regions, anchors: Tensor) -> Regions:
-    """The same image with only some of its anchors."""
-    return replace(
-        regions, head=regions.head[anchors], boxes_xyxy=regions.boxes_xyxy[anchors], anchor=regions.anchor[anchors]
-    )
-
-
-def scores_of(regions: Sequence[Regions], seed: int = 0) -> Tensor:
-    return torch.rand(sum(len(r.anchor) for r in regions), N_CLS, generator=torch.Generator().manual_seed(seed))
-
-
-def plain(scores: Tensor, regions: Regions) -> Tensor:
-    """Targets of one image by ultralytics' assigner, as it trains."""
-    tal = ultralytics.quiet_import("ultralytics.utils.tal")
-    assigner = tal.TaskAlignedAssigner(topk=TOPK, num_classes=N_CLS, alpha=ALPHA, beta=BETA, stride=list(STRIDES))
-    targets: Tensor = assigner(
-        scores[None],
-        regions.boxes_xyxy[None],
-        grid(),
-        torch.from_numpy(regions.labels.classes)[None, :, None],
-        torch.from_numpy(regions.labels.boxes_xyxy)[None],
-        torch.ones(1, len(regions.labels), 1),
-    )[2][0]
-    return targets
-
-
-def test_constants_are_those_of_ultralytics_training() -> None:
-    loss = ultralytics.quiet_import("ultralytics.utils.loss")
-    model = ultralytics.build_world(
-        ultralytics.quiet_import("ultralytics.nn.tasks").yaml_model_load("yolov8n-worldv2.yaml")
-    )
-    model.args = None  # type: ignore[assignment]
-    assigner = loss.v8DetectionLoss(model).assigner
-    assert (assigner.topk, assigner.alpha, assigner.beta) == (TOPK, ALPHA, BETA)
-
-
-def test_assign_with_all_anchors_gives_the_targets_of_the_plain_assigner() -> None:
-    batch = [crowded_image(n_objects, seed) for seed, n_objects in enumerate([3, 0, 1, 12])]
-    scores = scores_of(batch)
-    targets, weights = assign(scores, batch, grid(), STRIDES)
-    parts = scores.split([len(r.anchor) for r in batch])
-    for part, regions, got in zip(parts, batch, targets.split([len(r.anchor) for r in batch]), strict=True):
-        wanted = plain(part, regions) if len(regions.labels) else torch.zeros_like(part)
-        assert torch.equal(got, wanted)
-    assert int((targets > 0).sum()) > 40 and bool((weights == 1).all())
-
-
-def test_assign_with_the_anchors_near_objects_gives_the_targets_of_all_anchors() -> None:
-    whole = crowded_image(4, seed=5)
-    points = grid()
-    boxes = torch.from_numpy(whole.labels.boxes_xyxy)
-    near = ((points[:, None] > boxes[:, :2] - 16) & (points[:, None] < boxes[:, 2:] + 16)).all(2)
-    anchors = near.any(1).nonzero().flatten()
-    assert TOPK < len(anchors) < 0.8 * len(points)
-    scores = scores_of([whole])
-    targets, _ = assign(scores[anchors], [kept(whole, anchors)], points, STRIDES)
-    assert torch.equal(targets, plain(scores, whole)[anchors])
-
-
-def test_assign_does_not_depend_on_the_other_images_of_a_batch() -> None:
-    one, other = crowded_image(3, seed=1), crowded_image(5, seed=2)
-    scores = scores_of([other, one, other])
-    together, _ = assign(scores, [other, one, other], grid(), STRIDES)
-    n = len(one.anchor)
-    alone, _ = assign(scores[n : 2 * n], [one], grid(), STRIDES)
-    assert torch.equal(together[n : 2 * n], alone)
-
-
-@pytest.mark.parametrize("n_anchors", [0, 1, 5])
-def test_assign_with_few_anchors_is_possible(n_anchors: int) -> None:
-    regions = kept(crowded_image(2, seed=3), torch.arange(n_anchors) * 60)
-    targets, weights = assign(scores_of([regions]), [regions], grid(), STRIDES)
-    assert targets.shape == weights.shape == (n_anchors, N_CLS)
-
-
-def test_assign_ignored_box_makes_its_anchors_neither_positive_nor_negative() -> None:
-    box = torch.tensor([20.0, 20, 120, 130])
-    regions = replace(
-        crowded_image(2, seed=8, ignore=[False, True]),
-        labels=Labels(
-            np.array([[30, 30, 70, 70], box.tolist()], np.float32), np.array([1, 1]), np.array([False, True])
-        ),
-    )
-    scores = scores_of([regions])
-    targets, weights = assign(scores, [regions], grid(), STRIDES)
-    points = grid()
-    inside = ((points > box[:2]) & (points < box[2:])).all(1)
-    positive = targets[:, 1] > 0
-    assert 0 < positive.sum() < inside.sum()
-    assert bool((weights[positive] == 1).all())  # the object in it stays one
-    assert bool((weights[inside & ~positive, 1] == 0).all())
-    assert bool((weights[~inside] == 1).all())
-    assert bool((weights[:, [0, 2, 3]] == 1).all())  # other classes are looked for there as anywhere
-    alone = replace(regions, labels=Labels(box[None].numpy(), np.array([1]), np.array([True])))
-    targets, weights = assign(scores, [alone], grid(), STRIDES)
-    assert not targets.any() and torch.equal(weights[:, 1] == 0, inside)
+def test_teacher_distance_of_a_sample_of_classes_weighs_each_by_how_many_it_stands_for() -> None:
+    rows, teacher = embeddings(4, 2), embeddings(4, 2, seed=1)
+    each = (rows - teacher).square().sum(2).mean(1)
+    torch.testing.assert_close(teacher_distance(rows, teacher), each.mean())
+    weights = torch.tensor([1.0, 0, 3, 0])
+    torch.testing.assert_close(teacher_distance(rows, teacher, weights), (each[0] + 3 * each[2]) / 4)

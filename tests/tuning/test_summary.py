@@ -12,9 +12,11 @@ import torch
 from prompt_tune.config import FitConfig
 from prompt_tune.datasets.reading import read_split
 from prompt_tune.datasets.sample import write_sample
+from prompt_tune.evaluation.baselines import recorded_baselines
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, region_logits
+from prompt_tune.report.page import NO_NUMBER
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.images import letterbox, read_rgb
@@ -105,10 +107,26 @@ def test_facts_are_the_settings_and_inputs_of_the_run_in_words(data: Path, run: 
     assert {facts[name.replace("_", " ")] for name in digests} == set(digests.values())
 
 
+def test_report_has_the_names_before_and_after_learning(run: RunFolder) -> None:
+    plain, template = recorded_baselines(Vocabulary.load(run.learned).provenance)
+    table = rows(run, "before")
+    assert [row[0].split()[0] for row in table] == ["plain", "best", "learned"]
+    assert template.template in table[1][0] and "the best of 7 templates on these images" in table[1][0]
+    for row, part in zip(table, (plain, template), strict=False):
+        assert row[1:] == [f"{part.metrics.ap50:.3f}", f"{part.metrics.ap:.3f}"]
+    by_class = [float(row[3]) for row in rows(run, "classes") if row[3] != NO_NUMBER]
+    assert np.mean(by_class) == pytest.approx(plain.metrics.ap50, abs=0.001)
+
+
+def test_report_shows_training_images_with_their_boxes(data: Path, run: RunFolder) -> None:
+    names = re.findall(r"<figcaption>(\S+\.jpg): \d", section(run, "training"))
+    assert names == sorted(path.name for path in (data.parent / "images" / "train").iterdir())
+
+
 def test_classes_of_the_report_stand_in_the_order_of_the_vocabulary(run: RunFolder) -> None:
     learned = Vocabulary.load(run.learned)
     table = rows(run, "classes")
     assert [row[0] for row in table] == list(learned.names)
-    assert [row[3] for row in table] == [f"{threshold:.3f}" for threshold in learned.thresholds]
-    for objects, hits, misses in ((int(row[1]), int(row[6]), int(row[7])) for row in table):
+    assert [row[5] for row in table] == [f"{threshold:.3f}" for threshold in learned.thresholds]
+    for objects, hits, misses in ((int(row[1]), int(row[8]), int(row[9])) for row in table):
         assert objects == hits + misses

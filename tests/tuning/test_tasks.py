@@ -106,8 +106,17 @@ def test_guided_detections_do_not_change_when_prompts_are_repeated(guided_task: 
         np.testing.assert_allclose(np.sort(a.scores), np.sort(b.scores), atol=1e-5)
 
 
+def test_detection_in_chosen_images_is_that_of_all_images_in_those(region_task: RegionTask, rows: Tensor) -> None:
+    _, found = region_task.detect(rows.numpy())
+    _, chosen = region_task.detect(rows.numpy(), images=[len(found) - 1])
+    assert len(chosen) == 1
+    np.testing.assert_array_equal(chosen[0].scores, found[-1].scores)
+    _, trained = region_task.detect(rows.numpy(), trained=True)  # its training images are the same, with all anchors
+    np.testing.assert_array_equal(trained[-1].scores, found[-1].scores)
+
+
 def test_validation_regions_leave_gradients_on_for_the_caller(guided_task: GuidedTask, rows: Tensor) -> None:
-    regions = next(guided_task._val_regions(rows.numpy(), [0]))
+    regions = next(guided_task._all_regions(guided_task.val, rows.numpy(), [0]))
     assert torch.is_grad_enabled() and not regions.head.requires_grad
 
 

@@ -10,6 +10,7 @@ from prompt_tune.errors import RunError, VocabularyError
 from prompt_tune.vocabulary.checks import (
     MAX_ROWS,
     check_made_for,
+    checked_box_offsets,
     checked_calibration,
     checked_embeddings,
     checked_nms_iou,
@@ -38,6 +39,7 @@ def test_frozen_copy_is_apart_from_its_source() -> None:
         (lambda value: checked_embeddings(value, ["a", "b"]), unit_rows(2, 1)),
         (lambda value: checked_calibration(value, 2), np.array([[0.5, -3], [2, 0]])),
         (lambda value: checked_nms_iou(value, 2), np.array([0.001, 1])),
+        (lambda value: checked_box_offsets(value, 1), np.array([[-0.4, 0.4, 0, 0.125]])),
     ],
 )
 def test_values_within_the_rules_are_copied(check: Callable[[Any], np.ndarray], value: np.ndarray) -> None:
@@ -61,6 +63,9 @@ def test_values_within_the_rules_are_copied(check: Callable[[Any], np.ndarray], 
             "'a' have values from 1.001 to 1.001.",
         ),
         (lambda v: checked_calibration(v, 1), [[0, 1]], "must be (1, 2) finite numbers: a scale above 0 and a shift"),
+        (lambda v: checked_box_offsets(v, 1), [[0, 0, 0, 0.41]], "must be (1, 4) numbers from -0.4 to 0.4: for each"),
+        (lambda v: checked_box_offsets(v, 1), [[0, 0, 0, np.nan]], "must be (1, 4) numbers from -0.4 to 0.4: for each"),
+        (lambda v: checked_box_offsets(v, 1), [0, 0, 0, 0], "must be (1, 4) numbers from -0.4 to 0.4: for each"),
         (lambda v: checked_nms_iou(v, 1), [1.5], "must be 1 numbers above 0 and at most 1, one per class."),
         (plain_json, [], "`provenance` must be a JSON object. Received: list."),
     ],

@@ -14,7 +14,7 @@ from prompt_tune.cli import command
 from prompt_tune.vocabulary.diff import Change, Moved, VocabularyDiff, diff
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-NOTHING = VocabularyDiff(False, (), (), (), (), (), (), False, ())
+NOTHING = VocabularyDiff(False, (), (), (), (), (), (), (), False, ())
 
 
 def turned(vocabulary: Vocabulary, row: int, cosine: float) -> np.ndarray:
@@ -82,6 +82,11 @@ def test_limits_of_overlap_are_listed() -> None:
     after = replace(before, nms_iou=np.array([0.5, 0.7], np.float32))
     assert diff(before, after) == replace(NOTHING, resuppressed=(Change("b", 0.6, 0.7),))
     assert not diff(before, after).is_empty
+    offsets = np.array([[0.125, 0, 0, 0], [0, 0, 0, 0]], np.float32)
+    moved = replace(before, box_offsets=offsets)
+    found = diff(moved, replace(moved, box_offsets=offsets * 2))
+    assert found.reboxed == (Change("a", [0.125, 0, 0, 0], [0.25, 0, 0, 0]),) and not found.is_empty
+    assert diff(before, moved).reboxed[0] == Change("a", None, [0.125, 0, 0, 0])
     assert diff(before, replace(before, nms_iou=None)).resuppressed == (Change("a", 0.5, None), Change("b", 0.6, None))
 
 

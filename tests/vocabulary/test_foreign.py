@@ -99,8 +99,11 @@ def test_prompts_that_repeat_are_one_and_several_are_refused(tmp_path: Path) -> 
 
 def test_what_stays_behind_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        to_foreign(learned(*NAMES, calibration=np.ones((3, 2)), nms_iou=[0.5] * 3), tmp_path / "x.npz")
-    assert "no place for thresholds, calibration, nms_iou and digests" in caplog.text
+        to_foreign(
+            learned(*NAMES, calibration=np.ones((3, 2)), nms_iou=[0.5] * 3, box_offsets=np.zeros((3, 4))),
+            tmp_path / "x.npz",
+        )
+    assert "no place for thresholds, calibration, nms_iou, box_offsets and digests" in caplog.text
 
 
 def test_kind_original_is_its_own_guide(original: Vocabulary, tmp_path: Path) -> None:

@@ -96,6 +96,17 @@ def test_file_with_optional_tensors_holds_them_sorted_by_name(tmp_path: Path) ->
     assert loaded.nms_iou is not None and np.array_equal(loaded.nms_iou, nms_iou)
 
 
+def test_file_with_box_offsets_is_version_2(tmp_path: Path) -> None:
+    offsets = np.array([[-0.05, 0, 0.1, 0], [0, 0.4, 0, -0.4]], np.float32)
+    tensors = {"box_offsets": ("F32", (2, 4), offsets.tobytes()), **golden_tensors()}
+    saved = replace(golden(), box_offsets=offsets)
+    assert saved.to_bytes() == raw_file(golden_metadata() | {"version": 2}, tensors=tensors)
+    saved.save(tmp_path / "a.vocab.safetensors")
+    loaded = Vocabulary.load(tmp_path / "a.vocab.safetensors")
+    assert loaded.box_offsets is not None and np.array_equal(loaded.box_offsets, offsets)
+    assert replace(loaded, box_offsets=None).to_bytes() == golden().to_bytes()  # version 1 again
+
+
 def test_file_of_same_content_has_same_bytes_however_it_was_made(tmp_path: Path) -> None:
     one, two = tmp_path / "one.vocab.safetensors", tmp_path / "two.vocab.safetensors"
     golden().save(one)
@@ -213,11 +224,11 @@ def without(key: str) -> bytes:
         (metadata_as("[" * 100_000), "its metadata is not JSON ("),
         (metadata_as("[1]"), "its metadata must be a JSON object."),
         (metadata_as("{}"), "its metadata has no `version`."),
-        (metadata_with(version=2), "format version 2; this prompt-tune reads version 1. Update prompt-tune."),
-        (metadata_with(version=2, future=True), "format version 2; this prompt-tune reads version 1."),
-        (metadata_with(version="1"), "format version '1'; this prompt-tune reads version 1."),
-        (metadata_with(version=True), "format version True; this prompt-tune reads version 1."),
-        (metadata_with(version=1.0), "format version 1.0; this prompt-tune reads version 1."),
+        (metadata_with(version=3), "format version 3; this prompt-tune reads versions 1 and 2. Update prompt-tune."),
+        (metadata_with(version=3, future=True), "format version 3; this prompt-tune reads versions 1 and 2."),
+        (metadata_with(version="1"), "format version '1'; this prompt-tune reads versions 1 and 2."),
+        (metadata_with(version=True), "format version True; this prompt-tune reads versions 1 and 2."),
+        (metadata_with(version=1.0), "format version 1.0; this prompt-tune reads versions 1 and 2."),
         (without("names"), "its metadata lacks names. Build the file again."),
         (without("kind"), "its metadata lacks kind."),
         (without("guide_mode"), "its metadata lacks guide_mode."),
@@ -331,6 +342,11 @@ def floats(*shape: int, value: float = 0.0, at: tuple[int, ...] | None = None) -
             "must be 2 numbers above 0 and at most 1, one per class.",
         ),
         (tensors_with(nms_iou=floats(2)), "Received: shape (2,), values from 0 to 0."),
+        (
+            metadata_with(version=2),
+            "format version 2, but with its tensors a file has version 1. Build the file again.",
+        ),
+        (tensors_with(box_offsets=floats(2, 4)), "format version 1, but with its tensors a file has version 2."),
         (tensors_with(nms_iou=floats(2, value=1.25)), "Received: shape (2,), values from 1.25 to 1.25."),
         (tensors_with(nms_iou=floats(2, value=np.nan)), "`nms_iou` must be 2 numbers above 0"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prompt_tune.errors import VocabularyError
-from prompt_tune.vocabulary.names import BUILT_IN, check_names, parse_inline, parse_line, read_classes
+from prompt_tune.vocabulary.names import BUILT_IN, check_names, name_hints, parse_inline, parse_line, read_classes
 
 
 @pytest.mark.parametrize(
@@ -186,3 +186,40 @@ def test_read_classes_of_what_is_no_list_is_refused(tmp_path: Path) -> None:
 def test_built_in_lists_are_all_there() -> None:
     for name in BUILT_IN:
         assert read_classes(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "original", "beginnings"),
+    [
+        ([], [], []),
+        (["lorry", "van"], ["person", " "], []),
+        (
+            ["Car", "car ", "van"],
+            [],
+            ["Class names that differ in case, spaces or dashes only: 'Car' and 'car '. Each"],
+        ),
+        (
+            ["traffic_light", "traffic light", "T-shirt", "t shirt"],
+            ["person"],
+            ["Class names that differ in case, spaces or dashes only: 'traffic_light' and 'traffic light', 'T-shirt'"],
+        ),
+        (["person"], ["car", "person"], ["The original class exists already: 'person'. Its detections stay as they"]),
+        (
+            ["Traffic_Light", "_"],
+            ["traffic light", "", " "],
+            ["The original class exists already: 'Traffic_Light' (original: 'traffic light'). Its detections"],
+        ),
+        (["car", "Car"], ["car"], ["Class names that differ", "The original class exists already: 'car', 'Car' (orig"]),
+        ([f"c{i}" for i in range(12)], [f"C{i}" for i in range(12)], ["The original class exists already: 'c0' (o"]),
+    ],
+)
+def test_name_hints_are_one_line_for_each_kind(names: list[str], original: list[str], beginnings: list[str]) -> None:
+    hints = name_hints(names, original)
+    assert len(hints) == len(beginnings)
+    for hint, beginning in zip(hints, beginnings, strict=True):
+        assert hint.startswith(beginning) and "\n" not in hint
+
+
+def test_name_hints_name_ten_and_count_the_rest() -> None:
+    (hint,) = name_hints([f"c{i}" for i in range(12)], [f"c{i}" for i in range(12)])
+    assert "'c9' and 2 more. Its detections" in hint

@@ -91,6 +91,7 @@ def calibrated() -> Vocabulary:
         thresholds=[0.1, 0.2, 0.3],
         calibration=[[1, 0.1], [2, 0.2], [3, 0.3]],
         nms_iou=[0.4, 0.5, 0.6],
+        box_offsets=[[0.1, 0, 0, 0], [0.2, 0, 0, 0], [0.3, 0, 0, 0]],
     )
 
 
@@ -101,6 +102,7 @@ def test_select_takes_the_rows_of_the_names_in_their_order() -> None:
     assert np.allclose(selected.thresholds, [0.3, 0.1])
     assert selected.calibration is not None and np.allclose(selected.calibration, [[3, 0.3], [1, 0.1]])
     assert selected.nms_iou is not None and np.allclose(selected.nms_iou, [0.6, 0.4])
+    assert selected.box_offsets is not None and np.allclose(selected.box_offsets[:, 0], [0.3, 0.1])
     assert selected.guide == GUIDE
 
 
@@ -202,6 +204,9 @@ def test_merge_keeps_order_pads_prompts_and_fills_calibration() -> None:
     assert np.allclose(merged.thresholds, [0.1, 0.2, 0.2])
     assert merged.calibration is not None and merged.calibration.tolist() == [[1, 0], [2, 0.5], [3, 1]]
     assert merged.nms_iou is not None and merged.nms_iou.tolist() == [1, 0.5, 0.75]
+    assert merged.box_offsets is None
+    moving = merge([one, replace(two, box_offsets=np.full((2, 4), 0.25))])
+    assert moving.box_offsets is not None and moving.box_offsets.tolist() == [[0] * 4, [0.25] * 4, [0.25] * 4]
     assert (merged.kind, merged.detector, merged.text_tower, merged.guide) == ("learned", DETECTOR, TOWER, GUIDE)
     assert merged.provenance == {
         "merged": [{"digest": one.digest, "provenance": {"seed": 1}}, {"digest": two.digest, "provenance": {}}]
