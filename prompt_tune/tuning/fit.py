@@ -335,8 +335,8 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         provenance["cross_validated"] = n_folds or 1
         if not n_folds:
             logger.warning(
-                "No class is shown by two pictures: thresholds and AP come from the images that were trained on, so they "
-                "are too good. Label more."
+                "No class is shown by two pictures: thresholds and AP come from the images that were trained on, so "
+                "they are too good. Label more."
             )
     learned = Vocabulary(
         names=names,
