@@ -150,3 +150,25 @@ def test_context_of_settings_that_are_none_is_refused(tower: TextTower, settings
 def test_context_of_bad_names_is_refused(tower: TextTower, classes: list[tuple[str, ...]]) -> None:
     with pytest.raises(VocabularyError):
         PromptContext(tower, classes)
+
+
+@pytest.mark.parametrize("class_specific", [True, False])
+def test_some_classes_have_the_embeddings_and_gradients_that_they_have_among_all(
+    tower: TextTower, class_specific: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the prompts go through the tower in parts, of which only the gradient is kept."""
+    classes = [("lorry", "truck", "heavy lorry"), ("a red bicycle",), ("boat",), ("car", "van"), ("tree",)]
+    context = PromptContext(tower, classes, n_ctx=3, class_specific=class_specific, token_position="middle")
+    chosen = torch.tensor([1, 3, 4])
+
+    def gradient(rows: torch.Tensor) -> torch.Tensor:
+        direction = torch.randn(3, 3, 512, generator=torch.Generator().manual_seed(1))
+        return torch.autograd.grad((rows * direction).sum(), context.ctx)[0]
+
+    whole = context()[chosen]
+    wanted = gradient(whole)
+    for part in (64, 2):
+        monkeypatch.setattr("prompt_tune.models.context.PART", part)
+        for rows in (context(chosen), context()[chosen]):
+            torch.testing.assert_close(rows, whole, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(gradient(rows), wanted, rtol=1e-3, atol=1e-5)

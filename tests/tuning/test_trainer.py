@@ -1,5 +1,6 @@
 """Which images an update of the training sees; what a whole training does is in test_fit.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.models.world import World
 from prompt_tune.tuning.regions import RegionCache
-from prompt_tune.tuning.tasks import RegionTask
-from prompt_tune.tuning.trainer import Trainer
+from prompt_tune.tuning.tasks import GuidedTask, RegionTask
+from prompt_tune.tuning.trainer import CLASSES, Trainer
 
 
 def batches(world: World, tower: Path, n_labelled: int, n_replay: int, config: FitConfig) -> list[list[int]]:
@@ -35,3 +36,72 @@ def test_few_images_are_passed_over_several_times_and_replayed_ones_make_no_more
     assert (seen == passes).all()  # every image, labelled or replayed, as often as the others
     assert all(sum(i < n_labelled for i in batch) in range(1, 5) for batch in found)
     assert all(len(set(batch)) == len(batch) for batch in found)
+
+
+@pytest.mark.parametrize(
+    ("n_labelled", "n_replay", "views", "replay_views", "together"),
+    [(3, 0, 16, 1, 5), (3, 0, 2, 1, 2), (3, 6, 16, 4, 4), (9, 0, 16, 1, 1), (16, 0, 4, 1, 1), (20, 0, 4, 1, 1)],
+)
+def test_an_update_has_several_views_of_few_images(
+    n_labelled: int, n_replay: int, views: int, replay_views: int, together: int, world: World, text_tower: Path
+) -> None:
+    files = [[Path("a")] * views] * n_labelled + [[Path("b")] * replay_views] * n_replay
+    task = RegionTask(world, RegionCache(files, n_replay=n_replay), RegionCache(), 64)
+    context = PromptContext(TextTower.load(f"local-dir:{text_tower}"), [("lorry",)])
+    trainer = Trainer(task, context, FitConfig(batch=16, updates=6, views=views))
+    for chosen, view in trainer._batches(np.random.default_rng(0)):
+        pairs = list(zip(chosen.tolist(), view.tolist(), strict=True))
+        assert len(set(pairs)) == len(pairs)  # never twice the same view
+        assert set(np.bincount(chosen).tolist()) <= {0, together}
+        assert all(k < (views if i < n_labelled else replay_views) for i, k in pairs)
+
+
+class ManyClasses(RegionTask):
+    """Any two images have boxes of the classes 3 and 70."""
+
+    def labelled(self, chosen: Sequence[int], views: Sequence[int]) -> np.ndarray:
+        return np.array([3, 70])
+
+
+def many(world: World, tower: Path, n_cls: int, task: type[RegionTask] = ManyClasses, n_val: int = 0) -> Trainer:
+    files = [[Path("a")]] * 2
+    classes = [(f"lorry {k}",) for k in range(n_cls)]
+    val = RegionCache([[Path("b")]] * n_val)
+    context = PromptContext(TextTower.load(f"local-dir:{tower}"), classes, n_ctx=1)
+    return Trainer(task(world, RegionCache(files), val, 64), context, FitConfig(epochs=10))
+
+
+def test_an_update_encodes_the_classes_of_its_images_and_a_sample_that_stands_for_the_others(
+    world: World, text_tower: Path
+) -> None:
+    trainer = many(world, text_tower, 200)
+    seen: set[int] = set()
+    for seed in range(20):
+        sample = trainer._sample([0, 1], [0, 0], np.random.default_rng(seed))
+        assert sample is not None
+        classes = sample.classes.tolist()
+        assert len(classes) == CLASSES and classes == sorted(set(classes)) and {3, 70} <= set(classes)
+        weights = dict(zip(classes, sample.weights.tolist(), strict=True))
+        assert weights.pop(3) == weights.pop(70) == 1
+        assert list(weights.values()) == pytest.approx([198 / 62] * 62)
+        seen |= set(classes)
+    assert len(seen) == 200
+
+
+def test_an_update_encodes_all_classes_if_they_are_few_or_steer_the_neck(world: World, text_tower: Path) -> None:
+    chance = np.random.default_rng(0)
+    assert many(world, text_tower, CLASSES)._sample([0], [0], chance) is None
+    files = RegionCache([[Path("a")]])
+    assert GuidedTask(world, files, files, 64).labelled([0], [0]) is None
+
+
+@pytest.mark.parametrize(("n_val", "measured"), [(10, range(1, 11)), (300, range(2, 11, 2)), (5000, [2, 4, 6, 8, 10])])
+def test_ap_is_measured_after_some_epochs_if_there_are_many_images_and_always_after_the_last(
+    n_val: int, measured: Sequence[int], world: World, text_tower: Path
+) -> None:
+    trainer = many(world, text_tower, 1, n_val=n_val)
+    found = []
+    for epoch in range(1, 11):
+        trainer.epoch = epoch
+        found += [epoch] if trainer._is_measured() else []
+    assert found == list(measured)
