@@ -46,7 +46,7 @@ def test_fit_keeps_the_best_epoch_of_the_validation_images(custom: Path, tmp_pat
         if stage == "train":
             notes.append(note)
 
-    inputs, config = FitInputs("tiny", custom), FitConfig(epochs=4, nms_iou=0.7, boxes="frozen")
+    inputs, config = FitInputs("tiny", custom), FitConfig(epochs=6, updates=20, nms_iou=0.7, boxes="frozen")
     result = fit(inputs, tmp_path / "run", config=config, progress=progress)
     lines = RunFolder(tmp_path / "run").read_metrics()
     best = max(lines, key=lambda line: line["ap"])
