@@ -30,7 +30,7 @@ Seen = list[tuple[Labels, Detections, np.ndarray]]  # labels, whole detections a
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the region cache. Default: the run's.")
 @click.option("--shots", default=(1, 2, 3, 5, 10, 30), multiple=True, show_default=True, help="Training images.")
 @click.option("--draws", default=20, show_default=True, help="Draws of images for each number.")

@@ -27,7 +27,7 @@ from prompt_tune.tuning.job import FitInputs
 
 
 @click.command()
-@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("data", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--model", required=True)
 @click.option("--text-tower")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for all files. Default: a new one.")

@@ -161,7 +161,7 @@ def command(
         )
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
     if result.folds == 1:
-        measured = "on the picture that was trained on"
+        measured = "on the images that were trained on"
     click.echo(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
         f"{result.ap:.3f} {measured}. Cached in {result.seconds['cache']:.1f} s, trained in "

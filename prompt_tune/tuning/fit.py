@@ -59,7 +59,8 @@ class FitResult:
         unlearned: What the plain class names and the best template give on the same images.
         finished: False if training was stopped before the last epoch.
         folds: 0 if there are validation images. Otherwise all images were trained on, and AP is that of a
-            cross-validation with so many folds; 1 for a single picture, on which AP was then measured.
+            cross-validation with so many folds; 1 if no class is shown by two pictures: then it is that of the
+            training images.
         seconds: Time by stage, "cache" and "train".
     """
 
@@ -334,7 +335,7 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         provenance["cross_validated"] = n_folds or 1
         if not n_folds:
             logger.warning(
-                "A single picture shows the classes: thresholds and AP come from the picture that was trained on, so "
+                "No class is shown by two pictures: thresholds and AP come from the images that were trained on, so "
                 "they are too good. Label more."
             )
     learned = Vocabulary(

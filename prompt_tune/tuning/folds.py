@@ -34,16 +34,16 @@ def make_folds(samples: Sequence[Sample], seed: int) -> list[list[int]]:
         seed: Draws the order in which they are dealt.
 
     Returns:
-        The images of each fold, rising; nothing if only one picture has boxes.
+        The images of each fold, rising; nothing if no class is shown by two pictures.
     """
     groups: dict[int, list[int]] = {}
     for index, number in enumerate(pictures([sample.path for sample in samples])):
         groups.setdefault(number, []).append(index)
     shown = {number: set().union(*(_classes(samples[i]) for i in members)) for number, members in groups.items()}
     n_folds = min(FOLDS, sum(any(has_box(samples[i]) for i in members) for members in groups.values()))
-    if n_folds < 2:
-        return []
     frequency = {k: sum(k in classes for classes in shown.values()) for k in set().union(*shown.values())}
+    if max(frequency.values(), default=0) < 2:
+        return []
     numbers = [list(groups)[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     numbers.sort(key=lambda number: min((frequency[k] for k in shown[number]), default=len(samples)))  # stable
     folds: list[list[int]] = [[] for _ in range(n_folds)]

@@ -46,8 +46,8 @@ class Provenance(TypedDict, total=False):
         replay_images: Number of replayed images among the training images.
         val_images: Number of validation images, without replayed ones.
         cross_validated: If there were too few images to hold some out, so that all were trained on: the number of
-            folds of the cross-validation, or 1 if a single picture was trained and measured on. `val_images` then are
-            the training images.
+            folds of the cross-validation, or 1 if no class is shown by two pictures, so that training images were
+            measured. `val_images` then are the training images.
         boxes: By class name, the labelled `objects` of training images from which its box offsets come, and their mean
             IoU with boxes before (`iou_before`) and after (`iou_after`), moved by the offsets of other images.
         thresholds: `rule`, in words, and `expected`: precision and recall by class name.

@@ -51,6 +51,11 @@ def test_few_pictures_are_left_out_one_at_a_time(tmp_path: Path, n_shown: int, n
     assert len(make_folds(samples(tmp_path, [[0]] * n_shown + [[]] * 3), 0)) == n_folds
 
 
+def test_pictures_that_share_no_class_cannot_be_cross_validated(tmp_path: Path) -> None:
+    assert make_folds(samples(tmp_path, [[0], [1], [2], []]), 0) == []
+    assert len(make_folds(samples(tmp_path, [[0], [1], [2], [2, 0]]), 0)) == 4
+
+
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of eight images without validation images."""
@@ -106,4 +111,4 @@ def test_a_single_picture_is_trained_on_and_told(few: Path, tmp_path: Path, capl
     names = yaml.safe_load(few.read_text())["names"]
     (one / "data.yaml").write_text(yaml.safe_dump({"train": "images/train", "names": names}))
     result = fit(FitInputs("tiny", one / "data.yaml"), tmp_path / "run", config=FitConfig(epochs=1, views=2))
-    assert result.folds == 1 and "A single picture shows the classes" in caplog.text
+    assert result.folds == 1 and "No class is shown by two pictures" in caplog.text
