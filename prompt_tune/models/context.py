@@ -14,7 +14,7 @@ from prompt_tune.models.text_tower import TextTower
 from prompt_tune.vocabulary.names import check_names
 
 SPREAD = 0.5  # several prompts with the same initial words start so far apart, in widths of the tower's token vectors
-PART = 64  # prompts that go through the tower together
+PART = 128  # prompts that go through the tower together; a step of many classes has about 64 to 100
 
 
 class PromptContext(nn.Module):
