@@ -177,7 +177,10 @@ def test_class_that_the_new_validation_images_never_show_keeps_its_threshold_and
     config = replace(SHORT, freeze_old=True)
     with caplog.at_level(logging.WARNING, logger="prompt_tune"):
         fit(FitInputs("tiny", tmp_path / "both" / "data.yaml", from_run=marked), tmp_path / "run", config=config)
-    assert f"Thresholds are kept from {marked} for 1 classes" in caplog.text and "stays at 0.25" not in caplog.text
+    assert (
+        f"Thresholds are kept from {marked} for 1 class never found" in caplog.text
+        and "stays at 0.25" not in caplog.text
+    )
     now = learned(tmp_path / "run")
     old, new = was.names.index(FORKLIFT), now.names.index(FORKLIFT)
     assert now.thresholds[new] == was.thresholds[old] != np.float32(0.25)
