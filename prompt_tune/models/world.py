@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,26 @@ def region_logits(world: World, head: Tensor, level: Tensor, embeddings: Tensor)
     weight, bias = world.fold(embeddings.flatten(0, 1))  # n_cls * n_prompts rows, those of a class together
     logits = world.logits(head[None], level, weight, bias)[0]  # (r, n_cls * n_prompts)
     return logits.unflatten(1, (n_cls, n_prompts)).amax(2)  # (r, n_cls)
+
+
+def level_logits(head: Tensor, ends: Sequence[int], weight: Tensor, bias: Tensor, n_prompts: int = 1) -> Tensor:
+    """Logits of regions that stand level after level.
+
+    Args:
+        head: (r, c3) float16 or float32, head features.
+        ends: Where each level ends in `head`.
+        weight: (n_levels, n_cls * n_prompts, c3), see `World.fold`.
+        bias: (n_levels, n_cls * n_prompts).
+        n_prompts: The prompts of a class; the best one counts.
+
+    Returns:
+        (r, n_cls) float32, on the device of the weight.
+    """
+    head = head.to(weight.device).float()
+    bounds = pairwise((0, *ends))
+    rows = [torch.addmm(bias[i], head[first:end], weight[i].T) for i, (first, end) in enumerate(bounds)]
+    logits = torch.cat(rows)  # (r, n_cls * n_prompts)
+    return logits if n_prompts == 1 else logits.unflatten(1, (-1, n_prompts)).amax(2)
 
 
 def detector_digest(yaml: dict[str, Any], state: dict[str, Tensor]) -> str:

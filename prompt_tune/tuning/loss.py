@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prompt_tune.models.world import World
+from prompt_tune.models.world import World, level_logits
 from prompt_tune.tuning.assignment import Candidates, find_candidates, join, targets
 from prompt_tune.tuning.regions import Regions
 
@@ -95,26 +95,6 @@ def class_loss(
         ignored = ignored[~torch.isin(ignored[:, 0] * n_cls + ignored[:, 1], objects)]
         loss = loss - losses[ignored[:, 0], ignored[:, 1]].sum()
     return loss / wanted.sum().clamp(min=1)
-
-
-def level_logits(head: Tensor, ends: Sequence[int], weight: Tensor, bias: Tensor, n_prompts: int) -> Tensor:
-    """Logits of regions that stand level after level.
-
-    Args:
-        head: (r, c3) float16 or float32, head features.
-        ends: Where each level ends in `head`.
-        weight: (n_levels, n_cls * n_prompts, c3), see `World.fold`.
-        bias: (n_levels, n_cls * n_prompts).
-        n_prompts: The prompts of a class; the best one counts.
-
-    Returns:
-        (r, n_cls) float32, on the device of the weight.
-    """
-    head = head.to(weight.device).float()
-    bounds = pairwise((0, *ends))
-    rows = [torch.addmm(bias[i], head[first:end], weight[i].T) for i, (first, end) in enumerate(bounds)]
-    logits = torch.cat(rows)  # (r, n_cls * n_prompts)
-    return logits if n_prompts == 1 else logits.unflatten(1, (-1, n_prompts)).amax(2)
 
 
 def teacher_distance(embeddings: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from prompt_tune.config import RegionBudget
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.errors import DataError, ModelError, RunError
 from prompt_tune.files import replacing
-from prompt_tune.models.world import World
+from prompt_tune.models.world import World, level_logits
 from prompt_tune.runtime.images import letterbox, read_rgb
 from prompt_tune.tuning.views import View, choose_anchors, make_view
 
@@ -328,15 +328,16 @@ def _region_parts(
     """Head features and boxes of the anchors that are kept, for each image of a batch."""
     head, boxes = world.features(images, guide)
     points, _, level = world.anchors(*images.shape[2:])
-    rows = []
+    ends = level.bincount().cumsum(0).tolist()
+    points, rows = points.cpu(), []
     for i, item in enumerate(items):
         keep = torch.arange(len(points))
         if budget is not None and item.view is not None:
-            scores = world.logits(head[i : i + 1], level, *weights).amax(2)[0].cpu()  # (A,)
+            scores = level_logits(head[i], ends, *weights).amax(1).cpu()  # (A,)
             labels = item.view.labels
             objects = torch.from_numpy(labels.boxes_xyxy[~labels.ignore])  # (n, 4)
             generator = torch.Generator().manual_seed(item.seed)
-            keep = choose_anchors(points.cpu(), boxes[i].cpu(), scores, objects, budget, generator)
+            keep = choose_anchors(points, boxes[i].cpu(), scores, objects, budget, generator)
         at = keep.to(head.device)
         rows.append({"head": head[i][at], "boxes_xyxy": boxes[i][at], "anchor": keep.int()})
     return rows

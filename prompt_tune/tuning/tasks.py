@@ -17,11 +17,11 @@ from prompt_tune.datasets.replay import Replayed
 from prompt_tune.datasets.samples import Labels, Split
 from prompt_tune.errors import DataError
 from prompt_tune.models.suppression import find
-from prompt_tune.models.world import World, join_levels
+from prompt_tune.models.world import World, join_levels, level_logits
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.boxes import cut
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.tuning.loss import ClassSample, Prepared, class_loss, level_ends, level_logits, prepare_image
+from prompt_tune.tuning.loss import ClassSample, Prepared, class_loss, level_ends, prepare_image
 from prompt_tune.tuning.memory import Store
 from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, Regions, cache_regions
 from prompt_tune.vocabulary.vocabulary import Vocabulary

@@ -28,7 +28,7 @@ from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 FORKLIFT, GIZMO, SPROCKET = list(CLASSES)[:3]
-SHORT = FitConfig(epochs=2, updates=2, context_length=2)
+SHORT = FitConfig(epochs=2, updates=6, context_length=2)
 
 
 @pytest.fixture(scope="module")
