@@ -231,7 +231,7 @@ def test_damaged_image_among_many_is_skipped_counted_and_named(
     damaged.write_bytes(content[: len(content) // 2])
     with caplog.at_level("WARNING", logger="prompt_tune"):
         fit(FitInputs("tiny", tmp_path / "set/custom/custom.yaml"), tmp_path / "run", config=FitConfig(epochs=1))
-    assert "0002.jpg" in caplog.text and "1 " in caplog.text
+    assert "0002.jpg` cannot be read" in caplog.text  # the line of counts is no warning: see test_opening.py
 
 
 # Law 6: reproducible and restartable
