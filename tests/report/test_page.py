@@ -75,7 +75,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     data = write_sample(folder / "set", n_images=10)[0]
     for path in (data.parent / "images").rglob("*.jpg"):
         _cut(path)
-    fit(FitInputs("tiny", data, classes=CLASSES), folder / "run", config=FitConfig(epochs=3, views=1))
+    fit(FitInputs("tiny", data, classes=CLASSES), folder / "run", config=FitConfig(epochs=3, updates=4, views=1))
     return RunFolder(folder / "run")
 
 
@@ -195,7 +195,10 @@ def test_same_run_gives_the_same_page(run: RunFolder, tmp_path: Path) -> None:
     before = run.report.read_bytes()
     learned = run.learned.read_bytes()
     fit(
-        FitInputs("tiny", config["data"], classes=CLASSES), run.folder, config=FitConfig(epochs=3, views=1), resume=True
+        FitInputs("tiny", config["data"], classes=CLASSES),
+        run.folder,
+        config=FitConfig(epochs=3, updates=4, views=1),
+        resume=True,
     )
     assert run.report.read_bytes() == before and run.learned.read_bytes() == learned
 
@@ -340,6 +343,6 @@ def test_page_of_a_fit_that_cannot_be_written_is_one_line(run: RunFolder, tmp_pa
     config = json.loads(run.config.read_text())
     inputs = FitInputs("tiny", config["data"], classes=CLASSES, cache=run.folder / "regions")
     with pytest.raises(RunError) as refusal:
-        fit(inputs, tmp_path, config=FitConfig(epochs=3, views=1), resume=True)
+        fit(inputs, tmp_path, config=FitConfig(epochs=3, updates=4, views=1), resume=True)
     expected = f"Cannot write {tmp_path / 'report.html'}: Is a directory. Choose another place or make room."
     assert str(refusal.value) == expected
