@@ -67,6 +67,7 @@ class Reason(StrEnum):
     IMAGE = "unreadable image"
     FORMAT = "picture in a format that is not read"
     LINK = "link that leads nowhere"
+    ALONE = "label file without an image"
     ROW = "bad label row"
     FLAT = "box without an area"
     TWICE = "box that stands twice"
@@ -76,6 +77,7 @@ PLURALS = {
     Reason.IMAGE: "unreadable images",
     Reason.FORMAT: "pictures in a format that is not read",
     Reason.LINK: "links that lead nowhere",
+    Reason.ALONE: "label files without an image",
     Reason.ROW: "bad label rows",
     Reason.FLAT: "boxes without an area",
     Reason.TWICE: "boxes that stand twice",

@@ -8,7 +8,7 @@ without a label file is background.
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.finding import Finder, pair, sharing, warn_of_sharing
+from prompt_tune.datasets.finding import Finder, folded, pair, sharing, warn_of_sharing
 from prompt_tune.datasets.places import (
     cannot_use,
     clean_path,
@@ -22,6 +22,7 @@ from prompt_tune.datasets.places import (
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import box_around, may_be_pose
 from prompt_tune.errors import DataError
+from prompt_tune.runtime.folders import walk
 from prompt_tune.runtime.images import IMAGE_SUFFIXES
 
 _BOX_FIELDS = 5
@@ -54,12 +55,12 @@ def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
         if not content.get(key):
             continue
         try:
-            paths, passed = _image_paths(root, content[key], description, key)
+            paths, passed, folders = _image_paths(root, content[key], description, key)
         except DataError as error:
             unusable[split] = str(error)
             continue
         splits[split], unread = _read_split(paths)
-        left_out[split] = passed + unread
+        left_out[split] = [*passed.values(), *unread, *_alone(folders, [*paths, *passed])]
     return RawLabels(names, "yolo", splits, unusable, left_out)
 
 
@@ -82,8 +83,10 @@ def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _image_paths(root: Path, entries: Any, description: Path, key: str) -> tuple[list[Path], list[LeftOut]]:
-    """The images of a split, from folders (searched recursively) and from lists, and what is passed over there."""
+def _image_paths(
+    root: Path, entries: Any, description: Path, key: str
+) -> tuple[list[Path], dict[Path, LeftOut], list[Path]]:
+    """The images of a split, from folders (searched recursively) and from lists; what is passed over; the folders."""
     entries = [entries] if isinstance(entries, str) else entries
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise DataError(
@@ -91,10 +94,12 @@ def _image_paths(root: Path, entries: Any, description: Path, key: str) -> tuple
         )
     paths: set[Path] = set()
     passed: dict[Path, LeftOut] = {}
+    folders: list[Path] = []
     finder = Finder()
     for entry in entries:
         place = resolve(root, entry, description)
         if place.is_dir():
+            folders.append(place)
             paths.update(files_under(place, IMAGE_SUFFIXES, passed))
         elif place.suffix.lower() == ".txt":
             # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
@@ -110,7 +115,7 @@ def _image_paths(root: Path, entries: Any, description: Path, key: str) -> tuple
             )
     if not paths and not passed:
         raise DataError(f"`{description}`: `{key}: {', '.join(entries)}` holds no image. Correct the entry.")
-    return sorted(paths), list(passed.values())
+    return sorted(paths), passed, folders
 
 
 def _label_path(image: Path) -> Path:
@@ -121,6 +126,31 @@ def _label_path(image: Path) -> Path:
             parts[index] = "labels"
             break
     return Path(*parts).with_suffix(".txt")
+
+
+def _alone(folders: list[Path], images: list[Path]) -> list[LeftOut]:
+    """Label files that have boxes and no image, in the label folders of image folders."""
+    known = {folded(str(_label_path(image))) for image in images}
+    found: dict[Path, LeftOut] = {}
+    for folder in folders:
+        place = _label_path(folder / "x").parent
+        if place == folder or not place.is_dir():  # beside images, any text file may be
+            continue
+        for file in walk(place):
+            if file.suffix.lower() == ".txt" and folded(str(file)) not in known and _has_rows(file):
+                what = f"`{file}` has boxes, but `{folder}` has no image of its name. Restore it, or remove the labels."
+                found[file] = LeftOut(Reason.ALONE, what)
+    return list(found.values())
+
+
+def _has_rows(file: Path) -> bool:
+    """Whether a text file begins with a label row."""
+    try:
+        lines = read_text(file).split("\n", 1)
+        _numbers(lines[0])
+    except DataError:
+        return False
+    return True
 
 
 def _read_split(paths: list[Path]) -> tuple[list[LabelledImage], list[LeftOut]]:

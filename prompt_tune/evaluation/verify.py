@@ -217,7 +217,7 @@ def verify(
     detector = Detector(bundle, device=device, learned=learned)
     vocabularies = {label: part for label, part in detector.vocabularies.items() if label != ORIGINAL}
     labels = None if data is None else _Labels.read(data, detector.vocabularies[ORIGINAL], strict=strict)
-    unlabelled = {path.resolve(): path for path in find_images(images, recursive=recursive)}
+    unlabelled = {path.resolve(): path for path in find_images(images, recursive=recursive, strict=strict)}
     logger.info("False alarms are counted in %s, which need no labels.", counted(len(unlabelled), "image"))
     places = unlabelled | ({} if labels is None else {path: sample.path for path, sample in labels.samples.items()})
     tally = _Tally(detector, vocabularies, strict=strict)

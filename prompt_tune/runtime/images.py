@@ -266,17 +266,19 @@ def unread_line(paths: Iterable[Path]) -> str:
     return f"{counted(count, 'picture')} {'is' if count == 1 else 'are'} not looked at: {'; '.join(parts)}."
 
 
-def find_images(source: Places, *, recursive: bool = True) -> list[Path]:
+def find_images(source: Places, *, recursive: bool = True, strict: bool = False) -> list[Path]:
     """The images that paths or patterns name: those of each one sorted, and each image once.
 
     Args:
         source: An image file, a folder, or a glob pattern; or several of them.
         recursive: Whether folders are read with their subfolders.
+        strict: Whether a picture in a format that is not read, or a link that leads nowhere, is an error.
 
     Raises:
-        DataError: There is no such file or folder, or one of them has no images.
+        DataError: There is no such file or folder, or one of them has no images; or `strict`, and something is left
+            out.
     """
-    return find_all(as_places(source), IMAGE_SUFFIXES, "image", recursive=recursive)
+    return find_all(as_places(source), IMAGE_SUFFIXES, "image", recursive=recursive, strict=strict)
 
 
 def find_all(
@@ -286,6 +288,7 @@ def find_all(
     *,
     recursive: bool = True,
     without: Path | None = None,
+    strict: bool = False,
 ) -> list[Path]:
     """The files of several sources, see `find_files`: in the order given, and each file once.
 
@@ -293,7 +296,8 @@ def find_all(
     cannot be read.
 
     Raises:
-        DataError: There are no sources, or one of them has no such files.
+        DataError: There are no sources, or one of them has no such files; or `strict`, and a picture or a link is left
+            out.
     """
     if not sources:
         raise DataError(f"No {what} was given. Give at least one, a folder of them, or a glob pattern.")
@@ -304,6 +308,11 @@ def find_all(
         for path in find_files(source, suffixes, what, recursive=recursive, without=without, passed=passed)
     ]
     passed = list(dict.fromkeys(passed))
+    if strict and passed:
+        raise DataError(
+            f"Something is left out, which --strict forbids: {_first(passed)}. Convert or remove it, or go on without "
+            "--strict."
+        )
     if unread := [path for path in passed if unread_picture(path) and not is_broken_link(path)]:
         log.warning("%s", unread_line(unread))
     if broken := [path for path in passed if is_broken_link(path)]:

@@ -111,10 +111,18 @@ def cross_validate(
             labels[i], found[i] = own, seen
         with torch.no_grad():
             context.ctx.copy_(start)
+    rare = set().union(*(set(part.classes[~part.ignore].tolist()) for part in labels.values()))
     for fold in folds:
         elsewhere = set(known).union(*(set(labels[i].classes.tolist()) for i in labels if i not in set(fold)))
         for i in fold:
             labels[i], found[i] = _of_classes(labels[i], elsewhere), _found_of_classes(found[i], elsewhere)
+    rare -= set().union(*(set(part.classes.tolist()) for part in labels.values()))
+    if rare:
+        logger.warning(
+            "Too rare to validate: %s. Only one picture shows such a class, so AP leaves it out, and its threshold is "
+            "the default. Label more images of it.",
+            ", ".join(context.classes[k][0] for k in sorted(rare)),
+        )
     return [labels[i] for i in range(n_images)], [found[i] for i in range(n_images)]
 
 

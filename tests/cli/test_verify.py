@@ -175,6 +175,10 @@ def test_verify_names_skipped_images(bundle: Path, scenes: Path, tmp_path: Path)
     assert done.stderr.startswith("False alarms are counted in 2 images, which need no labels.")
     strict = prompt_tune(bundle, "--images", tmp_path, "--strict")
     assert (strict.returncode, strict.stdout) == (1, "") and "b.jpg" in strict.stderr
+    (tmp_path / "b.jpg").rename(tmp_path / "b.nef")
+    strict = prompt_tune(bundle, "--images", tmp_path, "--strict")
+    assert (strict.returncode, strict.stdout) == (1, "")
+    assert "Something is left out, which --strict forbids: " in strict.stderr and "b.nef" in strict.stderr
 
 
 def test_verify_of_vocabulary_for_another_guide_is_refused(bundle: Path, scenes: Path, tmp_path: Path) -> None:

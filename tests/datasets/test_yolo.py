@@ -281,3 +281,16 @@ def test_read_yolo_picture_in_a_format_that_is_not_read_is_named(tmp_path: Path)
     for split, name in ((data.train, "x.psd"), (data.val, "y.psd")):
         (entry,) = split.left_out
         assert entry.reason == Reason.FORMAT and f"{name}`: files of image editors: export them as PNG." in entry.what
+
+
+def test_read_yolo_labels_without_an_image_are_named(tmp_path: Path) -> None:
+    source = write_yolo(tmp_path, {"train": TRAIN, "val": VAL})
+    folder = tmp_path / "labels/train"
+    assert not read_dataset(source).train.left_out
+    (tmp_path / "images/train/a.png").unlink()
+    (folder / "classes.txt").write_text("lorry\ntraffic light\n")
+    (folder / "empty.txt").write_text("")
+    (entry,) = read_dataset(source).train.left_out
+    assert entry.reason == Reason.ALONE and entry.what.startswith(f"`{folder / 'a.txt'}` has boxes, but `")
+    (tmp_path / "images/train/a.heic").write_bytes(b"")  # its image is there, in a format that is not read
+    assert [entry.reason for entry in read_dataset(source).train.left_out] == [Reason.FORMAT]

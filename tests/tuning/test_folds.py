@@ -1,5 +1,6 @@
 """Cross-validation of few photos."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 from PIL import Image
 
 from prompt_tune.config import FitConfig
-from prompt_tune.datasets.sample import write_sample
+from prompt_tune.datasets.sample import CLASSES, write_sample
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.errors import DataError, RunError
 from prompt_tune.evaluation.validate import validate_run
@@ -76,6 +77,16 @@ def test_fit_of_few_images_trains_on_all_and_measures_what_it_left_out(few: Path
     assert "5 folds" in (tmp_path / "run" / "report.html").read_text("utf-8")
     with pytest.raises(DataError, match="these prompts were trained on all images of a data set without `val`"):
         validate_run(tmp_path / "run", few)
+
+
+def test_a_class_of_one_picture_is_too_rare_to_validate(
+    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(few.parent, tmp_path / "set")
+    for number, label in enumerate(sorted((tmp_path / "set/labels/train").iterdir())):
+        label.write_text("0 0.5 0.5 0.25 0.25\n" + ("3 0.2 0.2 0.2 0.2\n" if number == 2 else ""))
+    fit(FitInputs("tiny", tmp_path / "set" / few.name), tmp_path / "run", config=FitConfig(epochs=1, views=1))
+    assert f"Too rare to validate: {list(CLASSES)[3]}. Only one picture shows such a class" in caplog.text
 
 
 def test_stopped_cross_validation_continues_to_the_same_bytes(few: Path, tmp_path: Path) -> None:
