@@ -98,3 +98,18 @@ def test_make_split_normalised_boxes_in_a_format_of_pixels_are_refused(tmp_path:
     images = [LabelledImage(tmp_path / "a.jpg", [Row("`a.json`, annotation 1", 0, (0.1, 0.2, 0.5, 0.9))])]
     with pytest.raises(DataError, match="annotation 1: all 1 boxes of `train` lie in"):
         make_split(images, "train", 1)
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+def test_read_dataset_pictures_in_formats_that_are_not_read_are_named(
+    tmp_path: Path, write: Callable[[Path, dict[str, Boxes]], Path]
+) -> None:
+    """Their labels are there, so boxes are lost with them."""
+    source = write(tmp_path, {"train": TRAIN, "val": VAL})
+    image = next(path for path in tmp_path.rglob("a.png"))
+    image.rename(image.with_suffix(".nef"))
+    for labels in [*tmp_path.rglob("*.json"), *tmp_path.rglob("a.xml")]:
+        labels.write_text(labels.read_text().replace("a.png", "a.nef"))
+    train = read_dataset(source).train
+    assert [sample.path.stem for sample in train.samples] == ["b", "c"]
+    assert [entry.reason for entry in train.left_out] == [Reason.FORMAT] and "a.nef" in train.left_out[0].what
