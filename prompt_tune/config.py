@@ -104,7 +104,8 @@ class FitConfig:
     )
     batch: int = setting(
         64,
-        "Training images in an update: one pass of the text tower serves them all. Fewer images come in several views.",
+        "Training images in an update: one pass of the text tower serves them all. If there are fewer, each comes in "
+        "several views.",
         least=1,
     )
     image_size: int = setting(
@@ -113,7 +114,7 @@ class FitConfig:
     views: int = setting(
         0,
         "Cached views of each training image: the image itself and augmented copies. 0: 16 with at most ten images of "
-        "a class, fewer with more, 1 with a hundred images.",
+        "a class, fewer with more, 1 with a hundred images or guide `own`.",
         least=0,
     )
     region_budget: tuple[int, int, int] = setting(

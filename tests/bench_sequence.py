@@ -27,6 +27,7 @@ from prompt_tune.datasets.reading import read_dataset, read_split
 from prompt_tune.datasets.sample import CLASSES, write_sample
 from prompt_tune.datasets.samples import Sample
 from prompt_tune.deployment.bundle import export_bundle
+from prompt_tune.errors import DataError
 from prompt_tune.evaluation.metrics import average_precision
 from prompt_tune.evaluation.verify import verify
 from prompt_tune.files import replacing
@@ -176,7 +177,7 @@ def _test_images(place: Path) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
     """Classes and images to measure on: `test` where there is one, otherwise `val`."""
     try:
         names, split = read_split(place, "test")
-    except Exception:  # whatever is wrong with `test`, `val` decides
+    except DataError:  # whatever is wrong with `test`, `val` decides
         names, split = read_split(place, "val")
     return names, split.samples
 

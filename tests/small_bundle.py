@@ -8,6 +8,7 @@ import numpy as np
 from vocabularies import TOWER, unit_rows
 
 from prompt_tune.models.world import World
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 IMAGE_SIZE = 96  # three strides: small enough for tests, large enough that boxes differ
@@ -54,3 +55,9 @@ def photo(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 200, (height // 16 + 1, width // 16 + 1, 3)).repeat(16, 0).repeat(16, 1)
     return (coarse[:height, :width] + generator.integers(0, 56, (height, width, 3))).astype(np.uint8)
+
+
+def content(found: Detections) -> tuple[object, ...]:
+    """Everything in it, bit for bit."""
+    arrays = (found.boxes_xyxy.tobytes(), found.scores.tobytes(), found.class_ids.tobytes())
+    return (*arrays, found.class_names, found.vocabularies, found.size_wh)

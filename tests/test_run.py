@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,9 @@ def test_run_whose_inputs_moved_is_resumed_and_records_the_new_places(tmp_path: 
     moved = config | {"data": "/b/set.yaml", "replay": [["/b/more", 3.0]], "model": "/b/tiny"}
     run.open(moved, resume=True)
     assert json.loads(run.config.read_text()) == moved
-    for other in ({"labels": "13"}, {"sample_images": "35"}, {"settings": {**CONFIG["settings"], "epochs": 4}}):  # type: ignore[dict-item]
+    settings = {"epochs": 4, "region_budget": [600, 50, 64]}
+    others: list[dict[str, Any]] = [{"labels": "13"}, {"sample_images": "35"}, {"settings": settings}]
+    for other in others:
         with pytest.raises(RunError, match="was started with `data`"):
             run.open(config | other, resume=True)
         with pytest.raises(

@@ -9,7 +9,7 @@ from prompt_tune.datasets.finding import Finder
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
-from prompt_tune.runtime.images import unread_picture
+from prompt_tune.runtime.image_files import unread_picture
 
 
 def files_under(folder: Path, suffixes: tuple[str, ...], passed: dict[Path, LeftOut]) -> list[Path]:

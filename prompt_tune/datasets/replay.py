@@ -28,7 +28,7 @@ from prompt_tune.datasets.places import files_under, read_yaml
 from prompt_tune.datasets.reading import find_labels
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Split, make_split
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
 from prompt_tune.wording import counted
 
 RATIO = 3.0  # replayed images per labelled one: at most half the false alarms for one point of AP (bench_methods.py)

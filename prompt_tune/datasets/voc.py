@@ -19,7 +19,7 @@ from prompt_tune.datasets.places import cannot_use, files_under, has_file, is_hi
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
 
 # Image folder, annotation folder, and the coordinate of the first pixel. The devkit counts pixels from 1 and its boxes
 # include the last one, so the edges are xmin - 1 and xmax; other tools write edges.
@@ -107,7 +107,7 @@ class _Images:
     Attributes:
         paths: The images, sorted.
         labels: The XML file of each image that has one.
-        passed: What is no image: links that lead nowhere.
+        passed: What cannot be used: links that lead nowhere, and pictures in formats that are not read.
         strays: XML files without an image.
     """
 
@@ -154,7 +154,7 @@ class _Images:
             self._add(relative.as_posix(), free[0])
         elif self.passed.keys().isdisjoint(found or self.find(relative.as_posix())):
             what = f"`{file}`: there is no image of this name, and none of its `<filename>` without an XML file."
-            self.strays.append(LeftOut(Reason.IMAGE, what))
+            self.strays.append(LeftOut(Reason.ALONE, what))
 
     def find(self, line: str) -> list[Path]:
         """The images that a line of a list names: with or without suffix, from the image folder or from above it."""

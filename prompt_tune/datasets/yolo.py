@@ -23,7 +23,7 @@ from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reas
 from prompt_tune.datasets.shapes import box_around, may_be_pose
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.folders import walk
-from prompt_tune.runtime.images import IMAGE_SUFFIXES
+from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
 
 _BOX_FIELDS = 5
 _LEAST_POLYGON_FIELDS = 7  # a class and three points

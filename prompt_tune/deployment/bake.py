@@ -25,7 +25,8 @@ from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World
 from prompt_tune.runtime.boxes import box_iou, match
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.runtime.images import Places, as_places, find_images, letterbox, read_rgb
+from prompt_tune.runtime.image_files import Places, as_places, find_images
+from prompt_tune.runtime.images import letterbox, read_rgb
 from prompt_tune.vocabulary.foreign import single_prompts
 
 SUFFIX = ".pt"

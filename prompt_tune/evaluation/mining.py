@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_tune.contract import HOLD_OUT
 from prompt_tune.datasets.held_out import pictures
+from prompt_tune.datasets.reading import find_labels
 from prompt_tune.datasets.replay import name_pattern
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.alarms import SAME_BOX_IOU
@@ -23,7 +25,8 @@ from prompt_tune.progress import Progress
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Places, find_images, read_rgb
+from prompt_tune.runtime.image_files import Places, find_images
+from prompt_tune.runtime.images import read_rgb
 
 LOWEST = 0.02  # learned scores below it are no doubt about an object
 TOP = 20
@@ -184,21 +187,19 @@ def _joined(description: Path, names: Sequence[str], out: Path) -> str:
     """The text of a YAML with the images of a data set and those that will be in `out`."""
     from prompt_tune.datasets.places import read_yaml, resolve, root_of
 
-    content = read_yaml(description)
-    own = content.get("names")
-    own = list(own.values()) if isinstance(own, dict) else own
-    if own != list(names):
+    labels = find_labels(description)
+    if labels is None or labels.kind != "yolo" or not description.is_file() or labels.names != tuple(names):
+        received = "another kind of data set" if labels is None or labels.kind != "yolo" else ", ".join(labels.names)
         raise DataError(
-            f"`{description}` must have the learned classes, in their order: {', '.join(names)}. Received: {own}. Give "
-            "the data set that they were learned from."
+            f"`{description}` must be an ultralytics YAML with the learned classes, in their order: "
+            f"{', '.join(names)}. Received: {received}. Give the data set that they were learned from."
         )
+    content = read_yaml(description)
     root = root_of(description, content)
     splits: dict[str, list[str]] = {}
-    for split in ("train", "val"):
+    for split in ("train",) if content.get(HOLD_OUT) else ("train", "val"):
         entries = content.get(split) or []
         entries = [entries] if isinstance(entries, str) else entries
-        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise DataError(f"`{description}`: `{split}` must be a folder, a text file, or a list of them.")
         splits[split] = [str(resolve(root, entry, description)) for entry in entries]
     splits["train"].append(str((out / "yolo" / "images").absolute()))
     lines = [f"{split}: {json.dumps(places, ensure_ascii=False)}\n" for split, places in splits.items() if places]

@@ -20,7 +20,8 @@ from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Letterbox, Places, as_places, find_images, letterbox, read_rgb
+from prompt_tune.runtime.image_files import Places, as_places, find_images
+from prompt_tune.runtime.images import Letterbox, letterbox, read_rgb
 from prompt_tune.runtime.packing import Packed, from_rows
 from prompt_tune.runtime.providers import Device
 from prompt_tune.version import install

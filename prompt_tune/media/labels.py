@@ -16,7 +16,8 @@ from prompt_tune.files import saving, told
 from prompt_tune.media.sinks import OTHER_OUT, Places, Sink, with_suffix
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
-from prompt_tune.runtime.images import WRITTEN_SUFFIXES, save_image
+from prompt_tune.runtime.image_files import WRITTEN_SUFFIXES
+from prompt_tune.runtime.images import save_image
 
 COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"

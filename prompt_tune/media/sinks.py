@@ -17,7 +17,8 @@ from prompt_tune.files import saving, told
 from prompt_tune.media.draw import draw
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.runtime.images import WRITTEN_SUFFIXES, save_image
+from prompt_tune.runtime.image_files import WRITTEN_SUFFIXES
+from prompt_tune.runtime.images import save_image
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

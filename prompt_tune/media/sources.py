@@ -16,7 +16,8 @@ import numpy as np
 
 from prompt_tune.errors import DataError
 from prompt_tune.media.video import Video, count_frames, open_address, open_camera, open_file, require_av
-from prompt_tune.runtime.images import IMAGE_SUFFIXES, Places, as_places, find_all, read_rgb
+from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, Places, as_places, find_all
+from prompt_tune.runtime.images import read_rgb
 
 _KNOWN = (  # to FFmpeg, which reads them by their content
     ".3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv "

@@ -163,7 +163,8 @@ def _list_left_out(run: RunFolder, job: Job, task: Task, *, strict: bool) -> Non
         DataError: `strict`, and an image is damaged in its middle.
         RunError: The file cannot be written.
     """
-    damaged = [LeftOut(Reason.IMAGE, what) for cache in (task.train, task.val) for what in cache.skipped]
+    skipped = dict.fromkeys(task.train.skipped + task.val.skipped)  # with few images, both have the same ones
+    damaged = [LeftOut(Reason.IMAGE, what) for what in skipped]
     require_all(damaged, strict=strict)
     parts = {"train": job.dataset.train, "val": job.dataset.val, "replay": job.replayed.train}
     entries = {name: split.left_out for name, split in parts.items()} | {"while decoding": tuple(damaged)}
@@ -187,13 +188,12 @@ def _say_if_no_background(job: Job) -> None:
 
 def _trainer(job: Job, task: Task, images: Sequence[int] | None = None, *, select: bool) -> Trainer:
     """A trainer of the job's context; see `Trainer`."""
-    negatives = job.stand_ins()
     return Trainer(
         task,
         job.context,
         job.config,
         teacher=job.teacher,
-        stand_ins=negatives,
+        stand_ins=job.stand_ins(),
         frozen=job.frozen,
         images=images,
         select=select,

@@ -45,11 +45,12 @@ def make_folds(samples: Sequence[Sample], seed: int) -> list[list[int]]:
     if max(frequency.values(), default=0) < 2:
         return []
     numbers = [list(groups)[i] for i in np.random.default_rng(seed).permutation(len(groups))]
-    numbers.sort(key=lambda number: min((frequency[k] for k in shown[number]), default=len(samples)))  # stable
+    numbers.sort(key=lambda number: min((frequency[k] for k in shown[number]), default=len(samples) + 1))  # stable
     folds: list[list[int]] = [[] for _ in range(n_folds)]
     counts = [dict.fromkeys(frequency, 0) for _ in folds]
     for number in numbers:  # the rarest class first: to the fold that shows it least, then to the smallest
-        rarest = min(shown[number], key=lambda k: (frequency[k], k), default=None)
+        shared = [k for k in shown[number] if frequency[k] > 1]  # a class of one picture cannot be validated anywhere
+        rarest = min(shared, key=lambda k: (frequency[k], k), default=None)
         place = min(
             range(n_folds),
             key=lambda fold: (0 if rarest is None else counts[fold][rarest], len(folds[fold]), fold),

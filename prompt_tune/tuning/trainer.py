@@ -130,10 +130,10 @@ class Trainer:
         return ClassSample(torch.from_numpy(classes).to(device), torch.from_numpy(weights).to(device))
 
     def _is_measured(self) -> bool:
-        """Whether AP is measured after this epoch: after each one, or with many images after some, and the last."""
+        """Whether AP is measured after this epoch: after each, or with many images the first, some, and the last."""
         n_val = len(self.task.val.files) - self.task.val.n_replay
         every = min(1 + n_val // MANY_IMAGES, max(1, self.config.epochs // FEWEST_MEASURED))
-        return self.select and (self.config.epochs - self.epoch) % every == 0
+        return self.select and (not self.best_epoch or (self.config.epochs - self.epoch) % every == 0)
 
     def _batches(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         """The images of each update of an epoch, and the view of each.

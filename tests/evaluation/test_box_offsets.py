@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prompt_tune.datasets.samples import Labels
-from prompt_tune.evaluation.box_offsets import PRIOR, fit_box_offsets, in_words
+from prompt_tune.evaluation.box_offsets import PRIOR, BoxOffsets, fit_box_offsets, in_words
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.vocabulary.checks import MAX_OFFSET
 
@@ -20,7 +20,7 @@ def image(*objects: tuple[int, tuple[float, ...], tuple[float, ...]], ignore: bo
     return Labels(labelled, classes, np.full(len(objects), ignore)), Detections(detected, scores, classes)
 
 
-def fitted(images: list[Image], n_cls: int = 1, frame: np.ndarray = FRAME):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def fitted(images: list[Image], n_cls: int = 1, frame: np.ndarray = FRAME) -> BoxOffsets:
     return fit_box_offsets([one[0] for one in images], [one[1] for one in images], [frame] * len(images), n_cls)
 
 

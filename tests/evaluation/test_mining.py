@@ -104,11 +104,23 @@ def test_the_best_images_are_written_to_be_corrected_and_learned_from(
         mine(detector, source, tmp_path / "out")
 
 
+def test_validation_images_that_repeat_training_images_are_not_joined(
+    detector: Detector, sample: Path, tmp_path: Path
+) -> None:
+    """`hold_out` in a YAML says that its `val` is there for other tools."""
+    join = write_subset(sample / "custom" / "custom.yaml", tmp_path / "two", ["gizmo", "forklift"])
+    content = yaml.safe_load(join.read_text())
+    join.write_text(yaml.safe_dump(content | {"val": content["train"], "hold_out": True}))
+    mined = mine(detector, sample / "custom/images/test", tmp_path / "out", top=2, join=join)
+    assert "val" not in yaml.safe_load(mined.data.read_text("utf-8"))
+
+
 def test_a_data_set_of_other_classes_cannot_be_joined(detector: Detector, sample: Path, tmp_path: Path) -> None:
     description = tmp_path / "other.yaml"
     description.write_text(yaml.safe_dump({"train": str(sample / "custom/images/train"), "names": ["lorry"]}))
     with pytest.raises(
-        DataError, match=r"must have the learned classes, in their order: gizmo, forklift\. Received: \['lorry"
+        DataError,
+        match=r"an ultralytics YAML with the learned classes, in their order: gizmo, forklift\. Received: lorry\.",
     ):
         mine(detector, sample / "custom/images/test", tmp_path / "out", join=description)
     with pytest.raises(DataError, match="`top`"):

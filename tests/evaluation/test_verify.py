@@ -17,7 +17,7 @@ from prompt_tune.datasets.sample import write_sample
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.evaluation.metrics import coco_evaluation
 from prompt_tune.evaluation.verify import Collision, FalseAlarms, Setting, Verification, changed_bits, verify
-from prompt_tune.runtime.images import find_images
+from prompt_tune.runtime.image_files import find_images
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_stream_closed_by_the_reader_ends_its_thread(tmp_path: Path) -> None:
 
 
 def test_video_suffixes_are_lower_case_and_no_image() -> None:
-    from prompt_tune.runtime.images import IMAGE_SUFFIXES
+    from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
 
     assert not set(VIDEO_SUFFIXES) & set(IMAGE_SUFFIXES)
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in VIDEO_SUFFIXES)

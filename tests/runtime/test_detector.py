@@ -1,29 +1,19 @@
 """The runtime on a real graph: what it finds, what it keeps apart, what it refuses."""
 
-import json
-import os
-import pickle
 import shutil
 import statistics
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-import torch
 from PIL import Image
-from small_bundle import IMAGE_SIZE, learned_for, photo, small_bundle
+from small_bundle import IMAGE_SIZE, content, learned_for, photo
 
-from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
-from prompt_tune.files import backup_of
-from prompt_tune.models.world import World
+from prompt_tune.errors import PromptTuneError, VocabularyError
 from prompt_tune.runtime import detector as runtime
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.runtime.detections import Detections
@@ -33,22 +23,6 @@ from prompt_tune.runtime.providers import Device, device_of
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 N_ANCHORS = sum((IMAGE_SIZE // stride) ** 2 for stride in (8, 16, 32))
-
-
-@pytest.fixture(scope="module")
-def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(world, tmp_path_factory.getbasetemp() / "small-bundle")
-
-
-@pytest.fixture
-def detector(bundle: Path) -> Detector:
-    return Detector(bundle, threads=1)
-
-
-def content(found: Detections) -> tuple[object, ...]:
-    """Everything in it, bit for bit."""
-    arrays = (found.boxes_xyxy.tobytes(), found.scores.tobytes(), found.class_ids.tobytes())
-    return (*arrays, found.class_names, found.vocabularies, found.size_wh)
 
 
 def network_input(image: np.ndarray) -> np.ndarray:
@@ -417,112 +391,9 @@ def test_device_is_the_one_that_really_runs(device: Device, bundle: Path) -> Non
     assert device == "auto" or detector.device == device
 
 
-@pytest.mark.parametrize(
-    ("fields", "what"),
-    [
-        ({"detector": "a" * 64}, "detector"),
-        ({"guide": "a" * 64}, "guide"),
-        ({"text_tower": "a" * 64}, "text tower"),
-        ({"detector": "a" * 64, "kind": "plain"}, "detector"),
-    ],
-)
-def test_vocabulary_made_for_something_else_is_refused_with_both_digests(
-    fields: dict[str, Any], what: str, bundle: Path, detector: Detector, tmp_path: Path
-) -> None:
-    vocabulary = learned_for(bundle, "lorry", **fields)
-    vocabulary.save(tmp_path / "other.vocab.safetensors")
-    original = detector.vocabularies["original"]
-    here = {"detector": original.detector, "guide": original.digest, "text tower": original.text_tower}[what]
-    for source in (vocabulary, tmp_path / "other.vocab.safetensors"):
-        with pytest.raises(VocabularyError) as refusal:
-            detector.load(source)
-        text = str(refusal.value)
-        assert f"was made for {what} aaaaaaaaaaaa, but" in text and f"has {here[:12]}. Use a" in text
-        assert "\n" not in text
-    assert list(detector.vocabularies) == ["original", "learned"]
-
-
 def test_plain_vocabulary_for_any_detector_and_guide_is_taken(bundle: Path, detector: Detector) -> None:
     label = detector.load(learned_for(bundle, "lorry", kind="plain", detector="", guide="a" * 64))
     assert "lorry" in detector.detect(photo(64, 96))[0].of(label).class_names
-
-
-@pytest.mark.parametrize("name", ["detector.onnx", "original.vocab.safetensors", "learned.vocab.safetensors"])
-def test_bundle_with_a_missing_part_is_refused(name: str, bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
-    (tmp_path / "bundle" / name).unlink()
-    with pytest.raises(GraphError, match=f"is not a complete bundle: it has no {name}. Make one: prompt-tune export"):
-        Detector(tmp_path / "bundle")
-    if name.startswith("learned"):
-        assert list(Detector(tmp_path / "bundle", use_bundled=False).vocabularies) == ["original"]
-    with pytest.raises(GraphError, match=r"it has no detector\.onnx"):
-        Detector(tmp_path / "nowhere")
-
-
-def drop_metadata(model: onnx.ModelProto) -> None:
-    del model.metadata_props[:]
-
-
-def next_version(model: onnx.ModelProto) -> None:
-    metadata = json.loads(model.metadata_props[0].value)
-    model.metadata_props[0].value = json.dumps(metadata | {"version": 2})
-
-
-def drop_digest(model: onnx.ModelProto) -> None:
-    metadata = json.loads(model.metadata_props[0].value)
-    del metadata["detector"]
-    model.metadata_props[0].value = json.dumps(metadata)
-
-
-def break_json(model: onnx.ModelProto) -> None:
-    model.metadata_props[0].value = "{"
-
-
-def rename_output(model: onnx.ModelProto) -> None:
-    last = model.graph.node[-1]
-    last.output[0] = model.graph.output[1].name = "boxes"
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (drop_metadata, "is an ONNX graph, but not one of prompt-tune's"),
-        (rename_output, "is an ONNX graph, but not one of prompt-tune's"),
-        (next_version, "has version 2; this prompt-tune reads 1"),
-        (drop_digest, "has damaged metadata"),
-        (break_json, "has damaged metadata"),
-    ],
-)
-def test_graph_that_is_not_ours_is_refused(
-    change: Callable[[onnx.ModelProto], None], text: str, bundle: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
-    model = onnx.load(bundle / "detector.onnx")
-    change(model)
-    onnx.save(model, tmp_path / "bundle" / "detector.onnx")
-    with pytest.raises(GraphError) as refusal:
-        Detector(tmp_path / "bundle")
-    assert text in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("share", [0, 0.5])
-def test_graph_that_is_cut_off_is_refused(share: float, bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
-    whole = (bundle / "detector.onnx").read_bytes()
-    (tmp_path / "bundle" / "detector.onnx").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(GraphError, match="cannot be loaded by ONNX Runtime"):
-        Detector(tmp_path / "bundle")
-
-
-def test_original_vocabulary_of_another_kind_or_detector_is_refused(bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
-    place = tmp_path / "bundle" / "original.vocab.safetensors"
-    shutil.copy(bundle / "learned.vocab.safetensors", place)
-    with pytest.raises(VocabularyError, match=r"must be of kind `original`\. Received: `learned`\."):
-        Detector(tmp_path / "bundle")
-    learned_for(bundle, "x", kind="original", detector="b" * 64, guide=learned_for(bundle, "x").digest).save(place)
-    with pytest.raises(VocabularyError, match="was made for detector bbbbbbbbbbbb, but"):
-        Detector(tmp_path / "bundle")
 
 
 def test_pil_images_give_what_their_files_give(detector: Detector, tmp_path: Path) -> None:
@@ -571,181 +442,11 @@ def test_repr_is_one_line_that_says_what_it_detects(detector: Detector, bundle: 
     )
 
 
-@pytest.mark.parametrize(
-    ("image", "reason"),
-    [
-        (None, r"Received: NoneType\. `cv2\.imread` returns None for a file that it cannot read: check the path\."),
-        (b"\xff\xd8", r"Received: bytes\. Decode it first: PIL\.Image\.open\(io\.BytesIO\(data\)\)\."),
-        (torch.zeros(3, 8, 8), r"Received: Tensor\. Convert it first\."),
-        (iter([]), r"Received: list_iterator\."),
-        (7, r"Received: int\."),
-        (np.zeros((8, 8, 3)), r"must be uint8 \(height, width, 3\)\. Received: float64 \(8, 8, 3\)\. Convert it"),
-        (np.zeros((8, 8), np.uint8), r"Received: uint8 \(8, 8\)\."),
-        (np.zeros((2, 8, 8, 3), np.uint8), r"Received: uint8 \(2, 8, 8, 3\)\. .* give several images as a list"),
-        (np.zeros((8, 0, 3), np.uint8), r"Received: uint8 \(8, 0, 3\)\."),
-        (Image.new("F", (8, 8)), r"A PIL image has 32-bit pixels of unknown range\."),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_image_of_another_kind_is_refused(detector: Detector, image: Any, reason: str) -> None:
-    for images in (image, [image], [photo(8, 8), image]):
-        with pytest.raises(DataError, match=reason) as refusal:
-            detector.detect(images, batch=2)
-        assert "\n" not in str(refusal.value)
-
-
-def test_images_that_cannot_be_read_are_refused(detector: Detector, tmp_path: Path) -> None:
-    (tmp_path / "damaged.jpg").write_bytes(b"\xff\xd8 no picture")
-    for name in ("none.jpg", "damaged.jpg"):
-        with pytest.raises(DataError, match=name):
-            detector.detect(tmp_path / name)
-
-
-FORK = """if True:
-    import gc, os, signal, sys, threading
-    import numpy as np
-    from prompt_tune import Detector, Vocabulary
-    from prompt_tune.errors import PromptTuneError
-
-    def content(found):
-        return [(one.boxes_xyxy.tobytes(), one.scores.tobytes(), one.class_names, one.vocabularies) for one in found]
-
-    bundle, extra, threads = sys.argv[1], Vocabulary.load(sys.argv[2]), int(sys.argv[3])
-    images = list(np.random.default_rng(0).integers(0, 255, (4, 96, 96, 3), np.uint8))
-    detector = Detector(bundle, threads=threads)
-    detector.load(extra, "before")
-    expected = content(detector.detect(images, batch=2, learned_conf=0.05))
-    loading, forked = threading.Event(), threading.Event()
-
-    def hold() -> None:  # another thread is about to load a vocabulary while the process forks
-        with detector._lock.get():
-            loading.set()
-            forked.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    loading.wait()
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)  # a child that hangs is killed
-        assert content(detector.detect(images, batch=2, learned_conf=0.05)) == expected
-        detector.unload("before")
-        detector.load(extra, "after")
-        assert set(detector.vocabularies) == {"original", "learned", "after"}
-        del detector
-        gc.collect()
-        sys.exit(0)  # Python frees everything
-    forked.set()
-    holder.join()
-    print(os.waitpid(pid, 0)[1], content(detector.detect(images, batch=2, learned_conf=0.05)) == expected)
-"""
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_forked_child_detects_the_same_and_ends(bundle: Path, tmp_path: Path, threads: int) -> None:
-    learned_for(bundle, "lorry", n_prompts=2).save(tmp_path / "extra.vocab.safetensors")
-    extra = str(tmp_path / "extra.vocab.safetensors")
-    command = [sys.executable, "-c", FORK, str(bundle), extra, str(threads)]
-    # with its telemetry on, ONNX Runtime hangs at the exit of every forked child, as soon as it is imported
-    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("0 True\n", "")
-
-
-def test_processes_that_multiprocessing_forks_detect_the_same(bundle: Path) -> None:
-    code = """if True:
-        import multiprocessing, sys
-        import numpy as np
-        from prompt_tune import Detector
-
-        def scores(image: np.ndarray) -> bytes:
-            return b"".join(found.scores.tobytes() for found in detector.detect([image, image], batch=2))
-
-        images = list(np.random.default_rng(0).integers(0, 255, (4, 96, 96, 3), np.uint8))
-        detector = Detector(sys.argv[1], threads=2)
-        expected = [scores(image) for image in images]
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            print(len(set(expected)), pool.map_async(scores, images).get(timeout=60) == expected)
-    """
-    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("4 True\n", "")
-
-
-def test_forked_child_whose_graph_was_replaced_says_so(bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
-    detector = Detector(tmp_path / "bundle", threads=1)
-    model = onnx.load(bundle / "detector.onnx")
-    metadata = json.loads(model.metadata_props[0].value)
-    model.metadata_props[0].value = json.dumps(metadata | {"detector": "a" * 64})
-    onnx.save(model, tmp_path / "bundle" / "detector.onnx")
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            detector.detect(photo(8, 8))
-        except GraphError as error:
-            os.write(writer, str(error).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert os.read(reader, 1000).decode().endswith("was replaced by another graph. Start the process again.")
-
-
-def test_pickled_detector_detects_the_same(bundle: Path, tmp_path: Path) -> None:
-    detector = Detector(bundle, image_size=128, threads=1, learned=[learned_for(bundle, "lorry", n_prompts=2)])
-    detector.load(learned_for(bundle, "own", guide_mode="own", thresholds=np.float32(0)), "own")
-    detector.unload("learned")
-    images = [photo(60, 150), photo(130, 70, seed=2)]
-    code = """if True:
-        import pickle, sys
-        detector, images = pickle.load(sys.stdin.buffer)
-        found = detector.detect(images, batch=2)
-        sys.stdout.buffer.write(pickle.dumps((detector.image_size, detector.classes, found)))
-    """
-    data = pickle.dumps((detector, images))
-    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    size, classes, found = pickle.loads(done.stdout)
-    assert (size, classes) == (128, detector.classes)
-    assert list(map(content, found)) == list(map(content, detector.detect(images, batch=2)))
-
-
-def test_pickled_detector_whose_bundle_was_replaced_is_refused(bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
-    data = pickle.dumps(Detector(tmp_path / "bundle", use_bundled=False, threads=1))
-    place = tmp_path / "bundle" / "original.vocab.safetensors"
-    Vocabulary.load(place).remove(["thing 3"]).save(place)
-    with pytest.raises(GraphError, match="was replaced by another bundle"):
-        pickle.loads(data)
-
-
-def test_bundle_that_lies_beside_its_place_is_named(bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, backup_of(tmp_path / "bundle"))
-    with pytest.raises(GraphError, match=r"rename .*/\.bundle\.prompt-tune-backup to get the old one"):
-        Detector(tmp_path / "bundle")
-
-
-def test_numbers_out_of_range_are_refused(bundle: Path, detector: Detector) -> None:
-    image = photo(32, 32)
-    for options in ({"iou": 1.5}, {"original_conf": -0.1}, {"learned_conf": float("nan")}, {"batch": 0}):
-        with pytest.raises(PromptTuneError, match=f"`{next(iter(options))}` must be"):
-            detector.detect(image, **options)
-    with pytest.raises(PromptTuneError, match=r"^`threads` must be 0 \(all cores\) or more\. Received: -1\.$"):
-        Detector(bundle, threads=-1)
-    for size in (100, 0, -32):
-        with pytest.raises(PromptTuneError, match=rf"`image_size` must be a multiple of 32\. Received: {size}\."):
-            Detector(bundle, image_size=size)
-
-
 def test_image_size_is_the_bundles_or_the_callers(bundle: Path, detector: Detector) -> None:
     image = photo(200, 200)
     assert detector.image_size == IMAGE_SIZE
     larger = Detector(bundle, image_size=160, threads=1)
     assert len(larger.detect(image)[0]) > len(detector.detect(image)[0]) > 0
-
-
-def test_graph_that_fails_says_on_what(detector: Detector) -> None:
-    with pytest.raises(GraphError, match=r"ONNX Runtime failed on images \(1, 3, 33, 96\)"):
-        detector.raw(np.zeros((1, 3, 33, 96), np.float32))
 
 
 def test_detector_and_vocabulary_come_from_the_package() -> None:

@@ -16,18 +16,8 @@ from PIL import Image
 from places import ROOT
 
 from prompt_tune.errors import DataError
-from prompt_tune.runtime import images
-from prompt_tune.runtime.images import (
-    IMAGE_SUFFIXES,
-    PAD_GREY,
-    WRITTEN_SUFFIXES,
-    find_images,
-    image_size,
-    letterbox,
-    read_rgb,
-    unread_line,
-    unread_picture,
-)
+from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, find_images
+from prompt_tune.runtime.images import PAD_GREY, image_size, letterbox, read_rgb
 
 KIT = runpy.run_path(str(ROOT / "export" / "python" / "detect.py"))
 WIDTH, HEIGHT = 90, 60
@@ -262,46 +252,6 @@ def test_letterbox_no_rgb_image_raises(image: np.ndarray) -> None:
         letterbox(image, 64)
 
 
-def test_find_images_file_folder_and_glob_are_sorted(tmp_path: Path) -> None:
-    (tmp_path / "deeper").mkdir()
-    for name in ("b.png", "a.JPG", "notes.txt", "deeper/c.webp", "odd[1].png"):
-        (tmp_path / name).touch()
-    assert [path.name for path in find_images(tmp_path)] == ["a.JPG", "b.png", "c.webp", "odd[1].png"]
-    assert [path.name for path in find_images(tmp_path, recursive=False)] == ["a.JPG", "b.png", "odd[1].png"]
-    assert find_images(tmp_path / "odd[1].png") == [tmp_path / "odd[1].png"]
-    assert [path.name for path in find_images(f"{tmp_path}/**/*")] == ["a.JPG", "b.png", "c.webp", "odd[1].png"]
-
-
-def test_find_images_nothing_there_raises(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    for source, message in (
-        (tmp_path, "has no image"),
-        (f"{tmp_path}/*.png", "has no image"),
-        ("gone", "no such file"),
-    ):
-        with pytest.raises(DataError, match=message):
-            find_images(source)
-
-
-def test_find_images_of_several_places_gives_each_image_once_in_order(tmp_path: Path, pixels: np.ndarray) -> None:
-    for name in ("x/b.png", "x/a.png", "y/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / name)
-    places: list[str | Path] = [
-        tmp_path / "y",
-        tmp_path / "x" / "b.png",
-        str(tmp_path / "x"),
-        tmp_path / "x" / ".." / "y" / "c.png",
-    ]
-    assert [path.name for path in find_images(places)] == ["c.png", "b.png", "a.png"]
-    (tmp_path / "x" / "twin.png").symlink_to("a.png")
-    assert [path.name for path in find_images([tmp_path / "x", tmp_path / "x"])] == ["a.png", "b.png", "twin.png"]
-    with pytest.raises(DataError, match=r"nowhere`: no such file or folder"):
-        find_images([tmp_path / "y", tmp_path / "nowhere"])
-    with pytest.raises(DataError, match="No image was given"):
-        find_images([])
-
-
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "I;16"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 def test_read_rgb_pixels_of_a_sideways_tiff_are_upright(tmp_path: Path, mode: str, compression: str | None) -> None:
@@ -316,25 +266,6 @@ def test_read_rgb_pixels_of_a_sideways_tiff_are_upright(tmp_path: Path, mode: st
     wanted = np.rot90(np.asarray(rgb), -1)
     np.testing.assert_allclose(read_rgb(tmp_path / "a.tif").astype(int), wanted.astype(int), atol=2)
     assert image_size(tmp_path / "a.tif") == (20, 30)
-
-
-def test_find_images_leaves_out_what_computers_add(tmp_path: Path) -> None:
-    for name in ("a.png", "._a.png", ".hidden.png", "B.PNG"):
-        Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG")
-    assert [path.name for path in find_images(tmp_path)] == ["B.PNG", "a.png"]
-
-
-def test_find_images_in_a_folder_that_may_not_be_read_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process of root may read everything, so the system's refusal is put in its place."""
-
-    def refuse(folder: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match=r"cannot be read: Permission denied\. Allow reading it, or leave it out\.$"):
-        find_images(tmp_path)
 
 
 PILLOW_FORMATS = {".jfif": "JPEG", ".jpe": "JPEG", ".mpo": "MPO", ".j2k": "JPEG2000", ".jpx": "JPEG2000"}
@@ -355,64 +286,6 @@ def test_every_format_of_the_list_is_read_and_the_kit_agrees(tmp_path: Path, pix
     if suffix not in (".pbm", ".pgm"):
         assert np.abs(read.astype(int) - pixels).mean() < 8, "and of several frames the first"
     np.testing.assert_array_equal(KIT["read_image"](path), read)
-
-
-def test_kit_has_the_same_lists() -> None:
-    assert set(IMAGE_SUFFIXES) == KIT["READ"] and KIT["WRITTEN"] == WRITTEN_SUFFIXES
-    assert set(images._UNREAD) == KIT["UNREAD"] and not set(images._UNREAD) & set(IMAGE_SUFFIXES)
-    assert KIT["MAX_MEGAPIXELS"] == images.MAX_MEGAPIXELS
-
-
-@pytest.mark.skipif(".heic" in IMAGE_SUFFIXES, reason="pillow-heif is installed")
-def test_pictures_that_are_not_looked_at_are_named_with_the_cure(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    names = ["1.HEIC", "2.heic", "3.heif", "4.heic", "b.NEF", "sub/c.svg", "notes.txt", "a.png"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_images([tmp_path, tmp_path]) == [tmp_path / "a.png"]
-    (line,) = caplog.messages
-    assert line == (
-        f"6 pictures are not looked at: 4 HEIC (`{tmp_path}/1.HEIC`, `{tmp_path}/2.heic`, `{tmp_path}/3.heif`, ...): "
-        f"`pip install pillow-heif` makes them readable; 1 camera raw (`{tmp_path}/b.NEF`): develop them to JPEG or "
-        f"TIFF; 1 vector graphics (`{tmp_path}/sub/c.svg`): export them as PNG."
-    )
-    assert unread_line([Path("a.jxl")]) == (
-        "1 picture is not looked at: 1 other formats (`a.jxl`): save them as PNG or JPEG."
-    )
-    assert unread_picture(Path("a.HEIC")) == "HEIC: `pip install pillow-heif` makes them readable"
-    assert unread_picture(Path("a.png")) is unread_picture(Path("a.txt")) is unread_picture(Path("heic")) is None
-    (tmp_path / "a.png").unlink()
-    with pytest.raises(DataError, match=r"has no image .*6 pictures are not looked at: 4 HEIC .*pip install"):
-        find_images(tmp_path)
-    with pytest.raises(DataError, match=r"1\.HEIC` cannot be read as an image: HEIC: `pip install pillow-heif`"):
-        read_rgb(tmp_path / "1.HEIC")
-
-
-def test_broken_links_are_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.png").touch()
-    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
-    assert find_images(tmp_path) == find_images(f"{tmp_path}/*") == [tmp_path / "a.png"]
-    assert caplog.messages == [f"1 link leads nowhere and is left out: `{tmp_path}/gone.png`"] * 2
-    with pytest.raises(DataError, match=r"gone\.png`: a link that leads nowhere\."):
-        find_images(tmp_path / "gone.png")
-
-
-def test_glob_leaves_out_hidden_and_metadata_folders_unless_it_names_them(tmp_path: Path) -> None:
-    for name in ("a.png", "__MACOSX/b.png", ".hidden/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.name for path in find_images(f"{tmp_path}/**/*.png")] == ["a.png"]
-    assert [path.name for path in find_images(f"{tmp_path}/.hidden/*.png")] == ["c.png"]
-
-
-@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".png", "a\\b.png", "\udcff.png"])
-def test_names_that_no_disk_takes_are_one_line(name: str) -> None:
-    with pytest.raises(DataError, match="no such file or folder"):
-        find_images(name)
-    with pytest.raises(DataError, match=r"cannot be read|no such image"):
-        read_rgb(name)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -462,7 +335,7 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path: Path, pixels: np.
     Image.fromarray(pixels).save(tmp_path / "a.heic", "PNG")
     code = (
         "import sys; from PIL import Image; Image.ID.clear() or Image.OPEN.clear()\n"
-        "from prompt_tune.runtime.images import find_images, read_rgb\n"
+        "from prompt_tune.runtime.image_files import find_images\nfrom prompt_tune.runtime.images import read_rgb\n"
         "print([read_rgb(path).shape for path in find_images(sys.argv[1])])"
     )
     done = subprocess.run(

@@ -13,7 +13,6 @@ from prompt_tune.datasets.sample import CLASSES, write_sample
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.errors import DataError, RunError
 from prompt_tune.evaluation.validate import validate_run
-from prompt_tune.progress import Progress
 from prompt_tune.run import RunFolder
 from prompt_tune.tuning.fit import fit
 from prompt_tune.tuning.folds import FOLDS, make_folds
@@ -55,6 +54,13 @@ def test_few_pictures_are_left_out_one_at_a_time(tmp_path: Path, n_shown: int, n
 def test_pictures_that_share_no_class_cannot_be_cross_validated(tmp_path: Path) -> None:
     assert make_folds(samples(tmp_path, [[0], [1], [2], []]), 0) == []
     assert len(make_folds(samples(tmp_path, [[0], [1], [2], [2, 0]]), 0)) == 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_pictures_of_a_class_are_in_two_folds_though_each_also_shows_a_rarer_one(tmp_path: Path, seed: int) -> None:
+    """Otherwise nothing of any class would be left to measure."""
+    images = samples(tmp_path, [[0, k + 1] if k in (2, 5) else [k + 1] for k in range(8)])
+    assert sum(any(0 in images[i].classes for i in fold) for fold in make_folds(images, seed)) == 2
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,10 @@ def test_stopped_cross_validation_continues_to_the_same_bytes(few: Path, tmp_pat
     with pytest.raises(RunError, match=r"Stopped in the cross-validation, before the training\."):
         fit(FitInputs("tiny", few), run.folder, config=config, progress=stopping)
     stages: list[str] = []
-    progress: Progress = lambda stage, done, total, note: stages.append(stage)  # noqa: E731
+
+    def progress(stage: str, done: int, total: int | None, note: str) -> None:
+        stages.append(stage)
+
     fit(FitInputs("tiny", few), run.folder, config=config, resume=True, progress=progress)
     assert stages.count("cross-validate") == 6  # three folds of two epochs
     assert learned("stopped") == learned("whole")
