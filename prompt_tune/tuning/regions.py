@@ -7,10 +7,12 @@ their number.
 
 import hashlib
 import json
+import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,8 @@ from prompt_tune.tuning.views import View, choose_anchors, make_view
 
 FORMAT_VERSION = 2  # of the files, and of views and preprocessing: another number makes every old file a miss
 FORWARD_BATCH = 4  # images in every pass of the detector: the last bits of a result may depend on the batch size
-READ_AHEAD = 2  # batches that are decoded while the detector runs
+READ_AHEAD = 2  # batches that are decoded while the detector runs, and one more for each worker beyond the first
+MOST_WORKERS = 16  # threads that decode, and as many that choose anchors and write, if the detector is on a GPU
 # tensors of a file: labels, and either regions or the inputs of the neck, one for each layer
 LABEL_PARTS = {"label_boxes", "label_classes", "label_ignore", "frame_xyxy"}
 REGION_PARTS = {"head", "boxes_xyxy", "anchor"}
@@ -180,19 +183,28 @@ def cache_regions(
         raise RunError(f"The cache folder {folder} cannot be made: {error.strerror}. Give another --cache.") from error
     key = _run_key(world, guide, image_size, budget, seed)
     cache, weights = RegionCache(), None if guide is None else world.fold(guide)
+    workers = n_workers(world)
     jobs = deque(range(len(samples))[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
     ahead: deque[Future[tuple[list[list[_Item]], list[int], list[str]]]] = deque()
-    with ThreadPoolExecutor(1) as reader:  # decodes the next images while the detector works on these
+    writing: deque[Future[None]] = deque()
+    # some threads decode the next images while the detector works on these, and others finish the last ones
+    with ThreadPoolExecutor(workers, "decode") as readers, ThreadPoolExecutor(workers, "write") as writers:
         while jobs or ahead:
-            while jobs and len(ahead) < READ_AHEAD:
-                ahead.append(reader.submit(_read_batch, samples, jobs.popleft(), key, folder, image_size, views, seed))
+            while jobs and len(ahead) < READ_AHEAD + workers - 1:
+                ahead.append(readers.submit(_read_batch, samples, jobs.popleft(), key, folder, image_size, views, seed))
             loaded, kept, skipped = ahead.popleft().result()
             cache.kept.extend(kept)
             cache.skipped.extend(skipped)
             cache.files.extend([item.file for item in items] for items in loaded)
             missing = [item for items in loaded for item in items if item.view is not None]
             for first in range(0, len(missing), FORWARD_BATCH):
-                _compute(world, guide, weights, missing[first : first + FORWARD_BATCH], budget)
+                finishing = _compute(world, guide, weights, missing[first : first + FORWARD_BATCH], budget)
+                writing.extend(writers.submit(finish) for finish in finishing)
+                while len(writing) > FORWARD_BATCH * workers:  # their features wait in memory
+                    writing.popleft().result()
+            if not jobs and not ahead:
+                while writing:
+                    writing.popleft().result()
             yield cache
     if not cache.files:
         reason = cache.skipped[0] if cache.skipped else "There is none."
@@ -270,74 +282,96 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
+def n_workers(world: World) -> int:
+    """Threads that decode for a detector, and that write what it gives: one on the CPU, which it keeps busy itself."""
+    return 1 if world.device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
 def _compute(
     world: World,
     guide: Tensor | None,
     weights: tuple[Tensor, Tensor] | None,
     items: list[_Item],
     budget: RegionBudget | None,
-) -> None:
-    """Run the detector once over a few views, and write their files."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+) -> list[Callable[[], None]]:
+    """Run the detector once over a few views.
 
+    Returns:
+        For each view a function that chooses its anchors and writes its file; any thread may call it.
+    """
     views = [item.view for item in items if item.view is not None]
     batch = np.zeros((FORWARD_BATCH, *views[0].image.shape), np.uint8)  # always full, also if fewer images are missing
-    for place, view in zip(batch, views, strict=False):
+    for place, view, item in zip(batch, views, items, strict=False):
         place[:] = view.image
-    images = torch.from_numpy(batch).to(world.device).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
+        item.view = replace(view, image=view.image[:0])  # only its labels are still needed
+    pixels = torch.from_numpy(batch)
+    if world.device.type == "cuda":
+        pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU still computes
+    images = pixels.to(world.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
     if guide is None or weights is None:
         outputs = {f"{BACKBONE}{i}": output for i, output in world.backbone(images).items()}
         rows = [{name: output[i] for name, output in outputs.items()} for i in range(len(items))]
-    else:
-        rows = _region_parts(world, images, guide, weights, items, budget)
-    for item, view, row in zip(items, views, rows, strict=True):
-        parts = {
-            name: part if name == "boxes_xyxy" or not part.is_floating_point() else part.half()
-            for name, part in row.items()
-        }
-        if not all(bool(part.isfinite().all()) for part in parts.values()):
-            raise ModelError(
-                f"The detector '{world.source_name}' gives numbers that are not finite, or too large for float16. "
-                "Its weights are damaged: give another file."
-            )
-        parts = {name: part.cpu().contiguous() for name, part in parts.items()} | {
-            "label_boxes": torch.from_numpy(view.labels.boxes_xyxy),
-            "label_classes": torch.from_numpy(view.labels.classes),
-            "label_ignore": torch.from_numpy(view.labels.ignore).to(torch.uint8),
-            "frame_xyxy": torch.from_numpy(view.frame_xyxy),
-        }
-        try:
-            with replacing(item.file) as path:
-                save_file(parts, path)
-        except (SafetensorError, OSError) as error:
-            raise RunError(
-                f"The region cache {item.file.parent} cannot be written: {error}. Make room, or give another --cache."
-            ) from error
-        item.view = None
-
-
-def _region_parts(
-    world: World,
-    images: Tensor,
-    guide: Tensor,
-    weights: tuple[Tensor, Tensor],
-    items: list[_Item],
-    budget: RegionBudget | None,
-) -> list[dict[str, Tensor]]:
-    """Head features and boxes of the anchors that are kept, for each image of a batch."""
+        return [partial(_write, world, item, row) for item, row in zip(items, rows, strict=True)]
     head, boxes = world.features(images, guide)
     points, _, level = world.anchors(*images.shape[2:])
-    ends = level.bincount().cumsum(0).tolist()
-    points, rows = points.cpu(), []
-    for i, item in enumerate(items):
-        keep = torch.arange(len(points))
-        if budget is not None and item.view is not None:
-            scores = level_logits(head[i], ends, *weights).amax(1).cpu()  # (A,)
-            labels = item.view.labels
-            objects = torch.from_numpy(labels.boxes_xyxy[~labels.ignore])  # (n, 4)
-            generator = torch.Generator().manual_seed(item.seed)
-            keep = choose_anchors(points, boxes[i].cpu(), scores, objects, budget, generator)
-        at = keep.to(head.device)
-        rows.append({"head": head[i][at], "boxes_xyxy": boxes[i][at], "anchor": keep.int()})
-    return rows
+    ends, points = level.bincount().cumsum(0).tolist(), points.cpu()
+    return [
+        partial(_choose_and_write, world, item, head[i], boxes[i], points, ends, weights, budget)
+        for i, item in enumerate(items)
+    ]
+
+
+@torch.no_grad()
+def _choose_and_write(
+    world: World,
+    item: _Item,
+    head: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    ends: list[int],
+    weights: tuple[Tensor, Tensor],
+    budget: RegionBudget | None,
+) -> None:
+    """Write head features (A, c3) and boxes (A, 4) of the anchors of a view that are kept."""
+    keep = torch.arange(len(points))
+    if budget is not None and item.view is not None:
+        scores = level_logits(head, ends, *weights).amax(1).cpu()  # (A,)
+        labels = item.view.labels
+        objects = torch.from_numpy(labels.boxes_xyxy[~labels.ignore])  # (n, 4)
+        generator = torch.Generator().manual_seed(item.seed)
+        keep = choose_anchors(points, boxes.cpu(), scores, objects, budget, generator)
+    at = keep.to(head.device)
+    _write(world, item, {"head": head[at], "boxes_xyxy": boxes[at], "anchor": keep.int()})
+
+
+def _write(world: World, item: _Item, row: dict[str, Tensor]) -> None:
+    """Write the file of a view: what the detector gives, and the labels."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    view = item.view
+    if view is None:
+        return
+    parts = {
+        name: part if name == "boxes_xyxy" or not part.is_floating_point() else part.half()
+        for name, part in row.items()
+    }
+    if not all(bool(part.isfinite().all()) for part in parts.values()):
+        raise ModelError(
+            f"The detector '{world.source_name}' gives numbers that are not finite, or too large for float16. "
+            "Its weights are damaged: give another file."
+        )
+    parts = {name: part.cpu().contiguous() for name, part in parts.items()} | {
+        "label_boxes": torch.from_numpy(view.labels.boxes_xyxy),
+        "label_classes": torch.from_numpy(view.labels.classes),
+        "label_ignore": torch.from_numpy(view.labels.ignore).to(torch.uint8),
+        "frame_xyxy": torch.from_numpy(view.frame_xyxy),
+    }
+    try:
+        with replacing(item.file) as path:
+            save_file(parts, path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"The region cache {item.file.parent} cannot be written: {error}. Make room, or give another --cache."
+        ) from error
+    item.view = None
