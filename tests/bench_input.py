@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -55,7 +56,7 @@ def main(photos: Path, images: int, workers: tuple[int, ...]) -> None:
     world.features(torch.rand(FORWARD_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), guide)
     table = Table("what", "threads", "images a second")
     for n in workers:
-        table.add_row("caching", f"{n} + {n}", f"{images / _seconds(lambda n=n: _cache(world, guide, samples, n)):.0f}")
+        table.add_row("caching", f"{n} + {n}", f"{images / _seconds(partial(_cache, world, guide, samples, n)):.0f}")
     some = paths[:100]
     pixels = [read_rgb(path) for path in some]
     table.add_row("reading and decoding alone", "1", f"{len(some) / _seconds(lambda: [read_rgb(p) for p in some]):.0f}")

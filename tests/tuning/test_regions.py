@@ -214,6 +214,22 @@ def test_same_seed_gives_the_same_bytes(world: World, guide: Tensor, samples: li
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.parametrize("guided", [True, False])
+def test_any_number_of_threads_gives_the_same_bytes(
+    guided: bool, world: World, guide: Tensor, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for workers in (1, 5):
+        monkeypatch.setattr("prompt_tune.tuning.regions.n_workers", lambda _, n=workers: n)
+        growing = 0
+        for cache in cache_regions(
+            world, guide if guided else None, samples, tmp_path / f"{workers}", image_size=SIZE, views=3
+        ):
+            assert len(cache.files) > growing
+            growing = len(cache.files)
+        assert all(file.is_file() for files in cache.files for file in files)
+    assert contents(tmp_path / "1") == contents(tmp_path / "5") and len(contents(tmp_path / "1")) == 18
+
+
 def test_run_stopped_in_the_middle_continues_to_the_same_bytes(
     world: World, guide: Tensor, samples: list[Sample], tmp_path: Path
 ) -> None:
