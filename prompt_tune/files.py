@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, and safetensors files with one key of metadata."""
 
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_METADATA_BYTES = 2**24  # 16 MiB of JSON; safetensors reads headers up to 100 MB
+SEAL = "content"  # the field of a sealed file with its digest
 MAKE_ROOM = "Choose another place or make room."
 logger = logging.getLogger(__name__)
 
@@ -154,6 +156,26 @@ def read_tensors(
             return fields, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"not safetensors, or damaged or cut short ({error})") from error
+
+
+def sealed_bytes(tensors: Mapping[str, "np.ndarray"], fields: Mapping[str, Any]) -> bytes:
+    """Like `tensor_bytes`, with a digest of all of it among the fields, for `read_sealed`."""
+    digest = hashlib.sha256(tensor_bytes(tensors, fields)).hexdigest()
+    return tensor_bytes(tensors, {**fields, SEAL: digest})
+
+
+def read_sealed(
+    path: Path, check: Callable[[dict[str, Any], set[str]], None]
+) -> tuple[dict[str, Any], dict[str, "np.ndarray"]]:
+    """Like `read_tensors`; a file of `sealed_bytes` of which a bit has changed is refused.
+
+    Files without a digest were written before there was one, and are taken as they are.
+    """
+    fields, tensors = read_tensors(path, check)
+    digest = fields.pop(SEAL, None)
+    if digest is not None and digest != hashlib.sha256(tensor_bytes(tensors, fields)).hexdigest():
+        raise ValueError("its content is not what was written")
+    return fields, tensors
 
 
 def _parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:

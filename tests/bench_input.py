@@ -24,8 +24,8 @@ from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.models.world import World
 from prompt_tune.runtime.image_files import find_images
 from prompt_tune.runtime.images import image_size, letterbox, read_rgb
-from prompt_tune.tuning import regions
-from prompt_tune.tuning.regions import FORWARD_BATCH, cache_regions
+from prompt_tune.tuning import caching
+from prompt_tune.tuning.caching import FORWARD_BATCH, cache_regions
 
 SLEEP = 0.002  # seconds of a batch
 
@@ -69,7 +69,7 @@ def main(photos: Path, images: int, workers: tuple[int, ...]) -> None:
 def _cache(world: World, guide: torch.Tensor, samples: list[Sample], workers: int) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(regions, "n_workers", lambda _: workers),
+        mock.patch.object(caching, "n_workers", lambda _: workers),
     ):
         for _ in cache_regions(
             world, guide, samples, Path(folder), image_size=IMAGE_SIZE, views=1, budget=RegionBudget()

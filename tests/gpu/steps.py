@@ -229,7 +229,7 @@ def caching(parts: Parts, device: str) -> Json:
     from prompt_tune.config import RegionBudget
     from prompt_tune.datasets.samples import Labels, Sample
     from prompt_tune.models.world import torch_device
-    from prompt_tune.tuning.regions import FORWARD_BATCH, cache_regions
+    from prompt_tune.tuning.caching import FORWARD_BATCH, cache_regions
 
     sizes, where = parts.sizes, torch_device(device)
     world = parts.world(sizes.scales[0], where)
