@@ -69,9 +69,9 @@ def load_state(run: RunFolder, shape: torch.Size) -> TrainState | None:
         state = TrainState(tensors={name: torch.from_numpy(array) for name, array in arrays.items()}, **fields)
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{run.state} is damaged: {error}. Delete it to train again from the cache.") from error
-    if any(tensor.shape != shape for tensor in state.tensors.values()):
+    if any(tensor.shape != shape or not bool(tensor.isfinite().all()) for tensor in state.tensors.values()):
         raise RunError(
-            f"{run.state} must hold tensors of shape {tuple(shape)}. Delete it to train again from the cache."
+            f"{run.state} must hold finite tensors of shape {tuple(shape)}. Delete it to train again from the cache."
         )
     return state
 
