@@ -28,6 +28,7 @@ GROUND = (
     "contract",
     "wording",
     "hub",
+    "privacy",
 )  # modules, below all rooms
 DATA = ("prompts", "export")  # packages without code
 LIGHT = ("vocabulary", "runtime", "media", "evaluation", "report")  # and the ground

@@ -78,12 +78,17 @@ def open_session(path: Path, *, device: Device = "cpu", threads: int = 0) -> "on
 
 def quiet_onnxruntime() -> ModuleType:
     """ONNX Runtime, with its telemetry off: it would store a device ID in the home folder, and send it."""
-    is_new = "onnxruntime" not in sys.modules
+    is_new, was_off = "onnxruntime" not in sys.modules, _NO_TELEMETRY in os.environ
     os.environ.setdefault(_NO_TELEMETRY, "1")  # read once, when onnxruntime is imported
     import onnxruntime
 
-    if not is_new and os.environ[_NO_TELEMETRY] == "1":
+    if not is_new and not was_off and os.environ[_NO_TELEMETRY] == "1":
         onnxruntime.disable_telemetry_events()
+        logger.warning(
+            "onnxruntime was imported before prompt_tune, with its telemetry on: it may have stored a device ID in the "
+            "home folder, and may send it. Set %s=1 before the import. No more is collected from here on.",
+            _NO_TELEMETRY,
+        )
     return onnxruntime
 
 
