@@ -37,7 +37,7 @@ TENSORRT_CURE = "pip install 'tensorrt-cu{major}-libs<11'"  # 11 brings libnvinf
 TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 TENSORRT_PACKAGE = "tensorrt_libs"  # the folder of the wheel's libraries, which loaders do not search
 DRIVER_LIBRARY = "libcuda.so.1"  # comes with NVIDIA's driver; no pip package has it
-QUIET = 3  # ONNX Runtime's severity "error": its warnings about node placement do not help users
+QUIET = 4  # ONNX Runtime's severity "fatal": what it prints of an error, ours says too; its warnings do not help users
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _GPU_HINT = (
     "Check with `nvidia-smi` that a GPU is visible, and that its driver is new enough for this CUDA. Or use `cpu`."
