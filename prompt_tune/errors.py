@@ -1,6 +1,5 @@
 """The errors that users meet. Each message is one line: what came, the rule that it breaks, and the cure."""
 
-
 MAX_CHARACTERS = 2000  # of a message: a name or path in a damaged file may have any length
 TAIL = 400  # of them at its end, where the cure stands
 

@@ -26,6 +26,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it whe
 import onnxruntime
 
 PAD_GREY = 114
+LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
 ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
@@ -124,6 +125,9 @@ class Detector:
         self.learned = [read_vocabulary(path) for path in learned]
         labels = [vocabulary.label for vocabulary in (self.original, *self.learned)]
         for vocabulary in (self.original, *self.learned):
+            if (vocabulary.about["kind"] == "original") != (vocabulary is self.original):
+                kinds = "original" if vocabulary is self.original else "learned or plain"
+                raise SystemExit(f"{vocabulary.label}: of kind {vocabulary.about['kind']}; it must be {kinds}.")
             about, guide = vocabulary.about, self.original.about["guide"]
             wanted = {"detector": self.graph["detector"], "text_tower": self.original.about["text_tower"]}
             if about["kind"] == "plain" and about["detector"] == "":
@@ -206,19 +210,23 @@ def moved(rows: np.ndarray, box_offsets: np.ndarray) -> np.ndarray:
 
 def distinct(rows: np.ndarray, nms_iou: np.ndarray) -> np.ndarray:
     """The rows (n, 7) of one image, without boxes that overlap a better one of the class by more than its limit."""
-    kept: dict[int, list[np.ndarray]] = {}
-    for row in rows:  # the graph sorts them by class, the best first
-        better, limit = kept.setdefault(int(row[6]), []), nms_iou[int(row[6])]
-        if limit == 1 or all(overlap(row[1:5], other[1:5]) <= limit for other in better):
-            better.append(row)
-    return np.array([row for part in kept.values() for row in part], np.float32).reshape(-1, 7)
+    kept = [rows[:0]]
+    for part in np.split(rows, np.flatnonzero(np.diff(rows[:, 6])) + 1):  # the graph sorts by class, the best first,
+        limit = nms_iou[int(part[0, 6])] if len(part) else 1  # and gives at most 300 of each
+        while limit < 1 and len(part):
+            best, part = part[:1], part[1:]
+            part = part[overlaps(best[:, 1:5], part[:, 1:5]) <= limit]
+            kept.append(best)
+        kept.append(part)
+    return np.concatenate(kept)
 
 
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union of two boxes (4,): x1, y1, x2, y2."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    shared = np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0).prod()
-    return float(shared / max((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - shared, 1e-9))
+def overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box (1, 4) with others (n, 4): x1, y1, x2, y2."""
+    one, others = one.astype(np.float64), others.astype(np.float64)
+    shared = np.maximum(np.minimum(one[:, 2:], others[:, 2:]) - np.maximum(one[:, :2], others[:, :2]), 0).prod(axis=1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (one, others)]
+    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
 
 
 def graph_conf(group: list[Vocabulary], conf: float | None) -> float:
@@ -230,7 +238,8 @@ def graph_conf(group: list[Vocabulary], conf: float | None) -> float:
             changed = (scale, shift) != (1, 0)
             needed = sigmoid((logit(limit) - shift) / scale) * (1 - ROUNDING) if changed else float(limit)
             lowest = min(lowest, needed)
-    return lowest
+    floor = conf is None and not any(part.about["kind"] == "original" for part in group)
+    return max(lowest, LEAST_SCORE) if floor else lowest
 
 
 def calibrated(score: np.float32, calibration: np.ndarray) -> np.float32:

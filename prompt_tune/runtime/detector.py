@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tune.contract import METRIC_CONF, NMS_IOU, Precision
+from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
@@ -44,6 +44,10 @@ class Detector:
 
     A detector can be pickled: it is loaded again from its bundle, with the same options and vocabularies. It can be
     used in a forked child, which opens the graph again at its first call. On a GPU, that is a `ProviderError`.
+
+    What a vocabulary can cost is limited: the graph gives at most 300 boxes per class and image
+    (`contract.MAX_PER_CLASS`), and by the threshold of a learned or plain vocabulary nothing counts whose score is not
+    above 0.001 (`contract.LEAST_SCORE`), whatever the file says. Both hold for each class for itself.
 
     Attributes:
         bundle: The bundle's folder.
@@ -145,6 +149,11 @@ class Detector:
         if not isinstance(vocabulary, Vocabulary):
             name = name or Path(vocabulary).name.removesuffix(VOCABULARY_SUFFIX)
             vocabulary = Vocabulary.load(vocabulary)
+        if vocabulary.kind == "original":
+            raise VocabularyError(
+                f"{place} is of kind `original`: it guides a detector, and a bundle has its own. Load a vocabulary of "
+                "kind `learned` or `plain`."
+            )
         self._check_made_for_this(vocabulary, place)
         with self._lock.get():
             loaded = self._state.learned
@@ -192,7 +201,8 @@ class Detector:
                 images are turned upright as their EXIF orientation says.
             iou: In 0..1. A box is dropped if it overlaps a better one of its class by more than this. By default 0.7,
                 and for a class whose vocabulary has a tighter limit, that limit.
-            conf: In 0..1, the score above which a detection counts. By default, each class's own threshold.
+            conf: In 0..1, the score above which a detection counts. By default, each class's own threshold; a class
+                that is not original also needs a score, before calibration, above `contract.LEAST_SCORE`, 0.001.
             original_conf: The same for all classes of the original vocabulary; overrides `conf`.
             learned_conf: The same for all other vocabularies; overrides `conf`.
             show: Only these classes, see `choose_classes`.
@@ -227,7 +237,7 @@ class Detector:
         own = (  # a pass each, so only if it is wanted
             part for part in state.own.values() if not chosen.isdisjoint(part.packed.classes)
         )
-        wanted += [Wanted.of(part, learned_conf, iou, chosen) for part in (state.together, *own)]
+        wanted += [Wanted.of(part, learned_conf, iou, chosen, least=LEAST_SCORE) for part in (state.together, *own)]
         images = _as_list(images)
         found = []
         at_once = max(1, min(batch, MAX_SCORES // (self._n_anchors() * state.n_rows)))

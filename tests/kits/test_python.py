@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,25 @@ def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleTyp
         np.testing.assert_array_equal(got.box_offsets, BOX_OFFSETS[:2] if fields else np.zeros((2, 4)))
         np.testing.assert_array_equal(got.nms_iou, wanted.nms_iou if fields else [1, 1])
     assert len(inspect.getsource(program.read_vocabulary).splitlines()) <= MOST_LINES_OF_READER
+
+
+def test_thresholds_of_a_file_have_the_runtimes_floor(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(64, 96)).save(tmp_path / "photo.png")
+    for fields in ({"thresholds": np.float32(0)}, {"calibration": np.tile([[1e-6, 20]], (2, 1))}):
+        more = save(learned_for(bundle, "a", "b", nms_iou=[0.5, 1], **fields), tmp_path / "more.vocab.safetensors")
+        done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", more)
+        (answer,) = json.loads(done.stdout)
+        wanted = Detector(bundle, learned=[more])
+        assert answer["detections"] == rows_of(wanted, tmp_path / "photo.png", None)
+        (without,) = wanted.detect(tmp_path / "photo.png", learned_conf=0.0)
+        assert sum(one["vocabulary"] == "more" for one in answer["detections"]) < len(without.of("more"))
+
+
+def test_original_vocabulary_as_a_learned_one_is_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(32, 32)).save(tmp_path / "photo.png")
+    shutil.copy(bundle / "original.vocab.safetensors", tmp_path / "more.vocab.safetensors")
+    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", tmp_path / "more.vocab.safetensors")
+    assert (done.returncode, done.stderr) == (1, "more: of kind original; it must be learned or plain.\n")
 
 
 @pytest.mark.parametrize("what", ["detector", "text_tower", "guide"])

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from small_bundle import IMAGE_SIZE, content, learned_for, photo
 
+from prompt_tune.contract import LEAST_SCORE
 from prompt_tune.errors import PromptTuneError, VocabularyError
 from prompt_tune.runtime import detector as runtime
 from prompt_tune.runtime.boxes import distinct
@@ -273,9 +274,11 @@ def test_guide_mode_own_is_the_graph_with_that_guide(bundle: Path) -> None:
     own = learned_for(bundle, "one", "two", n_prompts=2, guide_mode="own", thresholds=np.float32(0))
     detector = Detector(bundle, use_bundled=False, threads=1)
     assert detector.load(own, "own") == "own"
-    found = detector.detect(image)[0].of("own")
+    found = detector.detect(image, learned_conf=0.0)[0].of("own")
     rows, _ = graph_rows(bundle, image, own.embeddings, np.zeros((0, 1, 512), np.float32))
     assert len(found) == len(rows) > 0
+    by_file = detector.detect(image)[0].of("own")  # a file's threshold of 0 lets nothing through below the floor
+    assert len(by_file) == (rows[:, 5] > np.float32(LEAST_SCORE)).sum() < len(rows)
     np.testing.assert_array_equal(found.scores, rows[:, 5])
     guided = learned_for(bundle, "one", "two", n_prompts=2, thresholds=np.float32(0))
     other = Detector(bundle, use_bundled=False, learned=[guided], threads=1).detect(image)[0].of("learned")
