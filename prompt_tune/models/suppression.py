@@ -2,10 +2,13 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms  # at module level: importing it while a graph is traced would fail
 
 from prompt_tune.contract import MAX_PER_CLASS, METRIC_CONF, NMS_IOU
+from prompt_tune.privacy import quiet_imports
 from prompt_tune.runtime.detections import Detections
+
+with quiet_imports():
+    from torchvision.ops import nms  # at module level: importing it while a graph is traced would fail
 
 CANDIDATES = 2000  # a name that means nothing to the detector scores on every anchor: all of them would take minutes
 

@@ -29,7 +29,7 @@ CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 CUDA_CURE = install("cuda")
 DRIVER_LIBRARY = "libcuda.so.1"  # comes with NVIDIA's driver; no pip package has it
-QUIET = 3  # ONNX Runtime's severity "error": its warnings about node placement do not help users
+QUIET = 4  # ONNX Runtime's severity "fatal": what it prints of an error, ours says too; its warnings do not help users
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _GPU_HINT = (
     "Check with `nvidia-smi` that a GPU is visible, and that its driver is new enough for this CUDA. Or use `cpu`."
@@ -78,12 +78,17 @@ def check_device_name(device: str | int) -> None:
 
 def quiet_onnxruntime() -> ModuleType:
     """ONNX Runtime, with its telemetry off: it would store a device ID in the home folder, and send it."""
-    is_new = "onnxruntime" not in sys.modules
+    is_new, was_off = "onnxruntime" not in sys.modules, _NO_TELEMETRY in os.environ
     os.environ.setdefault(_NO_TELEMETRY, "1")  # read once, when onnxruntime is imported
     import onnxruntime
 
-    if not is_new and os.environ[_NO_TELEMETRY] == "1":
+    if not is_new and not was_off and os.environ[_NO_TELEMETRY] == "1":
         onnxruntime.disable_telemetry_events()
+        logger.warning(
+            "onnxruntime was imported before prompt_tune, with its telemetry on: it may have stored a device ID in the "
+            "home folder, and may send it. Set %s=1 before the import. No more is collected from here on.",
+            _NO_TELEMETRY,
+        )
     return onnxruntime
 
 
