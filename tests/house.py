@@ -27,6 +27,7 @@ GROUND = (
     "run",
     "contract",
     "wording",
+    "texts",
     "hub",
 )  # modules, below all rooms
 DATA = ("prompts", "export")  # packages without code
