@@ -18,6 +18,7 @@ from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
 from prompt_tune.runtime.image_files import WRITTEN_SUFFIXES
 from prompt_tune.runtime.images import save_image
+from prompt_tune.wording import csv_cell
 
 COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"
@@ -203,7 +204,7 @@ class Csv(Sink):
         origin = _origin(frame)
         with told(self._path, DataError, cure=OTHER_OUT):
             for *row, box in _rows(found):
-                self._writer.writerow((*(origin.get(name) for name in ORIGIN), *row, *box))
+                self._writer.writerow(map(csv_cell, (*(origin.get(name) for name in ORIGIN), *row, *box)))
 
 
 class JsonLines(Sink):

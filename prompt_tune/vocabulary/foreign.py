@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import numpy as np
 
 from prompt_tune.contract import EMBED_DIM, Kind
 from prompt_tune.errors import VocabularyError
-from prompt_tune.files import saving
+from prompt_tune.files import MAX_METADATA_BYTES, saving
+from prompt_tune.texts import parse_json, regular_bytes
 from prompt_tune.vocabulary.checks import FloatArray
 from prompt_tune.vocabulary.format import ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
@@ -211,6 +213,8 @@ def _read_npz(source: Path) -> tuple[list[str], FloatArray]:
 
 def _load(source: Path) -> Any:
     """The array of a `.npy`, or the arrays of an `.npz` by name. Nothing is unpickled."""
+    if source.exists() and not source.is_file():  # reading a pipe could take forever
+        raise VocabularyError(f"{source} is no regular file. Give a .npy or .npz file.")
     try:
         loaded = np.load(source, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -219,7 +223,7 @@ def _load(source: Path) -> Any:
             return {key: loaded[key] for key in loaded}
     except FileNotFoundError as error:
         raise VocabularyError(f"{source}: there is no such file. Check the path.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise VocabularyError(f"{source} is not an array file of numbers, or is damaged ({error!s:.120}).") from error
 
 
@@ -237,7 +241,7 @@ def _checked_rows(array: np.ndarray, source: Path, *, leading: bool) -> FloatArr
 def _read_texts(path: Path) -> list[str]:
     """The first text of each class, which AILab's tools use."""
     try:
-        classes = json.loads(path.read_text("utf-8"))
+        classes = parse_json(regular_bytes(path, MAX_METADATA_BYTES).decode("utf-8"))
     except FileNotFoundError as error:
         raise VocabularyError(f"No class names: there is no {path}. Name the JSON file with --classes.") from error
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.errors import DataError
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
 from prompt_tune.media.sources import Frame
+from prompt_tune.runtime.detections import Detections
 
 
 def test_coco_document_has_images_frames_and_their_detections(tmp_path: Path) -> None:
@@ -120,6 +121,26 @@ def test_csv_has_a_line_for_each_detection(tmp_path: Path) -> None:
         ['a,"b".png', "", "", "", "learned", "gizmo: [a]", "0.25", "8.5", "4.5", "24.5", "20.5"],
         ["clip.mov/000000.jpg", "clip.mov", "0", "0.0", "original", "person", "0.5", "8.0", "4.0", "24.0", "20.0"],
         ["clip.mov/000000.jpg", "clip.mov", "0", "0.0", "learned", "gizmo: [a]", "0.25", "8.5", "4.5", "24.5", "20.5"],
+    ]
+
+
+def test_csv_has_no_cell_that_a_spreadsheet_runs(tmp_path: Path) -> None:
+    frame = image_frame("=cmd|'/c calc'!A1.png")
+    hostile = Detections(
+        np.array([[-1, 2, 3, 4]], np.float32),
+        np.array([0.5], np.float32),
+        np.zeros(1, np.int64),
+        ("@SUM(A1)",),
+        ("-label",),
+        size_wh=(60, 40),
+    )
+    with Csv(tmp_path) as sink:
+        sink.write(frame, hostile)
+    with open(tmp_path / "detections.csv", encoding="utf-8", newline="") as file:
+        (_, row) = csv.reader(file)
+    assert row == [
+        *("'=cmd|'/c calc'!A1.png", "", "", "", "'-label", "'@SUM(A1)"),
+        *("0.5", "-1.0", "2.0", "3.0", "4.0"),  # numbers stay numbers
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from vocabularies import DETECTOR, TOWER, learned, refusal_of, unit_rows
 from prompt_tune.vocabulary.foreign import convert, from_foreign, to_foreign
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
+DEEP: object = []
+for _ in range(100):
+    DEEP = [DEEP]
 NAMES = ("person", "traffic light", "Käfer")
 
 
@@ -34,6 +38,18 @@ def original() -> Vocabulary:
 def write_ailab(folder: Path, rows: np.ndarray, texts: object = None) -> Path:
     np.save(folder / "a.npy", rows)
     (folder / "a.json").write_text(json.dumps([[name] for name in NAMES] if texts is None else texts))
+    return folder / "a.npy"
+
+
+def write_pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "a.npy")
+    return folder / "a.npy"
+
+
+def write_huge(folder: Path) -> Path:
+    """A file whose header promises 4 PB."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1024), }"
+    (folder / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     return folder / "a.npy"
 
 
@@ -154,6 +170,13 @@ def test_rows_of_float16_need_normalise(original: Vocabulary, tmp_path: Path) ->
         (lambda folder: write_ailab(folder, unit_rows(3), ["a", "b", "c"]), "must hold class names"),
         (lambda folder: write_ailab(folder, unit_rows(3), [["a"], [], ["c"]]), "must hold class names"),
         (lambda folder: write_ailab(folder, unit_rows(3), [["a"], ["a"], ["c"]]), "Class names must be unique"),
+        (
+            lambda folder: write_ailab(folder, unit_rows(3), [["a"], ["exe.\u202egnp"], ["c"]]),
+            "control the direction of text",
+        ),
+        (lambda folder: write_ailab(folder, unit_rows(3), DEEP), "is not a readable JSON file (it is nested more than"),
+        (lambda folder: write_pipe(folder), "is no regular file"),
+        (lambda folder: write_huge(folder), "is not an array file of numbers, or is damaged"),
         (lambda folder: write_ibai(folder, unit_rows(2, 3)), "must be float32 (1, n_cls, 512)"),
         (lambda folder: write_ibai(folder, unit_rows(3), class_list=np.arange(3)), "`class_list` must be strings"),
         (lambda folder: write_ibai(folder, unit_rows(3), class_list=np.array(["a"])), "Received: 1 names, 3 rows."),
