@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prompt_tune.cli.options import Command
+from prompt_tune.cli.terminal import echo
 
 if TYPE_CHECKING:
     from prompt_tune.runtime.providers import Device
@@ -45,5 +46,5 @@ def command(out: Path, n_images: int, seed: int, device: "Device") -> None:
     table.add_row("bits of original detections changed", "", f"{summary.original_bits_changed}")
     table.add_row("seconds", "", f"{summary.seconds:.1f}")
     Console().print(table)
-    click.echo("New classes: with plain names, then with learned prompts. Original classes: without, then with them.")
-    click.echo(f"See {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")
+    echo("New classes: with plain names, then with learned prompts. Original classes: without, then with them.")
+    echo(f"See {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")
