@@ -23,6 +23,7 @@ NMS_IOU = 0.7  # ultralytics' default for suppression
 UNLIMITED = 1.0  # NMS IoU of a class without its own: no overlap exceeds it
 MAX_PER_CLASS = 300  # detections per class and image, ultralytics' `max_det`
 METRIC_CONF = 0.001  # ultralytics' `conf` for validation: low enough to keep the tail of the precision-recall curve
+LEAST_SCORE = METRIC_CONF  # thresholds of learned vocabularies let nothing below through: `fit` looks no lower either
 
 # data sets
 HOLD_OUT = "hold_out"  # key of a YAML whose `val` repeats `train`, since other tools want a `val`: images are held out
@@ -32,6 +33,7 @@ Precision = Literal["float32", "float16"]  # of convolutions and attention; boxe
 GRAPH_VERSION = 1
 INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
 OUTPUTS = ("original_detections", "learned_detections")
+DETECTION_COLUMNS = 7  # image index, x1, y1, x2, y2, score, class
 
 
 def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ export class Detector {
   /** Adds a learned or plain vocabulary. Returns its label, class names and guide mode. */
   load(buffer, fileName) {
     const vocabulary = readVocabulary(buffer, fileName);
+    if (vocabulary.kind === "original") throw new Error(`${fileName} is an original vocabulary; add one of kind learned or plain.`);
     checkMadeFor(vocabulary, this.metadata.detector, this.original);
     const { label, names, guide_mode: guideMode } = vocabulary;
     if (label === ORIGINAL || this.learned.has(label)) {

@@ -4,6 +4,7 @@ export const ORIGINAL = "original"; // label of the vocabulary that the detector
 export const SUFFIX = ".vocab.safetensors";
 const VERSIONS = [1, 2]; // 2: with box_offsets
 const EMBED_DIM = 512;
+const LEAST_SCORE = 0.001; // thresholds of learned vocabularies let nothing below through
 const ROUNDING = 1e-5; // the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 
 /** Reads a file: 8 bytes with the size of the header, a JSON header, raw little-endian float32. */
@@ -108,7 +109,8 @@ export function graphConf(packed, conf) {
     const changed = scale !== 1 || shift !== 0;
     lowest = Math.min(lowest, changed ? sigmoid((logit(limit) - shift) / scale) * (1 - ROUNDING) : limit);
   }
-  return lowest;
+  const floor = conf === null && packed.classes.every(({ part }) => part.kind !== "original");
+  return floor ? Math.max(lowest, LEAST_SCORE) : lowest;
 }
 
 /** A score with its logit scaled and shifted, if the class's vocabulary has a calibration. */

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompt_tune.contract import GRAPH_VERSION, INPUTS, MAX_PER_CLASS, METADATA_KEY, OUTPUTS
+from prompt_tune.contract import DETECTION_COLUMNS, GRAPH_VERSION, INPUTS, MAX_PER_CLASS, METADATA_KEY, OUTPUTS
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing
 from prompt_tune.models.suppression import suppress
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
-DETECTION_COLUMNS = 7  # image index, x1, y1, x2, y2, score, class
 DYNAMIC_AXES = {
     "images": {0: "batch", 2: "height", 3: "width"},
     "original": {0: "n_original", 1: "n_prompts"},

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tune.contract import METRIC_CONF, NMS_IOU, Precision
+from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
-from prompt_tune.runtime.providers import Device
 from prompt_tune.runtime.session import GraphSession
 from prompt_tune.runtime.state import State, Wanted
 from prompt_tune.vocabulary.checks import check_made_for
@@ -45,9 +44,13 @@ class Detector:
     A detector can be pickled: it is loaded again from its bundle, with the same options and vocabularies. It can be
     used in a forked child, which opens the graph again at its first call. On a GPU, that is a `ProviderError`.
 
+    What a vocabulary can cost is limited: the graph gives at most 300 boxes per class and image
+    (`contract.MAX_PER_CLASS`), and by the threshold of a learned or plain vocabulary nothing counts whose score is not
+    above 0.001 (`contract.LEAST_SCORE`), whatever the file says. Both hold for each class for itself.
+
     Attributes:
         bundle: The bundle's folder.
-        device: Where the graph runs: "cpu", "cuda" or "tensorrt".
+        device: Where the graph runs: "cpu", "cuda" for the first GPU, "cuda:1" for the second, and so on.
         precision: Of the graph: "float32" or "float16".
         digest: SHA-256 (hex) of the detector.
         image_size: Side in pixels of the square that images are letterboxed to.
@@ -57,7 +60,7 @@ class Detector:
         self,
         bundle: str | Path,
         *,
-        device: Device = "cpu",
+        device: str | int = "cpu",
         learned: Sequence[str | Path | Vocabulary] = (),
         use_bundled: bool = True,
         image_size: int | None = None,
@@ -67,8 +70,8 @@ class Detector:
 
         Args:
             bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
-            device: "cpu", "cuda", "tensorrt" (experimental), or "auto", which is CUDA if it works and else the CPU. A
-                device that is not available is an error.
+            device: "cpu", "cuda" (the first GPU), "cuda:1" or 1 (the second), or "auto", which is CUDA if it works and
+                else the CPU. A device that is not available is an error.
             learned: Further learned or plain vocabularies for the same detector, as files or objects.
             use_bundled: Whether to load the bundle's own learned vocabulary.
             image_size: Side in pixels of the square that images are letterboxed to, a multiple of 32. By default, the
@@ -87,7 +90,7 @@ class Detector:
         self._options: dict[str, Any] = {"device": device, "image_size": image_size, "threads": threads}
         self._session = GraphSession(self.bundle / GRAPH_FILE, device=device, threads=threads)
         metadata = self._session.metadata
-        self.device: Device = self._session.device
+        self.device = self._session.device
         self.precision: Precision = metadata["precision"]
         self.digest: str = metadata["detector"]
         self.image_size = metadata["image_size"] if image_size is None else image_size
@@ -145,6 +148,11 @@ class Detector:
         if not isinstance(vocabulary, Vocabulary):
             name = name or Path(vocabulary).name.removesuffix(VOCABULARY_SUFFIX)
             vocabulary = Vocabulary.load(vocabulary)
+        if vocabulary.kind == "original":
+            raise VocabularyError(
+                f"{place} is of kind `original`: it guides a detector, and a bundle has its own. Load a vocabulary of "
+                "kind `learned` or `plain`."
+            )
         self._check_made_for_this(vocabulary, place)
         with self._lock.get():
             loaded = self._state.learned
@@ -192,7 +200,8 @@ class Detector:
                 images are turned upright as their EXIF orientation says.
             iou: In 0..1. A box is dropped if it overlaps a better one of its class by more than this. By default 0.7,
                 and for a class whose vocabulary has a tighter limit, that limit.
-            conf: In 0..1, the score above which a detection counts. By default, each class's own threshold.
+            conf: In 0..1, the score above which a detection counts. By default, each class's own threshold; a class
+                that is not original also needs a score, before calibration, above `contract.LEAST_SCORE`, 0.001.
             original_conf: The same for all classes of the original vocabulary; overrides `conf`.
             learned_conf: The same for all other vocabularies; overrides `conf`.
             show: Only these classes, see `choose_classes`.
@@ -227,7 +236,7 @@ class Detector:
         own = (  # a pass each, so only if it is wanted
             part for part in state.own.values() if not chosen.isdisjoint(part.packed.classes)
         )
-        wanted += [Wanted.of(part, learned_conf, iou, chosen) for part in (state.together, *own)]
+        wanted += [Wanted.of(part, learned_conf, iou, chosen, least=LEAST_SCORE) for part in (state.together, *own)]
         images = _as_list(images)
         found = []
         at_once = max(1, min(batch, MAX_SCORES // (self._n_anchors() * state.n_rows)))

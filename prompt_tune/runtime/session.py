@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prompt_tune.contract import INPUTS, OUTPUTS, read_metadata
+from prompt_tune.contract import DETECTION_COLUMNS, INPUTS, MAX_PER_CLASS, OUTPUTS, read_metadata
 from prompt_tune.errors import GraphError, ProviderError
+from prompt_tune.runtime.devices import gpu_index
 from prompt_tune.runtime.processes import PerProcess
-from prompt_tune.runtime.providers import Device, device_of, open_session
+from prompt_tune.runtime.providers import device_of, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -20,11 +21,11 @@ class GraphSession:
     A forked child opens the graph again at its first call, because ONNX Runtime's threads do not survive a fork.
 
     Attributes:
-        device: Where the graph runs: "cpu", "cuda" or "tensorrt".
+        device: Where the graph runs: "cpu", "cuda" for the first GPU, "cuda:1" for the second, and so on.
         metadata: Of the graph, see `contract.read_metadata`.
     """
 
-    def __init__(self, path: Path, *, device: Device = "cpu", threads: int = 0) -> None:
+    def __init__(self, path: Path, *, device: str | int = "cpu", threads: int = 0) -> None:
         """Open a graph.
 
         Args:
@@ -54,9 +55,11 @@ class GraphSession:
         """
         from onnxruntime import OrtValue
 
-        place = "cpu" if self.device == "cpu" or not array.size else "cuda"  # GPU memory cannot hold an empty array
         self._sessions.get()  # in a forked child, refuses a GPU before CUDA does
-        return OrtValue.ortvalue_from_numpy(array, place)
+        index = gpu_index(self.device) if array.size else None  # GPU memory cannot hold an empty array
+        if index is None:
+            return OrtValue.ortvalue_from_numpy(array, "cpu")
+        return OrtValue.ortvalue_from_numpy(array, "cuda", index)
 
     def run(
         self,
@@ -82,7 +85,7 @@ class GraphSession:
             The graph's outputs, two float32 (n, 7), with the same bits as those of a plain `session.run`.
 
         Raises:
-            GraphError: ONNX Runtime fails.
+            GraphError: ONNX Runtime fails, or the graph is not of prompt-tune: its rows break their limits.
             ProviderError: This is a forked child, and the parent's session is on a GPU.
         """
         session = self._session
@@ -105,7 +108,25 @@ class GraphSession:
                 f"ONNX Runtime failed on images {tuple(images.shape())} ({reason:.200}). Try a smaller batch or image "
                 "size."
             ) from error
+        sizes = [vocabulary.shape()[0] for vocabulary in (original, learned)]
+        for rows, n_cls in zip((original_rows, learned_rows), sizes, strict=True):
+            self._check_rows(rows, images.shape()[0], n_cls)
         return original_rows, learned_rows
+
+    def _check_rows(self, rows: np.ndarray, n_images: int, n_cls: int) -> None:
+        """Refuse rows that no graph of `export` gives: the rest of the runtime relies on their limits."""
+        whole = rows.dtype == np.float32 and rows.ndim == 2 and rows.shape[1] == DETECTION_COLUMNS
+        if whole and len(rows):
+            image, index = rows[:, 0], rows[:, 6]
+            whole = image.min() >= 0 and image.max() < n_images and index.min() >= 0 and index.max() < n_cls
+            if whole:  # false for NaN too
+                place = image.astype(np.int64) * n_cls + index.astype(np.int64)
+                whole = np.bincount(place).max() <= MAX_PER_CLASS
+        if not whole:
+            raise GraphError(
+                f"`{self._path}` gives what no graph of prompt-tune gives: at most {MAX_PER_CLASS} rows of "
+                f"{DETECTION_COLUMNS} numbers per class and image. Export the run again."
+            )
 
     @property
     def _session(self) -> "InferenceSession":

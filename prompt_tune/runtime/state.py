@@ -102,9 +102,23 @@ class Wanted:
     conf: float
 
     @classmethod
-    def of(cls, loaded: Loaded, conf: float | None, iou: float | None, chosen: frozenset[ClassKey]) -> "Wanted":
-        """From the caller's threshold and limit of overlap, and the classes that are shown."""
+    def of(
+        cls,
+        loaded: Loaded,
+        conf: float | None,
+        iou: float | None,
+        chosen: frozenset[ClassKey],
+        *,
+        least: float = 0.0,
+    ) -> "Wanted":
+        """From the caller's threshold and limit of overlap, and the classes that are shown.
+
+        Without a threshold of the caller, only uncalibrated scores above `least` count.
+        """
         packed = loaded.packed
         shown = np.array([key in chosen for key in packed.classes], dtype=bool)
         limits = packed.limits(conf)
-        return cls(loaded, shown, limits, packed.overlaps(iou), packed.graph_conf(shown, limits))
+        graph_conf = packed.graph_conf(shown, limits)
+        if conf is None:
+            graph_conf = max(graph_conf, least)
+        return cls(loaded, shown, limits, packed.overlaps(iou), graph_conf)

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import learned_for_tiny, make_bundle
+from damage import cases
 from PIL import Image
 from places import ROOT
 from small_bundle import learned_for, photo, small_bundle
@@ -172,6 +174,25 @@ def test_reader_gives_what_vocabulary_load_gives_in_few_lines(program: ModuleTyp
     assert len(inspect.getsource(program.read_vocabulary).splitlines()) <= MOST_LINES_OF_READER
 
 
+def test_thresholds_of_a_file_have_the_runtimes_floor(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(64, 96)).save(tmp_path / "photo.png")
+    for fields in ({"thresholds": np.float32(0)}, {"calibration": np.tile([[1e-6, 20]], (2, 1))}):
+        more = save(learned_for(bundle, "a", "b", nms_iou=[0.5, 1], **fields), tmp_path / "more.vocab.safetensors")
+        done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", more)
+        (answer,) = json.loads(done.stdout)
+        wanted = Detector(bundle, learned=[more])
+        assert answer["detections"] == rows_of(wanted, tmp_path / "photo.png", None)
+        (without,) = wanted.detect(tmp_path / "photo.png", learned_conf=0.0)
+        assert sum(one["vocabulary"] == "more" for one in answer["detections"]) < len(without.of("more"))
+
+
+def test_original_vocabulary_as_a_learned_one_is_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(32, 32)).save(tmp_path / "photo.png")
+    shutil.copy(bundle / "original.vocab.safetensors", tmp_path / "more.vocab.safetensors")
+    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", tmp_path / "more.vocab.safetensors")
+    assert (done.returncode, done.stderr) == (1, "more: of kind original; it must be learned or plain.\n")
+
+
 @pytest.mark.parametrize("what", ["detector", "text_tower", "guide"])
 def test_vocabulary_made_for_another_is_refused_in_one_line(what: str, bundle: Path, tmp_path: Path) -> None:
     Image.fromarray(photo(32, 32)).save(tmp_path / "photo.png")
@@ -320,3 +341,48 @@ def test_drawing_shows_both_of_two_equal_boxes(program: ModuleType) -> None:
     picture = np.asarray(program.draw(Image.new("RGB", (200, 200)), found, None)).reshape(-1, 3)
     for colour in ((0x9F, 0xB3, 0xC8), (0xFF, 0x7A, 0x1A)):
         assert (picture == colour).all(axis=1).sum() > 400
+
+
+@pytest.mark.timeout(180)
+def test_damaged_pictures_pipes_and_loops_are_one_line_each(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in cases(200, 150):
+        (folder / name).write_bytes(content)
+    Image.fromarray(photo(20, 30)).save(folder / "good.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop").symlink_to(folder)
+    long = tmp_path / ("x" * 251 + ".png")
+    Image.fromarray(photo(20, 30)).save(long)
+    sources = (folder, long, tmp_path / "a\nb.png", folder / "pipe.png", Path("/dev/zero"), tmp_path / ("y" * 4000))
+    done = run(*sources, "--bundle", bundle, "--draw", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-500:]
+    results = [Path(result["image"]).name for result in json.loads(done.stdout)]
+    assert {"good.png", long.name} <= set(results)
+    skipped = 151 + 1 + 4 - len(results)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("1 not looked at") and "pipe.png" in lines[0]
+    assert sum(line.startswith("Skipped: ") for line in lines) == skipped > 75
+    assert lines[-1] == f"{len(results)} images, {skipped} skipped"
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*") if path.name == long.name) == [long.name]
+
+
+def test_font_that_is_no_file_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(20, 30)).save(tmp_path / "a.png")
+    done = run(tmp_path / "a.png", "--bundle", bundle, "--draw", tmp_path / "out", "--font", "/dev/zero")
+    assert (done.returncode, done.stderr) == (1, "/dev/zero: there is no such file.\n")
+
+
+def test_drawings_that_their_format_cannot_hold_are_named_and_a_fax_is_drawn_in_colour(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (17_000, 2)).save(folder / "a.webp", "PNG")
+    Image.new("1", (40, 30)).save(folder / "fax.tif", compression="group4")
+    done = run(folder, "--bundle", bundle, "--draw", tmp_path / "out", "--conf", "0")
+    assert done.returncode == 0 and len(json.loads(done.stdout)) == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{tmp_path / 'out' / 'a.webp'} cannot hold 17000 x 2: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fax.tif"]
+    assert Image.open(tmp_path / "out" / "fax.tif").mode == "RGB"

@@ -252,3 +252,38 @@ def test_yolo_of_a_video_is_read_by_ultralytics_and_supervision_as_it_is(
     assert roboflow.classes == ["person", "truck", "gizmo: [a]"]
     counts = {Path(path).name: len(annotations) for path, _, annotations in roboflow}
     assert counts == {"clip_000000.jpg": 0, "clip_000001.jpg": 1, "clip_000002.jpg": 2}
+
+
+def test_names_of_a_data_set_are_cut_where_disks_take_no_longer_ones(tmp_path: Path) -> None:
+    """All lie in one folder, so the names of the folders that they lay in are added."""
+    deep = tmp_path / ("d" * 200) / ("e" * 200)
+    deep.mkdir(parents=True)
+    Image.fromarray(photo(40, 60)).save(deep / "a.png")
+    names = [f"{deep.parent.name}/{deep.name}/{name}.png" for name in "ab"]
+    with Yolo(tmp_path, CLASSES) as sink:
+        for name in names:
+            frame = image_frame(name, deep / "a.png")
+            sink.write(frame, found(frame))
+        for clip in ("v" * 251 + ".mp4", "\U0001f600" * 62 + ".mp4", "w" * 230 + "-1.mp4", "w" * 230 + "-2.mp4"):
+            for number, frame in enumerate(clip_frames(2)):
+                moved = Frame(clip, frame.image, number, 0.0)
+                sink.write(moved, found(moved))
+    images, labels = (
+        sorted(path.stem for path in (tmp_path / "yolo" / part).iterdir()) for part in ("images", "labels")
+    )
+    assert images == labels and len(images) == len(names) + 8
+    assert all(stem.isascii() or len(stem.encode()) <= 251 for stem in images)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_written_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.png")
+    Image.fromarray(photo(40, 60)).save(tmp_path / name)
+    frame = image_frame(name, tmp_path / name)
+    with Coco(tmp_path, CLASSES) as coco, Csv(tmp_path) as table, Yolo(tmp_path, CLASSES) as labels:
+        for sink in (coco, table, labels):
+            sink.write(frame, found(frame))
+    document = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
+    assert document["images"][0]["file_name"] == name
+    assert "a\\udcff.png" in (tmp_path / "detections.csv").read_text(encoding="utf-8")
+    assert (tmp_path / "yolo" / "images" / name).read_bytes() == (tmp_path / name).read_bytes()

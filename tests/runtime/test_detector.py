@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 from small_bundle import IMAGE_SIZE, content, learned_for, photo
 
+from prompt_tune.contract import LEAST_SCORE
 from prompt_tune.errors import PromptTuneError, VocabularyError
 from prompt_tune.runtime import detector as runtime
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import ImageInput, letterbox
-from prompt_tune.runtime.providers import Device, device_of
+from prompt_tune.runtime.providers import device_of
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 N_ANCHORS = sum((IMAGE_SIZE // stride) ** 2 for stride in (8, 16, 32))
@@ -273,9 +274,11 @@ def test_guide_mode_own_is_the_graph_with_that_guide(bundle: Path) -> None:
     own = learned_for(bundle, "one", "two", n_prompts=2, guide_mode="own", thresholds=np.float32(0))
     detector = Detector(bundle, use_bundled=False, threads=1)
     assert detector.load(own, "own") == "own"
-    found = detector.detect(image)[0].of("own")
+    found = detector.detect(image, learned_conf=0.0)[0].of("own")
     rows, _ = graph_rows(bundle, image, own.embeddings, np.zeros((0, 1, 512), np.float32))
     assert len(found) == len(rows) > 0
+    by_file = detector.detect(image)[0].of("own")  # a file's threshold of 0 lets nothing through below the floor
+    assert len(by_file) == (rows[:, 5] > np.float32(LEAST_SCORE)).sum() < len(rows)
     np.testing.assert_array_equal(found.scores, rows[:, 5])
     guided = learned_for(bundle, "one", "two", n_prompts=2, thresholds=np.float32(0))
     other = Detector(bundle, use_bundled=False, learned=[guided], threads=1).detect(image)[0].of("learned")
@@ -385,7 +388,7 @@ def test_load_of_1203_classes_takes_milliseconds(bundle: Path, tmp_path: Path, c
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_device_is_the_one_that_really_runs(device: Device, bundle: Path) -> None:
+def test_device_is_the_one_that_really_runs(device: str, bundle: Path) -> None:
     detector = Detector(bundle, device=device, threads=1)
     assert detector.device == device_of(detector._session._session)
     assert device == "auto" or detector.device == device

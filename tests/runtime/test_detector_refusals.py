@@ -121,6 +121,19 @@ def test_original_vocabulary_of_another_kind_or_detector_is_refused(bundle: Path
         Detector(tmp_path / "bundle")
 
 
+def test_original_vocabulary_as_a_learned_one_is_refused(bundle: Path, detector: Detector) -> None:
+    place = bundle / "original.vocab.safetensors"
+    for vocabulary, named in ((place, f"`{place}`"), (detector.vocabularies["original"], "The vocabulary")):
+        with pytest.raises(VocabularyError) as refusal:
+            detector.load(vocabulary, "again")
+        assert str(refusal.value) == (
+            f"{named} is of kind `original`: it guides a detector, and a bundle has its own. Load a vocabulary of kind "
+            "`learned` or `plain`."
+        )
+    with pytest.raises(VocabularyError, match="is of kind `original`"):
+        Detector(bundle, learned=[place])
+
+
 @pytest.mark.parametrize(
     ("image", "reason"),
     [

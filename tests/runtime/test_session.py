@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from forged import forged_graph
 from small_bundle import IMAGE_SIZE, small_bundle
 from vocabularies import unit_rows
 
@@ -87,3 +88,36 @@ def test_call_that_fails_says_on_what(graph: Path) -> None:
     arrays = np.zeros((1, 3, 33, 96), np.float32), unit_rows(2, 1), unit_rows(0, 1)
     with pytest.raises(GraphError, match=r"ONNX Runtime failed on images \(1, 3, 33, 96\)"):
         session.run(*map(session.upload, arrays), iou=0.7, original_conf=0.1, learned_conf=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "whole"),
+    [
+        ([], True),
+        ([[0, 1, 2, 3, 4, 0.5, 1]], True),
+        ([[0, 1, 2, 3, 4, 0.5, 1]] * 300 + [[1, 1, 2, 3, 4, 0.5, 1]] * 300, True),
+        ([[0, 1, 2, 3, 4, 0.5, 1]] * 301, False),
+        ([[0, 1, 2, 3, 4, 0.5, 2]], False),  # no such class
+        ([[0, 1, 2, 3, 4, 0.5, -1]], False),
+        ([[2, 1, 2, 3, 4, 0.5, 0]], False),  # no such image
+        ([[np.nan, 1, 2, 3, 4, 0.5, 0]], False),
+        ([[0, 1, 2, 3, 4, 0.5, np.nan]], False),
+        ([[0, 1, 2, 3, 4, 0.5]], False),
+        ([[0, 1, 2, 3, 4, 0.5, 0, 0]], False),
+    ],
+)
+def test_rows_that_no_graph_of_ours_gives_are_refused(rows: list[list[float]], whole: bool, tmp_path: Path) -> None:
+    path = forged_graph(tmp_path / "detector.onnx", rows=rows)
+    session = GraphSession(path, threads=1)
+    arrays = np.zeros((2, 3, 64, 64), np.float32), unit_rows(2, 1), unit_rows(2, 1)
+    uploaded = [session.upload(array) for array in arrays]
+    numbers = {"iou": 0.7, "original_conf": 0.1, "learned_conf": 0.1}
+    if whole:
+        assert session.run(*uploaded, **numbers)[0].shape == (len(rows), 7)
+        return
+    with pytest.raises(GraphError) as refusal:
+        session.run(*uploaded, **numbers)
+    assert str(refusal.value) == (
+        f"`{path}` gives what no graph of prompt-tune gives: at most 300 rows of 7 numbers per class and image. Export "
+        "the run again."
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from vocabularies import learned, unit_rows
 
+from prompt_tune.contract import LEAST_SCORE
 from prompt_tune.runtime.state import Loaded, State, Wanted
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
@@ -64,3 +65,16 @@ def test_wanted_takes_the_callers_numbers_and_classes(
     assert wanted.shown.tolist() == [False, True] and wanted.limits.tolist() == [np.float32(limit)] * 2
     assert wanted.conf == np.float32(limit) and wanted.nms_iou.tolist() == [0.5, np.float32(0.6)]
     assert Wanted.of(loaded, conf, None, frozenset()).conf == 1.0
+
+
+def test_thresholds_of_a_file_have_a_floor_that_the_callers_number_does_not_have() -> None:
+    # the calibration of the second class lets any score through
+    fields: dict[str, Any] = {"thresholds": [0.0, 0.5], "calibration": [[1, 0], [1e-6, 20]]}
+    loaded = Loaded.of({"one": learned("y", "z", **fields)}, lambda array: array)
+    chosen = frozenset(loaded.packed.classes)
+    assert Wanted.of(loaded, None, None, chosen).conf == 0.0
+    assert Wanted.of(loaded, None, None, chosen, least=LEAST_SCORE).conf == LEAST_SCORE == 0.001
+    assert Wanted.of(loaded, None, None, frozenset({("one", "z")}), least=LEAST_SCORE).conf == LEAST_SCORE
+    assert Wanted.of(loaded, 0.0, None, chosen, least=LEAST_SCORE).conf == 0.0
+    higher = Loaded.of({"one": learned("y", thresholds=0.25)}, lambda array: array)
+    assert Wanted.of(higher, None, None, frozenset({("one", "y")}), least=LEAST_SCORE).conf == 0.25
