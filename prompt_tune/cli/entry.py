@@ -102,7 +102,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # of a path that no rule of ours has caught
         place = f"`{error.filename}`: " if error.filename is not None else ""
-        click.echo(f"Error: {place}{error.strerror or error}. Check the path.", err=True)
+        _say(f"Error: {place}{error.strerror or error}. Check the path.")
         sys.exit(1)
 
 
