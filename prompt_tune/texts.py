@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_YAML_BYTES = 2**20  # a YAML with the names of ImageNet's 21,000 classes has 0.6 MB
 MAX_YAML_NODES = 2**16  # values in a YAML, with what an alias stands for counted each time
 MAX_DEPTH = 64  # lists and mappings inside one another; data sets have up to six
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _PIECE = 2**20
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b'[]{}"\\'))
@@ -176,6 +177,8 @@ def _bounded_loader() -> "type[yaml.SafeLoader]":
                 value = super().construct_object(node, deep)
                 if isinstance(value, int):
                     str(value)  # one with more digits than Python writes could be in no message
+                if isinstance(value, str) and _PAIR.search(value):  # JSON is YAML, and writes emoji as two halves
+                    return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
                 return value
             except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
                 kind = node.tag.rpartition(":")[2]
