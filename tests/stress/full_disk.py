@@ -1,7 +1,7 @@
 """Runs `fit`, `export`, `vocab merge` and `detect` on small disks that fill up, then makes room and runs them again.
 
-On the full disk: status 0, or status 1 and one line; an old bundle or vocabulary stays whole. With room: the bytes of a run
-that never met a full disk. `fit` goes on with `--resume`. The disks are tmpfs, so this needs to be root.
+On the full disk: status 0, or status 1 and one line; an old bundle or vocabulary stays whole. With room: the bytes of a
+run that never met a full disk. `fit` goes on with `--resume`. The disks are tmpfs, so this needs to be root.
 
 python tests/stress/full_disk.py --cases 20 --seed 1
 """
