@@ -27,6 +27,7 @@ GROUND = (
     "run",
     "contract",
     "wording",
+    "texts",
     "hub",
     "privacy",
 )  # modules, below all rooms

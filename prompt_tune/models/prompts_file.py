@@ -15,6 +15,7 @@ from prompt_tune.files import read_tensors, replacing, tensor_bytes
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.vocabulary.checks import check_made_for, listing
+from prompt_tune.vocabulary.names import kept_names
 
 FORMAT_VERSION = 2
 SETTINGS = ("class_specific", "token_position", "prompts_per_class", "initial_words")
@@ -58,7 +59,9 @@ def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]
     """
     fields, ctx = _read(path, tower)
     settings = {name: fields[name] for name in SETTINGS}
-    trained = PromptContext(tower, [tuple(names) for names in fields["classes"]], n_ctx=ctx.shape[-2], **settings)
+    trained = PromptContext(
+        tower, [tuple(kept_names(names)) for names in fields["classes"]], n_ctx=ctx.shape[-2], **settings
+    )
     with torch.no_grad():
         trained.ctx.copy_(ctx)
     if classes is None or list(classes) == trained.classes:

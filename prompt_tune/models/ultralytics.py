@@ -24,6 +24,7 @@ from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError
 from prompt_tune.privacy import quiet_imports
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.texts import MAX_YAML_BYTES, parse_yaml, regular_bytes
 from prompt_tune.version import install
 
 OFFICIAL = tuple(f"yolov8{scale}-world{version}.pt" for version in ("v2", "") for scale in "smlx")
@@ -69,7 +70,6 @@ def load_folder(folder: Path) -> nn.Module:
     Raises:
         ModelError: A file is missing, or YAML and weights do not make a YOLO-World.
     """
-    import yaml
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -77,10 +77,11 @@ def load_folder(folder: Path) -> nn.Module:
         if not (folder / part).is_file():
             raise ModelError(f"'{folder}' is not a detector: it has no {part}.")
     try:
-        model = build_world(yaml.safe_load((folder / "detector.yaml").read_text(encoding="utf-8")))
+        text = regular_bytes(folder / "detector.yaml", MAX_YAML_BYTES).decode("utf-8")
+        model = build_world(parse_yaml(text))
         state = load_file(folder / "detector.safetensors")
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-    except (yaml.YAMLError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
             f"'{folder}' is damaged: YAML and weights do not make a YOLO-World ({error!r:.150})."
         ) from error

@@ -67,7 +67,8 @@ def run_cases(check: Check, cases: int, *, seed: int = 0, first: int = 0, patien
         worker.join()
         if not hung and worker.exitcode == 0:
             break
-        died = signal.Signals(-worker.exitcode).name if (worker.exitcode or 0) < 0 else f"status {worker.exitcode}"
+        status = worker.exitcode or 0
+        died = signal.Signals(-status).name if status < 0 else f"status {status}"
         result.faults.append(
             f"case {now.value}: {f'longer than {patience:g} s' if hung else f'the process died, {died}'}"
         )

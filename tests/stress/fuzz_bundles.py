@@ -28,7 +28,7 @@ from prompt_tune.runtime.detector import Detector
 
 BUNDLE = TESTS / "data" / "bundle"  # random weights, half a million of them
 GRAPH = "detector.onnx"
-METADATA_VALUES = (
+METADATA_VALUES: tuple[Any, ...] = (
     0,
     -1,
     1,

@@ -91,7 +91,7 @@ def bases() -> tuple[tuple[str, bytes], ...]:
         name = {".jpg": "JPEG", ".tif": "TIFF", ".jp2": "JPEG2000", ".ppm": "PPM", ".pgm": "PPM"}.get(
             suffix, suffix[1:]
         )
-        image.save(file, format=name.upper(), **options)  # type: ignore[arg-type]
+        image.save(file, format=name.upper(), **options)
         files.append((suffix, file.getvalue()))
     return tuple(files)
 
