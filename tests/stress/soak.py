@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,7 +43,11 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
     alone = Detector(bundle, threads=1)
     original = alone.vocabularies["original"]
     originals = list(original.names)
-    made_for = {"detector": original.detector, "text_tower": original.text_tower, "guide": original.digest}
+    made_for: dict[str, Any] = {
+        "detector": original.detector,
+        "text_tower": original.text_tower,
+        "guide": original.digest,
+    }
     wanted = [content(alone.detect(image, conf=0.01, show=originals)[0].of("original")) for image in images]
     detector = Detector(bundle, threads=1)
     vocabularies = [learned(*(f"n{n} {i}" for i in range(n)), seed=n, **made_for) for n in SIZES]
