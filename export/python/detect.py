@@ -212,12 +212,7 @@ class Detector:
 
     def __init__(self, bundle: Path, learned: list[Path]) -> None:
         """Load everything; exit with a message if a vocabulary was made for something else."""
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(bundle / "detector.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-        self.graph = json.loads(self.session.get_modelmeta().custom_metadata_map["prompt-tune"])
+        self.session, self.graph = open_graph(bundle / "detector.onnx")
         self.original = read_vocabulary(bundle / "original.vocab.safetensors")
         self.learned = [read_vocabulary(path) for path in learned]
         labels = [vocabulary.label for vocabulary in (self.original, *self.learned)]
@@ -279,6 +274,31 @@ class Detector:
         for name, value in zip(("iou", "original_conf", "learned_conf"), numbers, strict=True):
             feed[name] = np.array([value], np.float32)
         return self.session.run(["original_detections", "learned_detections"], feed)
+
+
+def open_graph(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+    """The graph in ONNX Runtime, and its metadata, of which a forged graph could state anything."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        path.stat()  # a file that is missing is an OSError
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        about = strict_json(session.get_modelmeta().custom_metadata_map["prompt-tune"])
+        need(type(about["version"]) is int and about["version"] == 1, "it is of another version")
+        need(re.fullmatch("[0-9a-f]{64}", about["detector"]), "detector is not a digest")
+        strides, size, counts = about["strides"], about["image_size"], [about["image_size"], *about["strides"]]
+        need(all(type(count) is int and count > 0 for count in counts), "sizes must be counts")
+        need(strides == sorted(set(strides)) and len(strides) <= 8 and strides[-1] <= 256, "strides cannot be")
+        need(all(stride & (stride - 1) == 0 for stride in strides), "strides must be powers of two")
+        need(size <= 8192 and size % strides[-1] == 0, "image_size cannot be")
+        need(json.dumps(about.get("embed_dim", 512)) == "512", "embed_dim must be 512")
+        need(about.get("precision", "float32") in ("float32", "float16"), "unknown precision")
+    except OSError:
+        raise
+    except Exception as error:  # the errors of ONNX Runtime have no common base but Exception
+        reason = f" ({error})" if type(error) is ValueError else ""
+        raise SystemExit(f"{path}: not a graph of prompt-tune, or damaged{reason}. Export the run again.") from error
+    return session, about
 
 
 def packed(group: list[Vocabulary]) -> np.ndarray:
