@@ -1,9 +1,10 @@
 """Numbers and names that several rooms share: of vocabulary files, detection, data sets and the ONNX graph."""
 
-import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from prompt_tune import strict_json
 from prompt_tune.errors import GraphError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ HOLD_OUT = "hold_out"  # key of a YAML whose `val` repeats `train`, since other 
 Precision = Literal["float32", "float16"]  # of convolutions and attention; boxes, scores, suppression are float32
 GRAPH_VERSION = 1
 INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
+MAX_IMAGE_SIZE = 8192  # pixels of the square's side: 0.8 GB of float32; networks are made for 640 to 1280
+MAX_STRIDE = 256  # YOLO's largest is 64
+MAX_LEVELS = 8  # maps of different strides; YOLO-World has three
 OUTPUTS = ("original_detections", "learned_detections")
 DETECTION_COLUMNS = 7  # image index, x1, y1, x2, y2, score, class
 
@@ -44,11 +48,12 @@ def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[s
         path: Its file, as the error names it.
 
     Returns:
-        `version`, `detector` (digest), `image_size` (pixels), `strides` and `precision`, among others. An older graph
-        states no precision: it is float32.
+        `version`, `detector` (digest), `image_size` (pixels), `strides` and `precision`, among others, each of the
+        right type and within its limits. An older graph states no precision: it is float32.
 
     Raises:
-        GraphError: The graph has no such metadata, another version, or other inputs and outputs.
+        GraphError: The graph has no such metadata, another version, or other inputs and outputs; or what it states
+            cannot be.
     """
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     names = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
@@ -56,17 +61,37 @@ def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[s
     if text is None or names != (INPUTS, OUTPUTS):
         raise GraphError(f"`{path}` is an ONNX graph, but not one of prompt-tune's. {cure}")
     try:
-        metadata = {"precision": "float32"} | json.loads(text)
-        known = {"detector": str, "image_size": int, "strides": list}
-        whole = all(isinstance(metadata[key], kind) for key, kind in known.items())
-        whole = whole and metadata["precision"] in get_args(Precision)
+        metadata = {"precision": "float32"} | strict_json.parse(text)
         version = metadata["version"]
-    except (ValueError, KeyError, TypeError):
-        whole, version = False, GRAPH_VERSION
-    if version != GRAPH_VERSION:
+    except (ValueError, KeyError, TypeError) as error:
+        raise GraphError(f"`{path}` has damaged metadata. {cure}") from error
+    if type(version) is not int or version != GRAPH_VERSION:
         raise GraphError(
-            f"`{path}` has version {version}; this prompt-tune reads {GRAPH_VERSION}. Use a newer one, or export again."
+            f"`{path}` has version {version!r:.50}; this prompt-tune reads {GRAPH_VERSION}. Use a newer one, or export "
+            "again."
         )
-    if not whole:
+    for key, value in metadata.items():
+        if not may_be(key, value):
+            raise GraphError(f"`{path}` has damaged metadata: `{key}` cannot be {value!r:.50}. {cure}")
+    strides = metadata.get("strides", [])
+    if not metadata.keys() >= {"detector", "image_size", "strides"} or metadata["image_size"] % strides[-1]:
         raise GraphError(f"`{path}` has damaged metadata. {cure}")
     return metadata
+
+
+def may_be(key: str, value: object) -> bool:
+    """Whether a value of a graph's metadata can be true; unknown keys may have any."""
+    if key == "detector":
+        return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+    if key == "strides":  # powers of two, rising
+        return (
+            isinstance(value, list)
+            and 1 <= len(value) <= MAX_LEVELS
+            and all(type(one) is int and 1 <= one <= MAX_STRIDE and one & (one - 1) == 0 for one in value)
+            and value == sorted(set(value))
+        )
+    if key == "image_size":
+        return type(value) is int and 1 <= value <= MAX_IMAGE_SIZE
+    if key == "embed_dim":
+        return type(value) is int and value == EMBED_DIM
+    return key != "precision" or value in get_args(Precision)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompt_tune import strict_json
 from prompt_tune.contract import METADATA_KEY
 from prompt_tune.errors import PromptTuneError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MAX_METADATA_BYTES = 2**24  # 16 MiB of JSON; safetensors reads headers up to 100 MB
 SEAL = "content"  # the field of a sealed file with its digest
 MAX_NAME = 255  # bytes of a file name, on most disks
+HEADER_ENTRY = {"dtype", "shape", "data_offsets"}  # what a safetensors header says of a tensor
 MAKE_ROOM = "Choose another place or make room."
 logger = logging.getLogger(__name__)
 
@@ -171,6 +173,7 @@ def read_tensors(
 
     try:
         with safe_open(path, framework="numpy") as file:
+            _check_header(path)
             fields, names = _parse_metadata(file.metadata()), file.keys()
             check(fields, set(names))
             for name in sorted(names):
@@ -201,6 +204,21 @@ def read_sealed(
     return fields, tensors
 
 
+def _check_header(path: Path) -> None:
+    """Refuse what safetensors reads, but other readers of the file could read otherwise."""
+    with path.open("rb") as file:
+        text = file.read(int.from_bytes(file.read(8), "little")).decode()
+    try:
+        header = strict_json.parse(text)
+    except ValueError as error:
+        raise ValueError(f"its header is not JSON ({error})") from error
+    if not text.startswith("{"):
+        raise ValueError("its header does not begin with a brace")
+    for name, entry in header.items():
+        if name != "__metadata__" and set(entry) != HEADER_ENTRY:
+            raise ValueError(f"in its header, {name!r:.50} must have {sorted(HEADER_ENTRY)}. Received: {sorted(entry)}")
+
+
 def _parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """The fields in the metadata of a file."""
     if not metadata or METADATA_KEY not in metadata:
@@ -209,8 +227,8 @@ def _parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
         raise ValueError(f"its metadata must have no key but `{METADATA_KEY}`. Received: {sorted(metadata)}")
     _check_size(metadata[METADATA_KEY])
     try:
-        fields = json.loads(metadata[METADATA_KEY], object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
+        fields = strict_json.parse(metadata[METADATA_KEY])
+    except ValueError as error:
         raise ValueError(f"its metadata is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError("its metadata must be a JSON object")
@@ -220,13 +238,6 @@ def _parse_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 def _check_size(text: str) -> None:
     if len(text) > MAX_METADATA_BYTES:
         raise ValueError(f"metadata must fit in {MAX_METADATA_BYTES} bytes of JSON. Received: {len(text)}")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        raise ValueError("a key stands twice")
-    return keys
 
 
 def _swap(new: Path, folder: Path, backup: Path) -> None:

@@ -40,3 +40,50 @@ def forged_graph(path: Path, metadata: Any = None, rows: Any = ()) -> Path:
     helper.set_model_props(model, {METADATA_KEY: text})
     onnx.save(model, path)
     return path
+
+
+def forged_metadata() -> dict[str, Any]:
+    """By name, metadata that every reader must refuse: JSON, or text as it is."""
+    changes: dict[str, list[Any]] = {
+        "version": [0, 2, -1, "1", True, 1.0, None, [1], 10**400],
+        "detector": ["", "d" * 63, "D" * 64, "d" * 64 + "\n", None, 7, ["d" * 64], {}],
+        "image_size": [0, -64, 63, 65, 8224, 2**31, 10**30, "64", 64.0, True, None, [64], {}],
+        "strides": [
+            *([], [0], [-8, 16], [8, 16, 0], [8, 16, 33], [8, 16, 512], [16, 8], [8, 8, 16], [32, 16, 8], [2**40]),
+            *(
+                [8.0, 16],
+                ["8", "16"],
+                [True, 16],
+                [None],
+                [[8]],
+                32,
+                "8",
+                None,
+                {"8": 16},
+                [1, 2, 4, 8, 16, 32, 64, 128, 256],
+            ),
+        ],
+        "embed_dim": [0, 256, 513, "512", 512.0, True, None, [512]],
+        "precision": ["int8", "", None, 32, ["float32"], {}],
+    }
+    found: dict[str, Any] = {}
+    for key, values in changes.items():
+        found |= {f"{key} {value!r:.40}": GOOD | {key: value} for value in values}
+    for key in ("version", "detector", "image_size", "strides"):
+        found[f"no {key}"] = {name: value for name, value in GOOD.items() if name != key}
+    text = json.dumps(GOOD)
+    return found | {
+        "empty": "",
+        "cut": text[:-1],
+        "list": f"[{text}]",
+        "text": '"64"',
+        "nothing": "{}",
+        "null": "null",
+        "twice": text[:-1] + ', "image_size": 32}',
+        "nan": text.replace("64,", "NaN,"),
+        "infinity": text.replace("64,", "Infinity,"),
+        "exponent": text.replace("64,", "64e0,"),
+        "digits": text.replace("64,", "9" * 5000 + ","),
+        "deep": text.replace("64,", "[" * 100_000 + "]" * 100_000 + ","),
+        "bom": "\ufeff" + text,
+    }

@@ -26,6 +26,7 @@ GROUND = (
     "config",
     "run",
     "contract",
+    "strict_json",
     "wording",
     "texts",
     "hub",

@@ -4,6 +4,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from forged import GOOD, forged_metadata
 from onnx import TensorProto, helper
 from places import TESTS
 
@@ -38,6 +39,30 @@ def test_older_graph_without_precision_is_float32() -> None:
     assert read_metadata(session(json.dumps(WHOLE)), PLACE) == WHOLE | {"precision": "float32"}
     half = WHOLE | {"precision": "float16"}
     assert read_metadata(session(json.dumps(half)), PLACE) == half
+
+
+@pytest.mark.parametrize("name", forged_metadata())
+def test_forged_metadata_are_refused_in_one_line(name: str) -> None:
+    metadata = forged_metadata()[name]
+    with pytest.raises(GraphError) as refusal:
+        read_metadata(session(metadata if isinstance(metadata, str) else json.dumps(metadata)), PLACE)
+    text = str(refusal.value)
+    assert text.startswith(f"`{PLACE}` has ") and "\n" not in text and len(text) < 250
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_size": 8192},
+        {"image_size": 32},
+        {"strides": [8, 16, 32, 64]},
+        {"strides": [4]},
+        {"strides": [1, 256], "image_size": 256},
+        {"made_by": "someone"},
+    ],
+)
+def test_metadata_at_the_limits_are_read(changes: dict[str, Any]) -> None:
+    assert read_metadata(session(json.dumps(GOOD | changes)), PLACE) == GOOD | changes
 
 
 @pytest.mark.parametrize(

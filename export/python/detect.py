@@ -9,12 +9,16 @@ of vocabulary files.
 
 import argparse
 import ctypes
+import hashlib
 import importlib
 import json
 import logging
+import math
 import os
+import re
 import stat
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +31,8 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
 import onnxruntime
 
+DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")  # in the digest of the content
+MAX_FILE_BYTES = 2**31 + 2**28
 PAD_GREY = 114
 LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
@@ -80,17 +86,15 @@ class Vocabulary:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Read a safetensors file: 8 bytes with the size of the header, a JSON header, raw little-endian float32."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        data = file.read()
-    about = json.loads(header.pop("__metadata__")["prompt-tune"])
-    if about["version"] not in (1, 2):
-        raise SystemExit(f"{path}: format version {about['version']}; this program reads versions 1 and 2.")
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        tensors[name] = np.frombuffer(data[begin:end], "<f4").reshape(entry["shape"])
+    """Read a vocabulary file. One that breaks a rule of the format ends the program with a line that says which."""
+    try:
+        need(path.stat().st_size <= MAX_FILE_BYTES and path.is_file(), "it must be a file of at most 2.25 GiB")
+        about, tensors = read_file(path.read_bytes())
+        check_origin(about)
+        check_values(about, tensors)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = error if type(error) is ValueError else "not a vocabulary file, or damaged or cut short"
+        raise SystemExit(f"{path}: {reason}. Copy or build the file again.") from error
     n_cls = len(about["names"])
     unchanged = np.tile(np.array([1, 0], np.float32), (n_cls, 1))  # (n_cls, 2)
     return Vocabulary(
@@ -104,17 +108,105 @@ def read_vocabulary(path: Path) -> Vocabulary:
     )
 
 
+def read_file(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and tensors: 8 bytes with the size of the header, a JSON header, raw little-endian float32."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    need(8 < start <= len(data) and data[8:9] == b"{", "not a vocabulary file, or cut short")
+    header = strict_json(data[8:start].decode())
+    metadata = header.pop("__metadata__")
+    need(set(metadata) == {"prompt-tune"}, "its metadata must have the one key prompt-tune")
+    need(len(metadata["prompt-tune"]) <= 2**24, "more than 16 MiB of metadata")
+    about = strict_json(metadata["prompt-tune"])
+    version = about["version"]
+    known = type(version) is int and version in (1, 2)
+    need(known, f"format version {version!r:.50}; this program reads versions 1 and 2")
+    need(about.keys() - {"content"} == {*DIGESTED, "version", "provenance"}, "keys are missing or unknown")
+    n_cls, n_prompts = len(about["names"]), header["embeddings"]["shape"][1]
+    need(type(n_prompts) is int and n_prompts > 0 and n_cls * n_prompts <= 2**20, "wrong shapes")
+    shapes = {"embeddings": [n_cls, n_prompts, 512], "thresholds": [n_cls]}
+    shapes |= {"calibration": [n_cls, 2], "nms_iou": [n_cls], "box_offsets": [n_cls, 4]}
+    need({"thresholds"} <= header.keys() <= shapes.keys(), "tensors are missing or unknown")
+    need(version == 1 + ("content" in about or "box_offsets" in header), "its version does not go with its parts")
+    tensors, begin = {}, 0
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        end = begin + 4 * math.prod(shapes[name])
+        entry = {"data_offsets": [begin, end], "dtype": "F32", "shape": shapes[name]}
+        whole = json.dumps(header[name], sort_keys=True) == json.dumps(entry) and start + end <= len(data)
+        need(whole, f"{name} must be float32 {shapes[name]}, whole, and without a gap after the tensor before")
+        tensors[name] = np.frombuffer(data[start + begin : start + end], "<f4").reshape(shapes[name])
+        begin = end
+    need(start + begin == len(data), "more data than its tensors")
+    return about, tensors
+
+
+def check_origin(about: dict[str, Any]) -> None:
+    """Refuse names, kinds and digests that are unknown or do not go together."""
+    names = about["names"]
+    need(isinstance(names, list) and names and all(isinstance(name, str) for name in names), "names must be texts")
+    need(all(name.strip() for name in names) and len(set(names)) == len(names), "a name is empty or stands twice")
+    odd = {unicodedata.category(character) for character in "".join(names)} & {"Cc", "Cs", "Zl", "Zp"}
+    need(not odd, "a name has control characters")
+    need(about["kind"] in ("original", "learned", "plain"), "unknown kind")
+    need(about["guide_mode"] in ("original", "own"), "unknown guide mode")
+    for what in ("detector", "text_tower", "guide"):
+        any_detector = what == "detector" and about["kind"] == "plain" and about[what] == ""
+        need(any_detector or re.fullmatch("[0-9a-f]{64}", about[what]), f"{what} is not a digest")
+    need(isinstance(about["provenance"], dict), "provenance must be an object")
+
+
+def check_values(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Refuse numbers outside their ranges, NaN among them, and digests that are not those of the tensors."""
+    embeddings, thresholds = tensors["embeddings"], tensors["thresholds"]
+    norms = np.sqrt(np.einsum("cpd,cpd->cp", embeddings, embeddings, dtype=np.float64))
+    need((np.abs(norms - 1) <= 1e-4).all(), "embeddings must have unit length")
+    need(((thresholds >= 0) & (thresholds <= 1)).all(), "thresholds must be from 0 to 1")
+    if (calibration := tensors.get("calibration")) is not None:
+        need(np.isfinite(calibration).all() and (calibration[:, 0] > 0).all(), "wrong calibration")
+    if (nms_iou := tensors.get("nms_iou")) is not None:
+        need(((nms_iou > 0) & (nms_iou <= 1)).all(), "nms_iou must be above 0 and at most 1")
+    if (offsets := tensors.get("box_offsets")) is not None:
+        need((np.abs(offsets) <= np.float32(0.4)).all(), "box_offsets must be from -0.4 to 0.4")
+        need(about["kind"] != "original", "an original vocabulary has no box_offsets")
+    if about["kind"] == "original" or about["guide_mode"] == "own":
+        need(about["guide"] == hashlib.sha256(embeddings.tobytes()).hexdigest(), "guide must be its own digest")
+    if "content" in about:
+        head = [*(about[key] for key in DIGESTED), [[name, list(tensors[name].shape)] for name in sorted(tensors)]]
+        text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+        digest = hashlib.sha256(b"".join([text, *(tensors[name].tobytes() for name in sorted(tensors))]))
+        need(about["content"] == digest.hexdigest(), "damaged or changed: its content has not the digest it states")
+
+
+def strict_json(text: str) -> Any:
+    """JSON without keys that stand twice, numbers that are not finite, or more than 300 levels."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        need(len(dict(pairs)) == len(pairs), "a key stands twice")
+        return dict(pairs)
+
+    def finite(number: str) -> int | float:
+        need(math.isfinite(float(number)), f"a number is not finite: {number:.20}")
+        return int(number) if number.isdigit() else float(number)
+
+    value = json.loads(text, object_pairs_hook=unique, parse_int=finite, parse_float=finite, parse_constant=finite)
+    level, depth = [value], 0
+    while level := [part for part in level if isinstance(part, (dict, list))]:
+        need((depth := depth + 1) <= 300, "nested too deep")
+        level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
+    return value
+
+
+def need(holds: object, reason: str) -> None:
+    """Raises ValueError if something does not hold."""
+    if not holds:
+        raise ValueError(reason)
+
+
 class Detector:
     """The graph of a bundle, its original vocabulary and any learned ones."""
 
     def __init__(self, bundle: Path, learned: list[Path]) -> None:
         """Load everything; exit with a message if a vocabulary was made for something else."""
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(bundle / "detector.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-        self.graph = json.loads(self.session.get_modelmeta().custom_metadata_map["prompt-tune"])
+        self.session, self.graph = open_graph(bundle / "detector.onnx")
         self.original = read_vocabulary(bundle / "original.vocab.safetensors")
         self.learned = [read_vocabulary(path) for path in learned]
         labels = [vocabulary.label for vocabulary in (self.original, *self.learned)]
@@ -176,6 +268,31 @@ class Detector:
         for name, value in zip(("iou", "original_conf", "learned_conf"), numbers, strict=True):
             feed[name] = np.array([value], np.float32)
         return self.session.run(["original_detections", "learned_detections"], feed)
+
+
+def open_graph(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+    """The graph in ONNX Runtime, and its metadata, of which a forged graph could state anything."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        path.stat()  # a file that is missing is an OSError
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        about = strict_json(session.get_modelmeta().custom_metadata_map["prompt-tune"])
+        need(type(about["version"]) is int and about["version"] == 1, "it is of another version")
+        need(re.fullmatch("[0-9a-f]{64}", about["detector"]), "detector is not a digest")
+        strides, size, counts = about["strides"], about["image_size"], [about["image_size"], *about["strides"]]
+        need(all(type(count) is int and count > 0 for count in counts), "sizes must be counts")
+        need(strides == sorted(set(strides)) and len(strides) <= 8 and strides[-1] <= 256, "strides cannot be")
+        need(all(stride & (stride - 1) == 0 for stride in strides), "strides must be powers of two")
+        need(size <= 8192 and size % strides[-1] == 0, "image_size cannot be")
+        need(json.dumps(about.get("embed_dim", 512)) == "512", "embed_dim must be 512")
+        need(about.get("precision", "float32") in ("float32", "float16"), "unknown precision")
+    except OSError:
+        raise
+    except Exception as error:  # the errors of ONNX Runtime have no common base but Exception
+        reason = f" ({error})" if type(error) is ValueError else ""
+        raise SystemExit(f"{path}: not a graph of prompt-tune, or damaged{reason}. Export the run again.") from error
+    return session, about
 
 
 def packed(group: list[Vocabulary]) -> np.ndarray:

@@ -1,9 +1,11 @@
 // Runs a bundle's graph in onnxruntime-web, with any number of learned vocabularies beside the original one.
 
 import { letterbox, toImage } from "./letterbox.js";
-import { calibrated, checkMadeFor, distinct, graphConf, limitOf, moved, ORIGINAL, pack, readVocabulary } from "./vocabulary.js";
+import { calibrated, checkMadeFor, distinct, graphConf, limitOf, moved, ORIGINAL, pack, readVocabulary, strictJson } from "./vocabulary.js";
 
 const GRAPH_VERSION = 1;
+const STRIDES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+const MAX_IMAGE_SIZE = 8192;
 const IOU = 0.7; // the graph drops a box that overlaps a better one of its class by more than this
 const NOTHING = pack([]);
 // The WASM-only build is half the size of the build that can do both.
@@ -135,15 +137,34 @@ function keep(rows, packed, conf, placed) {
 function readMetadata(bytes) {
   try {
     for (const entry of fields(bytes, 14)) {
-      const [key, value] = [1, 2].map((number) => new TextDecoder().decode(fields(entry, number)[0]));
+      const text = new TextDecoder("utf-8", { ignoreBOM: true });
+      const [key, value] = [1, 2].map((number) => text.decode(fields(entry, number)[0]));
       if (key !== "prompt-tune") continue;
-      const metadata = JSON.parse(value);
-      if (metadata.version === GRAPH_VERSION) return metadata;
+      const metadata = strictJson(value, Infinity);
+      if (canBe(metadata)) return metadata;
     }
   } catch {
     // not a protobuf: the error below
   }
   throw new Error("detector.onnx is not a prompt-tune graph of a version that this page knows. Export the run again.");
+}
+
+/** Whether metadata can be true: a forged graph could state anything. */
+function canBe({ version, detector, strides, image_size: size, embed_dim: width = 512, precision = "float32" }) {
+  const rising = Array.isArray(strides) && strides.length > 0 && strides.length <= 8 && strides.every((one, i) => i === 0 || one > strides[i - 1]);
+  return (
+    version === GRAPH_VERSION &&
+    typeof detector === "string" &&
+    /^[0-9a-f]{64}$/.test(detector) &&
+    rising &&
+    strides.every((one) => STRIDES.includes(one)) &&
+    Number.isInteger(size) &&
+    size > 0 &&
+    size <= MAX_IMAGE_SIZE &&
+    size % strides.at(-1) === 0 &&
+    width === 512 &&
+    ["float32", "float16"].includes(precision)
+  );
 }
 
 /** The byte strings of one field of a protobuf message. */

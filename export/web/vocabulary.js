@@ -1,39 +1,140 @@
 // Reads vocabulary files (safetensors with one metadata key), and packs several of them into one input of the graph.
 
+import { sha256 } from "./sha256.js";
+
 export const ORIGINAL = "original"; // label of the vocabulary that the detector is deployed with
 export const SUFFIX = ".vocab.safetensors";
-const VERSIONS = [1, 2]; // 2: with box_offsets
+const VERSIONS = [1, 2]; // 2: with box_offsets or content
+const DIGESTED = ["names", "kind", "guide_mode", "detector", "text_tower", "guide"];
+const KEYS = [...DIGESTED, "version", "provenance"]; // and optionally `content`
 const EMBED_DIM = 512;
+const PER_CLASS = { embeddings: null, thresholds: [], calibration: [2], nms_iou: [], box_offsets: [4] }; // shapes
+const UNIT_TOLERANCE = 1e-4;
+const MAX_OFFSET = Math.fround(0.4);
+const MAX_ROWS = 2 ** 20; // prompts in all
+const MAX_METADATA = 2 ** 24; // characters
+const MAX_DEPTH = 300; // lists and objects inside one another
+const TOKENS = /("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}[\]]|-?\d[-+.\deE]*/g; // of JSON
 const LEAST_SCORE = 0.001; // thresholds of learned vocabularies let nothing below through
 const ROUNDING = 1e-5; // the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 
-/** Reads a file: 8 bytes with the size of the header, a JSON header, raw little-endian float32. */
+/** Reads a file: 8 bytes with the size of the header, a JSON header, raw little-endian float32. Refuses any other. */
 export function readVocabulary(buffer, fileName) {
-  const size = buffer.byteLength >= 8 ? Number(new DataView(buffer).getBigUint64(0, true)) : Infinity;
-  if (8 + size > buffer.byteLength) throw new Error(`${fileName} is not a vocabulary file, or it is cut short.`);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
-  const text = header.__metadata__?.["prompt-tune"];
-  if (text === undefined) throw new Error(`${fileName} is a safetensors file, but not a vocabulary of prompt-tune.`);
-  const about = JSON.parse(text);
-  if (!VERSIONS.includes(about.version)) {
-    throw new Error(`${fileName} has format version ${about.version}; this page reads versions ${VERSIONS.join(" and ")}.`);
+  try {
+    return { ...read(buffer), label: fileName.endsWith(SUFFIX) ? fileName.slice(0, -SUFFIX.length) : fileName };
+  } catch (error) {
+    const reason = error instanceof Refusal ? error.message : "is not a vocabulary file, or it is damaged or cut short";
+    throw new Error(`${fileName} ${reason}.`);
   }
-  const tensor = (name) => {
-    const [begin, end] = header[name].data_offsets;
-    return new Float32Array(buffer.slice(8 + size + begin, 8 + size + end));
-  };
-  const [count, nPrompts, width] = header.embeddings.shape;
-  if (count !== about.names.length || width !== EMBED_DIM) throw new Error(`${fileName} is damaged: wrong shapes.`);
+}
+
+/** The content of a file, after all checks of docs/formats.md. */
+function read(buffer) {
+  const start = buffer.byteLength >= 8 ? 8 + Number(new DataView(buffer).getBigUint64(0, true)) : Infinity;
+  need(start <= buffer.byteLength, "is not a vocabulary file, or it is cut short");
+  const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(new Uint8Array(buffer, 8, start - 8));
+  need(text[0] === "{", "is not a vocabulary file");
+  const { __metadata__: metadata, ...header } = strictJson(text, Infinity);
+  need(metadata && String(Object.keys(metadata)) === "prompt-tune", "is a safetensors file, but not a vocabulary of prompt-tune");
+  need(metadata["prompt-tune"].length <= MAX_METADATA, "has more than 16 MiB of metadata");
+  const about = strictJson(metadata["prompt-tune"], 1);
+  const { version, names, content } = about;
+  need(VERSIONS.includes(version), `has format version ${version}; this page reads versions ${VERSIONS.join(" and ")}`);
+  need(KEYS.every((key) => key in about), "lacks a part of its metadata");
+  need(Object.keys(about).every((key) => KEYS.includes(key) || key === "content"), "has metadata that this page does not know");
+  need(Object.keys(header).every((name) => name in PER_CLASS), "has a tensor that this page does not know");
+  need(version === ("content" in about || "box_offsets" in header ? 2 : 1), "has a version that does not go with its parts");
+  checkOrigin(about);
+
+  const nPrompts = header.embeddings.shape[1];
+  need(nPrompts > 0 && names.length * nPrompts <= MAX_ROWS, "is damaged: wrong shapes");
+  const tensors = {};
+  let begin = 0;
+  for (const [name, entry] of Object.entries(header).sort(([, one], [, other]) => one.data_offsets[0] - other.data_offsets[0])) {
+    const shape = [names.length, ...(name === "embeddings" ? [nPrompts, EMBED_DIM] : PER_CLASS[name])];
+    const end = begin + 4 * shape.reduce((product, side) => product * side);
+    const wanted = { dtype: "F32", shape, data_offsets: [begin, end] };
+    need(Object.keys(entry).length === 3, "is damaged: wrong header");
+    need(Object.keys(wanted).every((key) => JSON.stringify(entry[key]) === JSON.stringify(wanted[key])), `is damaged: ${name} is not ${shape} float32`);
+    need(start + end <= buffer.byteLength, "is cut short");
+    tensors[name] = new Float32Array(buffer.slice(start + begin, start + end));
+    begin = end;
+  }
+  need(start + begin === buffer.byteLength, "has more data than its tensors");
+  checkValues(about, tensors);
+  if (content !== undefined) {
+    const order = Object.keys(tensors).sort();
+    const digested = [...DIGESTED.map((key) => about[key]), order.map((name) => [name, header[name].shape])];
+    const parts = order.map((name) => new Uint8Array(tensors[name].buffer));
+    const digest = sha256(new TextEncoder().encode(JSON.stringify(digested)), ...parts);
+    need(content === digest, "was damaged or changed: its content does not have the digest that it states");
+  }
   return {
     ...about,
-    label: fileName.endsWith(SUFFIX) ? fileName.slice(0, -SUFFIX.length) : fileName,
     nPrompts,
-    embeddings: tensor("embeddings"), // (count, nPrompts, 512)
-    thresholds: tensor("thresholds"), // (count,)
-    calibration: header.calibration ? tensor("calibration") : null, // (count, 2): scale and shift of the logit
-    nmsIou: header.nms_iou ? tensor("nms_iou") : null, // (count,): a class's own limit of overlap, applied after the graph's
-    boxOffsets: header.box_offsets ? tensor("box_offsets") : null, // (count, 4): how far edges of its boxes move
+    embeddings: tensors.embeddings, // (count, nPrompts, 512)
+    thresholds: tensors.thresholds, // (count,)
+    calibration: tensors.calibration ?? null, // (count, 2): scale and shift of the logit
+    nmsIou: tensors.nms_iou ?? null, // (count,): a class's own limit of overlap, applied after the graph's
+    boxOffsets: tensors.box_offsets ?? null, // (count, 4): how far edges of its boxes move
   };
+}
+
+/** Refuses names, kinds and digests that are unknown or do not go together. */
+function checkOrigin({ names, kind, guide_mode, provenance, ...digests }) {
+  need(Array.isArray(names) && names.length > 0, "has no list of names");
+  need(names.every((name) => typeof name === "string" && /[^\p{Z}]/u.test(name)), "has a name that is empty or no text");
+  need(!names.some((name) => /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/u.test(name)), "has a name with control characters");
+  need(new Set(names).size === names.length, "has a name twice");
+  need(["original", "learned", "plain"].includes(kind), "is of an unknown kind");
+  need(["original", "own"].includes(guide_mode), "has an unknown guide mode");
+  for (const what of ["detector", "text_tower", "guide"]) {
+    const any = what === "detector" && kind === "plain" && digests[what] === "";
+    need(any || (typeof digests[what] === "string" && /^[0-9a-f]{64}$/.test(digests[what])), `is damaged: ${what} is no digest`);
+  }
+  need(provenance && typeof provenance === "object" && !Array.isArray(provenance), "is damaged: provenance is no object");
+}
+
+/** Refuses numbers outside their ranges, NaN among them. */
+function checkValues({ kind, guide_mode, guide }, { embeddings, thresholds, calibration, nms_iou, box_offsets }) {
+  for (let at = 0; at < embeddings.length; at += EMBED_DIM) {
+    let sum = 0;
+    for (let i = at; i < at + EMBED_DIM; i++) sum += embeddings[i] * embeddings[i];
+    need(Math.abs(Math.sqrt(sum) - 1) <= UNIT_TOLERANCE, "is damaged: embeddings are not of unit length");
+  }
+  const all = (numbers, rule) => numbers === undefined || numbers.every(rule);
+  need(thresholds !== undefined && all(thresholds, (one) => one >= 0 && one <= 1), "is damaged: thresholds are not in 0..1");
+  need(all(calibration, (one, i) => Number.isFinite(one) && (i % 2 === 1 || one > 0)), "is damaged: wrong calibration");
+  need(all(nms_iou, (one) => one > 0 && one <= 1), "is damaged: nms_iou is not in 0..1");
+  need(all(box_offsets, (one) => Math.abs(one) <= MAX_OFFSET), "is damaged: box_offsets are out of range");
+  need(kind !== "original" || box_offsets === undefined, "is an original vocabulary with box_offsets");
+  const own = kind === "original" || guide_mode === "own";
+  need(!own || sha256(new Uint8Array(embeddings.buffer)) === guide, "is damaged: its guide is not its own digest");
+}
+
+/** A JSON text, refused if a key stands twice, it is nested too deep, or numbers are not finite, or in its `whole` outermost levels not counts. */
+export function strictJson(text, whole) {
+  const value = JSON.parse(text);
+  const open = []; // the keys of each object around; lists have none
+  for (const [token, string, colon] of text.matchAll(TOKENS)) {
+    if (string !== undefined) {
+      if (colon === undefined) continue;
+      const key = JSON.parse(string);
+      need(!open.at(-1).has(key), "is damaged: a key stands twice");
+      open.at(-1).add(key);
+    } else if (token === "{" || token === "[") {
+      need(open.push(new Set()) <= MAX_DEPTH, "is nested too deep");
+    } else if (token === "}" || token === "]") {
+      open.pop();
+    } else need(Number.isFinite(Number(token)) && (open.length > whole || /^\d+$/.test(token)), `has a number ${token.slice(0, 20)}`);
+  }
+  return value;
+}
+
+class Refusal extends Error {}
+
+function need(holds, reason) {
+  if (!holds) throw new Refusal(reason);
 }
 
 /** Refuses a vocabulary that was made for another detector, text tower or guide. */

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompt_tune.contract import DETECTION_COLUMNS, GRAPH_VERSION, INPUTS, MAX_PER_CLASS, METADATA_KEY, OUTPUTS
+from prompt_tune.contract import (
+    DETECTION_COLUMNS,
+    GRAPH_VERSION,
+    INPUTS,
+    MAX_IMAGE_SIZE,
+    MAX_PER_CLASS,
+    METADATA_KEY,
+    OUTPUTS,
+    may_be,
+)
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing
 from prompt_tune.models.suppression import suppress
@@ -118,8 +127,11 @@ def export_graph(
         exact: The detector in float32, if `world` is its float16 copy (`half.half_world`).
 
     Raises:
-        GraphError: The graph is not valid, or disagrees with torch on shapes that were not traced.
+        GraphError: The graph is not valid, or disagrees with torch on shapes that were not traced; or the image size
+            is over its limit.
     """
+    if not may_be("image_size", image_size):
+        raise GraphError(f"`image_size` must be from 1 to {MAX_IMAGE_SIZE} pixels. Received: {image_size}.")
     metadata = {
         "version": GRAPH_VERSION,
         "detector": world.digest,

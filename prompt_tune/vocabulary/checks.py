@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from prompt_tune import strict_json
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import PromptTuneError, VocabularyError
 
@@ -109,7 +110,8 @@ def plain_json(provenance: object) -> dict[str, Any]:
     if not isinstance(provenance, dict):
         raise VocabularyError(f"`provenance` must be a JSON object. Received: {type(provenance).__name__}.")
     try:
-        return cast(dict[str, Any], json.loads(json.dumps(provenance, sort_keys=True, allow_nan=False)))
+        text = json.dumps(provenance, sort_keys=True, allow_nan=False)
+        return cast(dict[str, Any], strict_json.parse(text, depth=strict_json.MAX_DEPTH - 1))  # it lies in an object
     except (TypeError, ValueError, RecursionError) as error:
         raise VocabularyError(f"`provenance` must be plain JSON without NaN or infinity: {error}.") from error
 

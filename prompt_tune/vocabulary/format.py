@@ -3,6 +3,8 @@
 Whatever the format does not name is refused: another version, key, tensor or type.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,10 +22,12 @@ LEARNED_FILE = "learned.vocab.safetensors"
 FORMAT_VERSION = 2  # the newest
 MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `checks.MAX_ROWS`), and the rest
 FIELDS = {"names", "kind", "guide_mode", "detector", "text_tower", "guide", "provenance"}
+CONTENT = "content"  # optional: the digest of all that inference uses, see `content_digest`
+DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")  # in this order, and all tensors
 REQUIRED_TENSORS = {"embeddings", "thresholds"}
 OPTIONAL_TENSORS = {"calibration", "nms_iou", "box_offsets"}
-# tensors that change what is detected, by the first version that has them: an older reader must refuse the file
-SINCE = {"box_offsets": 2}
+# what an older reader would drop, by the first version that has it: it must refuse the file
+SINCE = {"box_offsets": 2, CONTENT: 2}
 
 
 class Provenance(TypedDict, total=False):
@@ -85,8 +89,25 @@ class Provenance(TypedDict, total=False):
     metrics: dict[str, float]
 
 
+def content_digest(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    """The digest of all that inference uses: it differs if a bit of the file's meaning does.
+
+    SHA-256 (hex) of a JSON list in UTF-8, without spaces and with every character as it is, and then the tensors in
+    the order of their names, as little-endian float32 in C order. The list holds the values of `DIGESTED`, then a list
+    with a pair (name, shape) for each tensor, in the same order.
+    """
+    order = sorted(tensors)
+    head = [*(fields[name] for name in DIGESTED), [[name, list(tensors[name].shape)] for name in order]]
+    digest = hashlib.sha256(json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+    for name in order:
+        digest.update(np.ascontiguousarray(tensors[name], dtype="<f4").data)
+    return digest.hexdigest()
+
+
 def encode(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
     """The content of a vocabulary file; equal arguments give equal bytes.
+
+    A file that needs version 2 has a digest of its content. Any other has none, so that older readers can read it.
 
     Args:
         fields: A value for each of `FIELDS`, plain JSON.
@@ -96,7 +117,9 @@ def encode(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float
         VocabularyError: Names and provenance take more than 16 MiB.
     """
     try:
-        return tensor_bytes(tensors, {"version": _version(tensors), **fields})
+        version = _version(tensors)
+        content = {CONTENT: content_digest(fields, tensors)} if version >= SINCE[CONTENT] else {}
+        return tensor_bytes(tensors, {"version": version, **fields, **content})
     except ValueError as error:
         raise VocabularyError(f"Too many names or too much provenance: {error}. Shorten them.") from error
 
@@ -109,7 +132,7 @@ def decode(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32
 
     Raises:
         VocabularyError: The file is missing, damaged or of an unknown version, or something in it is missing or not
-            part of the format.
+            part of the format, or its content has another digest than it says.
     """
     if not os.path.exists(path):
         raise VocabularyError("there is no such file. Check the path.")
@@ -122,6 +145,11 @@ def decode(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32
     except (OSError, ValueError) as error:
         raise VocabularyError(f"{error}. Copy or build the file again.") from error
     del fields["version"]
+    if CONTENT in fields and fields.pop(CONTENT) != content_digest(fields, tensors):
+        raise VocabularyError(
+            "its content does not have the digest that it states: it was damaged or changed. Copy or build the file "
+            "again."
+        )
     return fields, tensors
 
 
@@ -137,18 +165,20 @@ def _check(fields: dict[str, Any], tensors: set[str]) -> None:
         )
     if missing := sorted(FIELDS - fields.keys()):
         raise VocabularyError(f"its metadata lacks {', '.join(missing)}. Build the file again.")
-    if unknown := sorted(fields.keys() - FIELDS - {"version"}):
+    if unknown := sorted(fields.keys() - FIELDS - {"version", CONTENT}):
         raise VocabularyError(f"its metadata has unknown keys: {unknown}. Update prompt-tune.")
     if missing := sorted(REQUIRED_TENSORS - tensors):
         raise VocabularyError(f"it lacks the tensors {', '.join(missing)}. Build the file again.")
     if unknown := sorted(tensors - REQUIRED_TENSORS - OPTIONAL_TENSORS):
         raise VocabularyError(f"it has unknown tensors: {unknown}. Update prompt-tune.")
-    if version != (needed := _version(tensors)):
+    if version != (needed := _version({*tensors, *fields})):
         raise VocabularyError(
             f"format version {version}, but with its tensors a file has version {needed}. Build the file again."
+            if CONTENT not in fields
+            else f"format version {version}, but a file with a `{CONTENT}` digest has version {needed}. Build it again."
         )
 
 
-def _version(tensors: Iterable[str]) -> int:
-    """The version of a file with these tensors: the lowest that has them all."""
-    return max(SINCE.get(name, 1) for name in tensors)
+def _version(parts: Iterable[str]) -> int:
+    """The version of a file with these tensors and keys: the lowest that has them all."""
+    return max(SINCE.get(name, 1) for name in parts)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from places import ROOT
+from raw_vocabularies import golden_metadata, golden_tensors, raw_file
 from vocabularies import DETECTOR, GUIDE, TOWER, golden, learned, refusal_of
 
 from prompt_tune.errors import VocabularyError
@@ -21,51 +22,11 @@ from prompt_tune.files import MAX_METADATA_BYTES
 from prompt_tune.vocabulary.format import MAX_FILE_BYTES
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
+GOLDEN_SHA256_WITH_OFFSETS = "e5b6a550cfde0c5e8be9f6b6664bedefdd2bf1ecf9ee9f37a938cf4dabb713b7"
 GOLDEN_SHA256 = "55d03ded9a3bf7c1162328cdabab3db5f385d53ad6b23aaa7fd62b2408b756c2"
-
-
-def raw_file(
-    metadata: dict[str, Any] | None = None,
-    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] | None = None,
-    header: dict[str, Any] | None = None,
-) -> bytes:
-    """A safetensors file written by hand.
-
-    Args:    metadata: what the one metadata key holds. tensors: name -> (dtype, shape, bytes), in order.
-             header: entries to put in, or in the place of others.
-    """
-    tensors = golden_tensors() if tensors is None else tensors
-    entries: dict[str, Any] = {
-        "__metadata__": {"prompt-tune": json.dumps(metadata or golden_metadata(), sort_keys=True)}
-    }
-    offset = 0
-    for name, (dtype, shape, data) in tensors.items():
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
-    text = json.dumps(entries | (header or {}), separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values())
-
-
-def golden_metadata() -> dict[str, Any]:
-    return {
-        "version": 1,
-        "names": ["lorry", "Käfer"],
-        "kind": "learned",
-        "guide_mode": "original",
-        "detector": DETECTOR,
-        "text_tower": TOWER,
-        "guide": GUIDE,
-        "provenance": {"seed": 0, "metrics": {"ap50": 0.875}},
-    }
-
-
-def golden_tensors() -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    vocabulary = golden()
-    return {
-        "embeddings": ("F32", (2, 2, 512), vocabulary.embeddings.tobytes()),
-        "thresholds": ("F32", (2,), vocabulary.thresholds.tobytes()),
-    }
+DAMAGED = (
+    "its content does not have the digest that it states: it was damaged or changed. Copy or build the file again."
+)
 
 
 def refusal_of_file(tmp_path: Path, content: bytes) -> str:
@@ -79,9 +40,61 @@ def refusal_of_file(tmp_path: Path, content: bytes) -> str:
 # The file: what is in it, byte for byte
 
 
+def content_by_hand(offsets: np.ndarray | None = None) -> dict[str, Any]:
+    """The keys of a version 2 file with the digest of its content, worked out by hand from docs/formats.md."""
+    texts = ",".join(f'"{text}"' for text in ("learned", "original", DETECTOR, TOWER, GUIDE))
+    shapes = '["embeddings",[2,2,512]],["thresholds",[2]]'
+    data = b"".join(data for _, _, data in golden_tensors().values())
+    if offsets is not None:
+        shapes, data = f'["box_offsets",[2,4]],{shapes}', offsets.tobytes() + data
+    text = f'[["lorry","Käfer"],{texts},[{shapes}]]'
+    return {"version": 2, "content": hashlib.sha256(text.encode("utf-8") + data).hexdigest()}
+
+
 def test_file_of_golden_vocabulary_is_what_the_format_says() -> None:
     assert golden().to_bytes() == raw_file()
     assert hashlib.sha256(golden().to_bytes()).hexdigest() == GOLDEN_SHA256
+
+
+def test_load_of_any_flipped_bit_of_a_tensor_is_refused(tmp_path: Path) -> None:
+    vocabulary = learned("a", "b", calibration=[[2, 1], [1, 0]], nms_iou=0.5 * np.ones(2), box_offsets=np.zeros((2, 4)))
+    whole = vocabulary.to_bytes()
+    begin = 8 + struct.unpack("<Q", whole[:8])[0]
+    rng = np.random.default_rng(0)
+    for place in [*range(begin, begin + 48), *rng.integers(begin, len(whole), 150), len(whole) - 1]:
+        flipped = bytes([whole[place] ^ 1 << int(rng.integers(8))])
+        text = refusal_of_file(tmp_path, whole[:place] + flipped + whole[place + 1 :])
+        assert text == DAMAGED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": ["lorry", "Kafer"]},
+        {"names": ["Käfer", "lorry"]},
+        {"kind": "plain"},
+        {"detector": "e" * 64},
+        {"text_tower": "e" * 64},
+        {"guide": "e" * 64},
+        {"content": "0" * 64},
+        {"content": ""},
+        {"content": None},
+        {"content": ["0" * 64]},
+        {"names": "\ud800"},
+    ],
+)
+def test_load_of_content_with_another_digest_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    content = raw_file(golden_metadata() | content_by_hand() | changes)
+    assert refusal_of_file(tmp_path, content) == DAMAGED
+
+
+def test_content_digest_does_not_cover_the_provenance(tmp_path: Path) -> None:
+    path = tmp_path / "a.vocab.safetensors"
+    path.write_bytes(raw_file(golden_metadata() | content_by_hand() | {"provenance": {}}))
+    assert Vocabulary.load(path).provenance == {}
+    assert "a file with a `content` digest has version 2" in refusal_of_file(
+        tmp_path, raw_file(golden_metadata() | content_by_hand() | {"version": 1})
+    )
 
 
 def test_file_with_optional_tensors_holds_them_sorted_by_name(tmp_path: Path) -> None:
@@ -100,7 +113,11 @@ def test_file_with_box_offsets_is_version_2(tmp_path: Path) -> None:
     offsets = np.array([[-0.05, 0, 0.1, 0], [0, 0.4, 0, -0.4]], np.float32)
     tensors = {"box_offsets": ("F32", (2, 4), offsets.tobytes()), **golden_tensors()}
     saved = replace(golden(), box_offsets=offsets)
-    assert saved.to_bytes() == raw_file(golden_metadata() | {"version": 2}, tensors=tensors)
+    without = raw_file(golden_metadata() | {"version": 2}, tensors=tensors)
+    assert saved.to_bytes() == raw_file(golden_metadata() | content_by_hand(offsets), tensors=tensors) != without
+    assert hashlib.sha256(saved.to_bytes()).hexdigest() == GOLDEN_SHA256_WITH_OFFSETS
+    (tmp_path / "without.vocab.safetensors").write_bytes(without)
+    assert Vocabulary.load(tmp_path / "without.vocab.safetensors").to_bytes() == saved.to_bytes()
     saved.save(tmp_path / "a.vocab.safetensors")
     loaded = Vocabulary.load(tmp_path / "a.vocab.safetensors")
     assert loaded.box_offsets is not None and np.array_equal(loaded.box_offsets, offsets)
@@ -258,8 +275,8 @@ def without(key: str) -> bytes:
         (metadata_with(guide_mode="own"), "`guide` must be the vocabulary's own digest if"),
         (metadata_with(kind="plain", text_tower=""), "`text_tower` must be a SHA-256 digest"),
         (metadata_with(provenance=[]), "`provenance` must be a JSON object. Received: list."),
-        (metadata_with(provenance={"ap50": float("nan")}), "`provenance` must be plain JSON without NaN or infinity"),
-        (metadata_as(json.dumps(golden_metadata()).replace("0.875", "1e999")), "without NaN or infinity"),
+        (metadata_with(provenance={"ap50": float("nan")}), "its metadata is not JSON (a number is not finite: NaN)"),
+        (metadata_as(json.dumps(golden_metadata()).replace("0.875", "1e999")), "(a number is not finite: 1e999)"),
     ],
 )
 def test_load_of_bad_metadata_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -1,0 +1,82 @@
+"""Graphs whose metadata cannot be true, in the Python kit and the page; tests/test_contract.py has the package."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from forged import GOOD, forged_graph, forged_metadata
+from places import ROOT, TESTS
+
+PAGE = """
+import { readFileSync } from "node:fs";
+const { Detector } = await import(process.argv[1]);
+const said = [];
+for (const path of readFileSync(0, "utf8").split("\\n")) {
+  const graph = readFileSync(path);
+  try {
+    await Detector.open(graph, new ArrayBuffer(0), "wasm");
+  } catch (error) {
+    said.push(error.message);
+  }
+}
+console.log(JSON.stringify(said));
+"""
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    """The Python kit as a module."""
+    spec = importlib.util.spec_from_file_location("kit_graphs", ROOT / "export" / "python" / "detect.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kit_graphs"] = module  # its dataclass looks there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two good ones, then the forged ones."""
+    folder = tmp_path_factory.mktemp("graphs")
+    good = [GOOD, GOOD | {"image_size": 8192, "strides": [8, 16, 32, 64], "made_by": "someone"}]
+    return [
+        forged_graph(folder / f"{number}.onnx", metadata)
+        for number, metadata in enumerate([*good, *forged_metadata().values()])
+    ]
+
+
+def test_python_kit_refuses_them_in_one_line(program: ModuleType, graphs: list[Path]) -> None:
+    for path in graphs[:2]:
+        assert program.open_graph(path)[1]["detector"] == GOOD["detector"]
+    for path, name in zip(graphs[2:], forged_metadata(), strict=True):
+        with pytest.raises(SystemExit) as refusal:
+            program.open_graph(path)
+            pytest.fail(name)
+        text = str(refusal.value)
+        assert text.startswith(f"{path}: not a graph of prompt-tune, or damaged") and "\n" not in text, text
+    whole = (TESTS / "data" / "bundle" / "detector.onnx").read_bytes()
+    for content in (b"", b"no graph", whole[: len(whole) // 2]):
+        graphs[0].with_name("cut.onnx").write_bytes(content)
+        with pytest.raises(
+            SystemExit, match=r"cut\.onnx: not a graph of prompt-tune, or damaged\. Export the run again\."
+        ):
+            program.open_graph(graphs[0].with_name("cut.onnx"))
+
+
+def test_page_refuses_them(graphs: list[Path]) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    module = (ROOT / "export" / "web" / "detector.js").as_uri()
+    command = [node, "--input-type=module", "--eval", PAGE, module]
+    done = subprocess.run(command, input="\n".join(map(str, graphs)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said[:2] == ["original is not a vocabulary file, or it is cut short."] * 2  # the graph was taken
+    for name, text in zip(forged_metadata(), said[2:], strict=True):
+        assert text.startswith("detector.onnx is not a prompt-tune graph of a version that this page knows."), name
