@@ -21,8 +21,9 @@ MAX_YAML_NODES = 2**16  # values in a YAML, with what an alias stands for counte
 MAX_DEPTH = 64  # lists and mappings inside one another; data sets have up to six
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _PIECE = 2**20
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_NOT_BRACKETS = bytes(set(range(256)) - set(b'[]{}"\\'))
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+_STRING = re.compile(rb'"[^"]*"')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 class ParseError(ValueError):
@@ -83,6 +84,8 @@ def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = 
         return json.loads(text, object_hook=object_hook)
     except json.JSONDecodeError as error:
         raise ParseError(str(error), error.lineno) from error
+    except RecursionError as error:
+        raise ParseError(f"it is nested more than {MAX_DEPTH} deep", is_limit=True) from error
     except ValueError as error:
         digits = sys.get_int_max_str_digits()
         raise ParseError(f"a whole number has more than {digits:,} digits", is_limit=True) from error
@@ -118,6 +121,8 @@ def _require_regular(found: os.stat_result) -> None:
 
 def _is_deep(text: str) -> bool:
     """Whether a JSON text is nested more than `MAX_DEPTH` deep; without recursion, and fast for gigabytes."""
+    if "\\" in text:
+        text = _ESCAPE.sub("", text)  # of quotes in strings, above all
     pieces = (text[start : start + _PIECE].encode("utf-8", "surrogatepass") for start in range(0, len(text), _PIECE))
     brackets = _STRING.sub(b"", b"".join(piece.translate(None, _NOT_BRACKETS) for piece in pieces))
     for _ in range(MAX_DEPTH):

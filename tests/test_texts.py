@@ -86,6 +86,8 @@ def test_line_of_a_value_that_cannot_be_read_is_named() -> None:
         ("[" * 65 + "]" * 65, "it is nested more than 64 deep"),
         ("[" * 100_000 + "]" * 100_000, "it is nested more than 64 deep"),
         ("[" * 100_000, "it is nested more than 64 deep"),
+        ('["\\n", ' + "[" * 65 + "]" * 66, "it is nested more than 64 deep"),  # the string ends at its quote
+        ('["\\\\", ' + "[" * 65 + "]" * 66, "it is nested more than 64 deep"),
         ('{"a":' * 65 + "1" + "}" * 65, "it is nested more than 64 deep"),
         ("1" * 5000, "a whole number has more than 4,300 digits"),
         ("[1]]", "Extra data"),
