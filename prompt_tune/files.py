@@ -1,10 +1,12 @@
 """Files and folders that are written whole or not at all, and safetensors files with one key of metadata."""
 
+import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_METADATA_BYTES = 2**24  # 16 MiB of JSON; safetensors reads headers up to 100 MB
 HEADER_ENTRY = {"dtype", "shape", "data_offsets"}  # what a safetensors header says of a tensor
+SEAL = "content"  # the field of a sealed file with its digest
+MAX_NAME = 255  # bytes of a file name, on most disks
 MAKE_ROOM = "Choose another place or make room."
 logger = logging.getLogger(__name__)
 
@@ -106,7 +110,28 @@ def replacing_folder(folder: Path | str) -> Iterator[Path]:
 
 def backup_of(folder: Path) -> Path:
     """Where the old folder is while `replacing_folder` puts the new one in its place."""
-    return folder.parent / f".{folder.name}.prompt-tune-backup"
+    end = ".prompt-tune-backup"
+    name = f".{folder.name}{end}"
+    if len(encoded := os.fsencode(name)) > MAX_NAME:
+        end = f"-{hashlib.sha256(encoded).hexdigest()[:16]}{end}"
+        name = shortened(f".{folder.name}", MAX_NAME - len(end)) + end
+    return folder.parent / name
+
+
+def is_special(path: Path | str) -> bool:
+    """Whether a path is a pipe, a socket or a device, which may never end, and not a file or a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def shortened(text: str, most: int) -> str:
+    """The beginning of a file's name that takes at most so many bytes."""
+    while len(os.fsencode(text)) > most:
+        text = text[:-1]
+    return text
 
 
 def tensor_bytes(tensors: Mapping[str, "np.ndarray"], fields: Mapping[str, Any]) -> bytes:
@@ -159,6 +184,26 @@ def read_tensors(
         raise ValueError(f"not safetensors, or damaged or cut short ({error})") from error
 
 
+def sealed_bytes(tensors: Mapping[str, "np.ndarray"], fields: Mapping[str, Any]) -> bytes:
+    """Like `tensor_bytes`, with a digest of all of it among the fields, for `read_sealed`."""
+    digest = hashlib.sha256(tensor_bytes(tensors, fields)).hexdigest()
+    return tensor_bytes(tensors, {**fields, SEAL: digest})
+
+
+def read_sealed(
+    path: Path, check: Callable[[dict[str, Any], set[str]], None]
+) -> tuple[dict[str, Any], dict[str, "np.ndarray"]]:
+    """Like `read_tensors`; a file of `sealed_bytes` of which a bit has changed is refused.
+
+    Files without a digest were written before there was one, and are taken as they are.
+    """
+    fields, tensors = read_tensors(path, check)
+    digest = fields.pop(SEAL, None)
+    if digest is not None and digest != hashlib.sha256(tensor_bytes(tensors, fields)).hexdigest():
+        raise ValueError("its content is not what was written")
+    return fields, tensors
+
+
 def _check_header(path: Path) -> None:
     """Refuse what safetensors reads, but other readers of the file could read otherwise."""
     with path.open("rb") as file:
@@ -208,8 +253,11 @@ def _swap(new: Path, folder: Path, backup: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    """A hidden name in the same folder that nothing has, with the same suffix, and short: disks take 255 bytes."""
-    return path.parent / f".{path.stem[:50]}-{secrets.token_hex(8)}{path.suffix}"
+    """A hidden name in the same folder that nothing has, with the same suffix if disks take it."""
+    mark = f"-{secrets.token_hex(8)}"
+    room = MAX_NAME - len(f".{mark}") - len(os.fsencode(path.suffix))
+    end = mark + (path.suffix if room >= 0 else "")
+    return path.parent / f".{shortened(path.stem[:50], max(0, room))}{end}"
 
 
 def _remove(path: Path) -> None:

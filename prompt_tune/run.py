@@ -12,6 +12,7 @@ CONFIG_FILE = "config.json"
 HELD_OUT = "held_out"  # key of the images that were held out; runs of 0.1.0 lack it
 IMAGES = "sample_images"  # key of the digest of all images; runs of 0.1.0 lack it
 PLACES = ("model", "data", "replay", "text_tower", "against")  # may move: digests say whether they are the same
+LINE = ("epoch", "loss")  # numbers that every line of metrics.jsonl has
 CACHE_FOLDER = "regions"  # may exist before the run does
 RESUME = "Make room or allow writing, then continue with --resume."  # the cure if a file cannot be written
 logger = logging.getLogger(__name__)
@@ -60,30 +61,34 @@ class RunFolder:
         with saving(self.config, RunError, cure="Give another --out or make room.") as path:
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
+    def _read_config(self) -> dict[str, Any]:
+        """The configuration that was written.
+
+        Raises:
+            RunError: The file cannot be read or is damaged.
+        """
+        try:
+            config = json.loads(self.config.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{self.config} is damaged: {error}. Give another --out.") from error
+        if not isinstance(config, dict) or not isinstance(config.get("settings", {}), dict):
+            raise RunError(f"{self.config} is damaged: it holds no settings. Give another --out.")
+        return config
+
     def held_out(self) -> tuple[str, ...]:
         """The content digests of the images that the run held out; none if it recorded none, or is not there yet.
 
         Raises:
             RunError: The record is damaged.
         """
-        try:
-            config = json.loads(self.config.read_text()) if self.config.is_file() else {}
-        except ValueError as error:
-            raise RunError(f"{self.config} is damaged: {error}. Give another --out.") from error
-        recorded = config.get(HELD_OUT, []) if isinstance(config, dict) else []
+        recorded = self._read_config().get(HELD_OUT, []) if self.config.is_file() else []
         if not isinstance(recorded, list) or not all(isinstance(digest, str) for digest in recorded):
             raise RunError(f"{self.config} is damaged: `{HELD_OUT}` is not a list of digests. Give another folder.")
         return tuple(recorded)
 
     def _check_same(self, config: dict[str, Any]) -> None:
         """Refuse to resume with other settings."""
-        try:
-            old = json.loads(self.config.read_text())
-        except ValueError as error:
-            raise RunError(f"{self.config} is damaged: {error}. Give another --out.") from error
-        if not isinstance(old, dict):
-            raise RunError(f"{self.config} is damaged: it holds no settings. Give another --out.")
-        old, new = _flat(old), _flat(json.loads(json.dumps(config)))
+        old, new = _flat(self._read_config()), _flat(json.loads(json.dumps(config)))
         may_move = IMAGES in old
         for name in (HELD_OUT, IMAGES):
             if name not in old:
@@ -98,7 +103,7 @@ class RunFolder:
 
     def _record_places(self, config: dict[str, Any]) -> None:
         """Record where data, model and text tower are now, if they have moved."""
-        old = json.loads(self.config.read_text())
+        old = self._read_config()
         moved = {name: config[name] for name in PLACES if name in config and config[name] != old.get(name)}
         if moved:
             logger.info("Moved since the run was started, and the same: %s.", ", ".join(moved))
@@ -116,12 +121,16 @@ class RunFolder:
         Raises:
             RunError: The file is damaged.
         """
-        if not self.metrics.is_file():
+        if not self.metrics.exists():
             return []
         try:
-            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
-        except ValueError as error:
+            lines = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+            for line in lines:
+                if not isinstance(line, dict) or not all(type(line.get(key)) in (int, float) for key in LINE):
+                    raise ValueError(f"a line must have the numbers {', '.join(LINE)}. Received: {line!r:.80}")
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.metrics} is damaged: {error}. Delete it; the result does not need it.") from error
+        return lines
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

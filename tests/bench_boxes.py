@@ -23,7 +23,7 @@ from prompt_tune.models.world import World
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.offsets import move
-from prompt_tune.tuning.regions import cache_regions
+from prompt_tune.tuning.caching import cache_regions
 from prompt_tune.tuning.tasks import RegionTask, cut_at
 
 Seen = list[tuple[Labels, Detections, np.ndarray]]  # labels, whole detections and frame of each image

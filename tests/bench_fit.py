@@ -202,7 +202,7 @@ def measure_plain(model: str, tower: str | None, data: Path) -> Json:
     from prompt_tune.models.embeddings import default_tower, original_vocabulary
     from prompt_tune.models.text_tower import TextTower
     from prompt_tune.models.world import World
-    from prompt_tune.tuning.regions import FORWARD_BATCH
+    from prompt_tune.tuning.caching import FORWARD_BATCH
 
     world = World.load(model)
     vocabulary = original_vocabulary(world, TextTower.load(tower or default_tower(model)), None)
@@ -267,7 +267,8 @@ def measure_caching(model: str | Path, tower: str, data: Path, folder: Path, ima
     from prompt_tune.models.embeddings import original_vocabulary
     from prompt_tune.models.text_tower import TextTower
     from prompt_tune.models.world import World
-    from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, cache_regions
+    from prompt_tune.tuning.caching import FORWARD_BATCH, cache_regions
+    from prompt_tune.tuning.regions import RegionCache
 
     shutil.rmtree(folder, ignore_errors=True)  # not between the rounds, because it keeps the file system busy
     world = World.load(model)
@@ -307,7 +308,7 @@ def _plain_pass(world: "World", guide: "Tensor", samples: "Sequence[Sample]", im
     import torch
 
     from prompt_tune.runtime.images import letterbox, read_rgb
-    from prompt_tune.tuning.regions import FORWARD_BATCH
+    from prompt_tune.tuning.caching import FORWARD_BATCH
 
     def read(first: int) -> np.ndarray:
         batch = samples[first : first + FORWARD_BATCH]

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.models.world import World
-from prompt_tune.tuning.regions import RegionCache, cache_regions
+from prompt_tune.tuning.caching import cache_regions
+from prompt_tune.tuning.regions import RegionCache
 
 SIZE = 64  # pixels of the network's input
 

@@ -17,7 +17,8 @@ from prompt_tune.datasets.scenes import HELD_OUT, TRAINED, Look, Scene, draw_sce
 from prompt_tune.models.embeddings import original_vocabulary
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.models.world import World
-from prompt_tune.tuning.regions import RegionCache, cache_regions
+from prompt_tune.tuning.caching import cache_regions
+from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.vocabulary.names import read_classes
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 

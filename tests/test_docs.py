@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -203,6 +204,7 @@ def all_options() -> set[str]:
     found = set(re.findall(r'"(--[\w-]+)"', (ROOT / "export" / KIT_PROGRAM).read_text()))
     commands: list[click.Command] = [prompt_tune]
     commands += [importlib.import_module(path.stem).main for path in TESTS.glob("bench_*.py")]
+    commands.append(runpy.run_path(str(TESTS / "gpu" / "check.py"))["main"])
     for command in commands:
         if isinstance(command, click.Group):
             context = click.Context(command)

@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import subprocess
@@ -16,10 +17,12 @@ from prompt_tune.errors import RunError
 from prompt_tune.files import (
     MAX_METADATA_BYTES,
     backup_of,
+    is_special,
     read_tensors,
     replacing,
     replacing_folder,
     saving,
+    shortened,
     tensor_bytes,
 )
 
@@ -304,3 +307,70 @@ def test_saving_passes_other_errors_on(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), saving(tmp_path / "page.html", RunError):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+LONG_NAMES = (
+    "a" * 251 + ".png",
+    "\U0001f600" * 62 + ".jpg",
+    "a." + "b" * 240,
+    "a." + "b" * 253,
+    "\u00e9" * 127,
+    "." + "a" * 254,
+)
+
+
+@pytest.mark.parametrize("name", LONG_NAMES)
+def test_names_as_long_as_disks_take_them_are_written(tmp_path: Path, name: str) -> None:
+    assert len(os.fsencode(name)) <= 255
+    seen = []
+    for _ in range(2):
+        with replacing(tmp_path / name) as temporary:
+            temporary.write_text("new")
+            seen.append(temporary.name)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "new"
+    assert seen[0] != seen[1]
+    if 0 < len(os.fsencode(Path(name).suffix)) < 200:
+        assert Path(seen[0]).suffix == Path(name).suffix
+    for _ in range(2):
+        with replacing_folder(tmp_path / f"{name[:-1]}d") as new:
+            (new / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{name[:-1]}d"])
+
+
+def test_backups_of_long_names_differ(tmp_path: Path) -> None:
+    assert backup_of(tmp_path / "bundle").name == ".bundle.prompt-tune-backup"
+    names = {backup_of(tmp_path / ("a" * 250 + end)).name for end in "xyz"}
+    assert len(names) == 3 and all(len(name) <= 255 for name in names)
+
+
+def test_shortened_counts_bytes_and_cuts_no_character() -> None:
+    assert shortened("abc", 3) == "abc" and shortened("abc", 2) == "ab" and shortened("abc", 0) == ""
+    assert shortened("\u00e9\u00e9", 3) == "\u00e9" and shortened("\udcff\udcff", 1) == "\udcff"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_is_special(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("pipe")
+    assert is_special(tmp_path / "pipe") and is_special(tmp_path / "link") and is_special("/dev/null")
+    assert not any(is_special(path) for path in (tmp_path, tmp_path / "file", tmp_path / "none", "a\0b", "x" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"a":', '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":', "a key stands twice"),
+        ('"dtype":"F32"', '"dtype":"F32","dtype":"F32"', "duplicate field `dtype`"),  # safetensors says so itself
+        ('"dtype":"F32"', '"dtype":"F32","note":1', "must have ['data_offsets', 'dtype', 'shape']"),
+    ],
+)
+def test_header_that_others_could_read_otherwise_is_refused(old: str, new: str, reason: str, tmp_path: Path) -> None:
+    content = tensor_bytes({"a": np.ones(1, np.float32)}, {"version": 1})
+    size = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:size].decode()
+    assert header.count(old) == 1
+    changed = header.replace(old, new).encode()
+    (tmp_path / "a").write_bytes(len(changed).to_bytes(8, "little") + changed + content[size:])
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        read_tensors(tmp_path / "a", accept)

@@ -8,20 +8,22 @@ of vocabulary files.
 """
 
 import argparse
+import ctypes
 import hashlib
 import importlib
 import json
+import logging
 import math
 import os
 import re
-import struct
+import stat
 import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
@@ -47,13 +49,17 @@ NAMED = (  # camera raw, vector graphics, files of image editors, other formats
     ".fits .flif .hdr .icns .ico .jls .jxl .jxr .pcx .pfm .qoi .ras .sgi .tga .wdp .wmf .xbm .xpm"
 )
 UNREAD = {*NAMED.split()}  # suffixes of pictures that are not read, but named
+# Pillow knows more formats, and gives PostScript to Ghostscript, which runs it
+FORMATS = ["AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"]
 try:
     importlib.import_module("pillow_heif").register_heif_opener()
     READ |= HEIC
 except ImportError:
     UNREAD |= HEIC
+MOST_TIMES = 100  # that one folder is read, where links lead to it
 METADATA = {"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
-MAX_MEGAPIXELS = 500  # reading takes about 10 bytes of memory a pixel
+MAX_MEGAPIXELS = 500  # reading takes up to 21 bytes of memory a pixel
+LIMIT_VARIABLE = "PROMPT_TUNE_MAX_MEGAPIXELS"  # in the environment: another limit
 Turn = Image.Transpose
 TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     2: Turn.FLIP_LEFT_RIGHT,
@@ -64,18 +70,6 @@ TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     7: Turn.TRANSVERSE,
     8: Turn.ROTATE_90,
 }
-# what Pillow raises for files that are damaged, cut short, too large for the memory, or not images
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-TAG_ERRORS = (*DECODE_ERRORS, ArithmeticError, AttributeError, KeyError, TypeError)  # for EXIF data that is broken
 
 
 @dataclass(frozen=True)
@@ -273,7 +267,16 @@ class Detector:
         feed = {"images": images, "original": packed(original), "learned": packed(learned)}
         for name, value in zip(("iou", "original_conf", "learned_conf"), numbers, strict=True):
             feed[name] = np.array([value], np.float32)
-        return self.session.run(["original_detections", "learned_detections"], feed)
+        try:
+            tables = self.session.run(["original_detections", "learned_detections"], feed)
+            for rows, group in zip(tables, (original, learned), strict=True):
+                n_cls = sum(len(part.thresholds) for part in group)
+                whole = rows.shape[1] == 7 and ((rows[:, 6] >= 0) & (rows[:, 6] < n_cls)).all()
+                need(whole, "its rows are not those of a graph of prompt-tune")
+        except Exception as error:  # the errors of ONNX Runtime have no common base but Exception
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise SystemExit(f"detector.onnx fails: {reason}. Export the run again.") from error
+        return tables
 
 
 def open_graph(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
@@ -380,50 +383,86 @@ def turn_of(image: Image.Image) -> Any:
     """What turns the pixels upright, or None. Pillow turns a TIFF itself; a broken tag counts as none."""
     try:
         value = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(0x0112, 1)
-    except TAG_ERRORS:
+    except Exception:  # Pillow raises errors of many classes
         return None
     return TURNS.get(value) if isinstance(value, int) else None
 
 
-def open_image(file: IO[bytes]) -> Image.Image:
-    """What Image.open gives, without its limit, which calls a telephone's photo of 200 megapixels an attack."""
-    head = file.read(16)
-    for register in (Image.preinit, Image.init):  # the usual formats first, then all
-        register()
-        for name in list(Image.ID):
-            reader, accepts = Image.OPEN[name]
-            try:
-                answer = accepts(head) if accepts else True
-                if answer and not isinstance(answer, str):  # a text says what this Pillow lacks
-                    file.seek(0)
-                    return reader(file, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):
-                continue  # another format may fit
-    raise UnidentifiedImageError
+def max_megapixels() -> int:
+    """The largest image that is read."""
+    text = os.environ.get(LIMIT_VARIABLE, "").strip() or str(MAX_MEGAPIXELS)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise ValueError(f"{LIMIT_VARIABLE} must be a whole number from 1 on, and is {text[:40]!r}")
+    return int(text)
+
+
+def quiet_libtiff() -> None:
+    """Keep the library that reads TIFFs from writing of damaged ones on standard error: one line of ours is enough."""
+    try:
+        library = ctypes.CDLL(importlib.import_module("PIL._imaging").__file__)
+        handlers = library.TIFFSetErrorHandler, library.TIFFSetWarningHandler
+    except (AttributeError, OSError, TypeError):
+        return  # not to be had from outside Pillow
+    for set_handler in handlers:
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
 
 
 def read_image(path: Path) -> Image.Image:
     """An image as upright RGB; 16-bit grey is reduced to 8 bits. Raises: ValueError: it cannot be read."""
+    before = Image.MAX_IMAGE_PIXELS
     try:
-        with open(path, "rb") as file, open_image(file) as image:  # by its name, Pillow 13 garbles some turned TIFFs
-            megapixels = image.width * image.height / 1_000_000
-            if megapixels > MAX_MEGAPIXELS:
-                raise ValueError(f"it has {megapixels:.0f} megapixels; scale it down to at most {MAX_MEGAPIXELS}")
-            image.load()  # a PNG may have its orientation behind its pixels
-            if image.mode in ("I", "F"):
-                raise ValueError("32-bit pixels have no known range; save it with 8 bits")
-            turn = turn_of(image)
-            deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
-            rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image).convert("RGB")
-            return rgb if turn is None else rgb.transpose(turn)
-    except DECODE_ERRORS as error:
+        limit = max_megapixels()
+        # Pillow's own limit calls a telephone's photo of 200 megapixels an attack. It refuses twice what it is set to.
+        Image.MAX_IMAGE_PIXELS = limit * 1_000_000
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _upright_rgb(path, limit)
+    except Exception as error:  # Pillow and the libraries below it raise errors of many classes
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not an image of a known format" if unknown else getattr(error, "strerror", None) or error
+        reason = "not an image of a known format" if unknown else getattr(error, "strerror", None) or str(error)
         if unknown and path.suffix.lower() in HEIC:
             reason = "HEIC needs pip install pillow-heif"
         elif isinstance(error, MemoryError):
             reason = "it does not fit into the memory that is free"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"it has more than {2 * limit} megapixels; {limit} are read, or as many as {LIMIT_VARIABLE} says"
+        reason = " ".join(reason.split())[:200] or type(error).__name__
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, a socket or a device, which may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _upright_rgb(path: Path, limit: int) -> Image.Image:
+    """See `read_image`; raises what the decoders raise."""
+    if is_special(path):
+        raise ValueError("it is a pipe, a socket or a device, not a file")
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
+    with open(path, "rb") as file, Image.open(file, formats=known) as image:  # by its name, some TIFFs would be garbled
+        megapixels = image.width * image.height / 1_000_000
+        if megapixels > limit:
+            raise ValueError(
+                f"it has {megapixels:.4g} megapixels; scale it down to at most {limit}, or set {LIMIT_VARIABLE}"
+            )
+        if not megapixels:
+            raise ValueError("it has no pixels")
+        image.load()  # a PNG may have its orientation behind its pixels
+        if image.mode in ("I", "F"):
+            raise ValueError("32-bit pixels have no known range; save it with 8 bits")
+        turn = turn_of(image)
+        deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
+        rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image).convert("RGB")
+        return rgb if turn is None else rgb.transpose(turn)
 
 
 def letterbox(image: Image.Image, side: int) -> tuple[np.ndarray, float, int, int]:
@@ -473,6 +512,7 @@ def apart(boxes: list[list[float]], step: float) -> list[list[float]]:
 def draw(image: Image.Image, found: list[dict[str, Any]], font_file: Path | None) -> Image.Image:
     """The picture with boxes: original classes thin and grey, learned ones thick and orange."""
     picture = image.copy()
+    picture.info.pop("compression", None)  # of a TIFF: that of a fax takes no colours
     canvas, side = ImageDraw.Draw(picture), sum(image.size) / 2
     height = max(11, side / 42)
     font = load_font(font_file, height)
@@ -501,6 +541,7 @@ def find(sources: list[Path], recursive: bool, without: Path | None) -> list[Pat
         files = list(walk(source, (*above, os.path.realpath(source)), recursive))
         images += [path for path in files if path.suffix.lower() in READ and os.path.isfile(path)]
         left_out += [path for path in files if path.suffix.lower() in UNREAD or not os.path.exists(path)]
+        left_out += [path for path in files if path.suffix.lower() in READ and is_special(path)]
     if left_out:
         named = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
         cure = (
@@ -511,19 +552,35 @@ def find(sources: list[Path], recursive: bool, without: Path | None) -> list[Pat
         print(f"{len(left_out)} not looked at, not readable (save as PNG or JPEG{cure}): {named}", file=sys.stderr)
     if not images:
         raise SystemExit(f"{sources[0]}: no image is there.")
-    return list({path.parent.resolve() / path.name: path for path in reversed(images)}.values())[::-1]
+    return list({Path(os.path.realpath(path.parent), path.name): path for path in reversed(images)}.values())[::-1]
 
 
 def walk(folder: Path, above: tuple[str, ...], recursive: bool) -> Iterator[Path]:
     """Everything below a folder that is neither a folder nor hidden; links are followed, but not into `above`."""
-    for name in sorted(os.listdir(folder)):
-        path = folder / name
+    times: dict[str, int] = {}  # that a folder was read, since there can be endless ways of links to it
+    left = [(folder, iter(sorted(os.listdir(folder))), above)]
+    while left:
+        here, names, above = left[-1]
+        if (name := next(names, None)) is None:
+            left.pop()
+            continue
+        path = here / name
         if name.startswith(".") or name.lower() in METADATA:
             continue
         if not os.path.isdir(path):
             yield path
-        elif recursive and (real := os.path.realpath(path)) not in above:
-            yield from walk(path, (*above, real), recursive)
+        elif recursive and (real := real_path(above[-1], name)) not in above and times.get(real, 0) < MOST_TIMES:
+            times[real] = times.get(real, 0) + 1
+            try:
+                left.append((path, iter(sorted(os.listdir(path))), (*above, real)))
+            except OSError as error:
+                print(f"{path} cannot be read: {error.strerror}", file=sys.stderr)
+
+
+def real_path(folder: str, name: str) -> str:
+    """The real path of a folder in a folder whose path is real; links of Windows have kinds that `islink` misses."""
+    path = os.path.join(folder, name)
+    return os.path.realpath(path) if os.name == "nt" or os.path.islink(path) else path
 
 
 def named(path: Path, end: str) -> Path:
@@ -538,6 +595,7 @@ def places(images: list[Path], folder: Path) -> list[Path]:
     """Where the drawings go: the images' own names below their common folder, all different even if case is ignored."""
     root = os.path.commonpath([Path(os.path.abspath(path)).parent for path in images])
     taken: dict[str, Path] = {}
+    files = {os.path.realpath(path) for path in images}
     for path in images:
         first = folder / Path(os.path.abspath(path)).relative_to(root)
         if first.suffix.lower() not in WRITTEN:
@@ -547,7 +605,7 @@ def places(images: list[Path], folder: Path) -> list[Path]:
         while str(place).casefold() in taken:
             number += 1
             place = named(first, f"-{number}{first.suffix}")
-        if place.resolve() in {image.resolve() for image in images}:
+        if os.path.realpath(place) in files:
             raise SystemExit(f"{place}: the drawing would replace an image of yours; choose another --draw.")
         taken[str(place).casefold()] = place
     return list(taken.values())
@@ -565,7 +623,10 @@ def main() -> None:
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
     parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # a broken EXIF tag counts as none, which needs no word
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is skipped gets a line of ours
+    quiet_libtiff()
+    if options.font and not os.path.isfile(options.font):
+        raise SystemExit(f"{options.font}: there is no such file.")
     images = find(options.images, not options.no_recursive, options.draw)
     detector = Detector(options.bundle, [options.bundle / "learned.vocab.safetensors", *options.learned])
     drawings = places(images, options.draw) if options.draw else []
@@ -583,7 +644,13 @@ def main() -> None:
         results.append({"image": str(path), "width": image.width, "height": image.height, "detections": found})
         if drawings:
             drawings[number].parent.mkdir(parents=True, exist_ok=True)
-            draw(image, found, options.font).save(drawings[number])
+            try:
+                draw(image, found, options.font).save(drawings[number])
+            except Exception as error:
+                if getattr(error, "errno", None) is not None:
+                    raise  # the disk
+                print(f"{drawings[number]} cannot hold {image.width} x {image.height}: {error}", file=sys.stderr)
+                drawings[number].unlink(missing_ok=True)
     if not results:
         several = f"None of {len(skipped)} images can be read: " if len(skipped) > 1 else ""
         raise SystemExit(several + skipped[0])

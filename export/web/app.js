@@ -114,11 +114,26 @@ function setPicture(source, width, height, name) {
   const canvas = $("picture");
   canvas.width = width;
   canvas.height = height;
-  canvas.getContext("2d", { willReadFrequently: true }).drawImage(source, 0, 0);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  state.picture = state.result = null;
+  if (!holdsPixels(context)) throw new Error(`${name} has ${width} x ${height} pixels, more than this browser can show.`);
+  context.drawImage(source, 0, 0);
   state.picture = { canvas, name };
   state.result = null;
   $("frame").classList.remove("empty");
   layOut();
+}
+
+/** Whether a canvas keeps what is drawn: of a size above its limit, a browser gives one that stays empty. */
+function holdsPixels(context) {
+  try {
+    context.fillRect(0, 0, 1, 1);
+    const isDrawn = context.getImageData(0, 0, 1, 1).data[3] === 255;
+    context.clearRect(0, 0, 1, 1);
+    return isDrawn;
+  } catch {
+    return false;
+  }
 }
 
 /** Fits both canvases to the page. The canvas of the boxes has the screen's resolution. */

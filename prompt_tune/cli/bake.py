@@ -26,7 +26,12 @@ SKIPPED_SHOWN = 5  # unreadable images that are listed
     "checkpoint itself and in ultralytics' `predict`. Take images that show learned objects too. Can be given several "
     "times, and also as an argument.",
 )
-@click.option("--device", default="cpu", show_default=True, help="The torch device for measuring: cpu, cuda, cuda:1.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Torch device for measuring: cpu, cuda, cuda:1 (or 1).",
+)
 def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[str, ...], device: str) -> None:
     """Write an ultralytics checkpoint from RUN, a folder of `prompt-tune fit`, with original and learned classes set.
 

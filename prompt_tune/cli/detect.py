@@ -122,7 +122,7 @@ def command(
     opened = open_source((*more_sources, *sources), every=every, timeout=timeout, recursive=recursive, without=out)
     detector = Detector(
         bundle,
-        device=device,  # type: ignore[arg-type]  # click.Choice has checked it
+        device=device,
         learned=learned,
         use_bundled=bundled,
         image_size=image_size,

@@ -73,6 +73,7 @@ def command() -> None:
         logger.addHandler(_EchoHandler())
     logger.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a broken EXIF tag counts as none, which needs no word
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # an image that cannot be read gets a line of ours
     logger.propagate = False  # what other libraries set up at the root does not matter here
 
 
@@ -96,6 +97,10 @@ def main() -> None:
         sys.exit(1)
     except PromptTuneError as error:
         click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:  # of a path that no rule of ours has caught
+        place = f"`{error.filename}`: " if error.filename is not None else ""
+        click.echo(f"Error: {place}{error.strerror or error}. Check the path.", err=True)
         sys.exit(1)
 
 

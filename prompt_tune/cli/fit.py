@@ -104,7 +104,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     help="Folder of the region cache. Default: 'regions' in the run folder.",
 )
 @_settings
-@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1, or 1 for the same.")
 @click.pass_context
 def command(
     context: click.Context,

@@ -59,7 +59,7 @@ def command(
     from prompt_tune.evaluation.mining import mine
     from prompt_tune.runtime.detector import Detector
 
-    detector = Detector(bundle, device=device, learned=learned)  # type: ignore[arg-type]  # click.Choice has checked it
+    detector = Detector(bundle, device=device, learned=learned)
     with stages() as progress:
         mined = mine(detector, (*more_sources, *sources), out, top=top, join=join, progress=progress)
     for line in mined.skipped:

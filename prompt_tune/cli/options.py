@@ -4,18 +4,29 @@ from collections import Counter
 
 import click
 
-from prompt_tune.runtime.providers import DEVICES
+from prompt_tune.errors import ProviderError
+from prompt_tune.runtime.providers import check_device_name
 
 DEVICE_HELP = (
-    "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; auto: cuda if it works, otherwise cpu, with a "
-    "message; tensorrt: experimental."
+    "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; cuda:1 or 1: the second GPU; auto: cuda if "
+    "it works, otherwise cpu, with a message."
 )
+
+
+def _device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A device that ONNX Runtime knows by name; whether it is there shows when a session is opened."""
+    try:
+        check_device_name(value)
+    except ProviderError as error:
+        raise click.BadParameter(str(error), ctx, parameter) from error
+    return value
+
 
 device_option = click.option(
     "--device",
     default="cpu",
     show_default=True,
-    type=click.Choice(DEVICES),
+    callback=_device,
     help=f"Where ONNX Runtime runs. {DEVICE_HELP}",
 )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prompt_tune.progress import Progress
+from prompt_tune.wording import printable
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def stages() -> Iterator[Progress]:
         MofNCompleteColumn(),
         RateColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),  # a file name may have [ ]
     )
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
@@ -43,6 +44,6 @@ def stages() -> Iterator[Progress]:
         def progress(stage: str, done: int, total: int | None, note: str) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total, note="")
-            bars.update(tasks[stage], completed=done, total=total, note=note)
+            bars.update(tasks[stage], completed=done, total=total, note=printable(note))
 
         yield progress

@@ -99,11 +99,11 @@ def command(
     what `detect` shows.
     """
     from prompt_tune.cli.progress import stages
-    from prompt_tune.report.figures import draw_precision_recall
+    from prompt_tune.report.figures import draw_precision_recall, import_matplotlib
     from prompt_tune.vocabulary.names import read_classes
 
     if curves is not None:
-        import matplotlib  # noqa: F401  # if it is missing, say so before the images are measured
+        import_matplotlib()  # if it is missing, say so before the images are measured
 
     with stages() as progress:
         result = validate(

@@ -104,7 +104,7 @@ def command(
             learned=learned,
             data=data,
             max_false_alarms=max_false_alarms,
-            device=device,  # type: ignore[arg-type]  # click.Choice has checked it
+            device=device,
             recursive=recursive,
             strict=strict,
             progress=progress,

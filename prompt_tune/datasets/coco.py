@@ -10,7 +10,6 @@ Roboflow's folder has `train/_annotations.coco.json` beside the images of `train
 `test`. An annotation without `bbox` is read as the box around its polygons.
 """
 
-import json
 import logging
 import math
 from collections import Counter
@@ -18,12 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.finding import Finder
-from prompt_tune.datasets.places import cannot_use, is_hidden, read_text, resolve, root_of
+from prompt_tune.datasets.finding import Finder, may_exist
+from prompt_tune.datasets.gate import Gate
+from prompt_tune.datasets.places import cannot_use, is_hidden, read_json, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
-from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated
+from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated, is_number
 from prompt_tune.errors import DataError
-from prompt_tune.wording import counted
+from prompt_tune.wording import brief, counted, shown
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 ROBOFLOW_FOLDERS = {"train": "train", "val": "valid", "test": "test"}
@@ -54,7 +54,7 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
         DataError: A key breaks a rule. A path or a file that does makes its split unusable. Entries that do are left
             out.
     """
-    unknown = sorted(set(map(str, content)) - _YAML_KEYS)
+    unknown = sorted({key if isinstance(key, str) else shown(key) for key in content} - _YAML_KEYS)
     if unknown:
         raise DataError(
             f"`{description}`: a COCO description has {', '.join(sorted(_YAML_KEYS))}. Received: {', '.join(unknown)}."
@@ -70,7 +70,7 @@ def read_coco_yaml(description: Path, content: dict[str, Any]) -> RawLabels:
             places[split] = _place(root, entry, split, description)
         except DataError as error:
             unusable[split] = str(error)
-    return _read(places, unusable)
+    return _read(places, unusable, [description.absolute().parent], [root])
 
 
 def read_roboflow(folder: Path) -> RawLabels:
@@ -78,7 +78,7 @@ def read_roboflow(folder: Path) -> RawLabels:
     names = dict(ROBOFLOW_FOLDERS)
     names["val"] = next((name for name in _VAL_FOLDERS if (folder / name / ROBOFLOW_FILE).exists()), names["val"])
     places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in names.items()}
-    return _read({split: place for split, place in places.items() if place[1].exists()}, {})
+    return _read({split: place for split, place in places.items() if place[1].exists()}, {}, [folder], [])
 
 
 def _place(root: Path, entry: Any, split: str, description: Path) -> tuple[Path, Path]:
@@ -89,13 +89,22 @@ def _place(root: Path, entry: Any, split: str, description: Path) -> tuple[Path,
         or not all(isinstance(value, str) for value in entry.values())
     ):
         raise DataError(
-            f"`{description}`: `{split}` must be {{images: FOLDER, annotations: FILE}}. Received: {entry!r}."
+            f"`{description}`: `{split}` must be {{images: FOLDER, annotations: FILE}}. Received: {shown(entry)}."
         )
     return resolve(root, entry["images"], description), resolve(root, entry["annotations"], description)
 
 
-def _read(places: dict[str, tuple[Path, Path]], unusable: dict[str, str]) -> RawLabels:
-    """Reads splits, each an image folder and an annotation file. Classes are numbered in the order of category ids."""
+def _read(
+    places: dict[str, tuple[Path, Path]], unusable: dict[str, str], descriptions: list[Path], named: list[Path]
+) -> RawLabels:
+    """Reads splits, each an image folder and an annotation file. Classes are numbered in the order of category ids.
+
+    Args:
+        places: The image folder and the annotation file of each split.
+        unusable: Receives the error text of each split that cannot be read.
+        descriptions: Folders of the descriptions, see `Gate`; those of annotation files are added.
+        named: Folders that the user names, likewise; image folders are added.
+    """
     files: dict[str, dict[str, list[dict[str, Any]]]] = {}
     categories: dict[int, str] = {}
     supercategories: set[str] = set()
@@ -118,7 +127,9 @@ def _read(places: dict[str, tuple[Path, Path]], unusable: dict[str, str]) -> Raw
     splits, left_out = {}, {}
     for split in list(files):
         try:
-            splits[split], left_out[split] = _images(files.pop(split), *places[split], class_ids)
+            folder, file = places[split]
+            gate = Gate.of([*descriptions, file.absolute().parent], [*named, folder])
+            splits[split], left_out[split] = _images(files.pop(split), folder, file, class_ids, gate)
         except DataError as error:
             unusable[split] = str(error)
     return RawLabels(tuple(categories[index] for index in kept), "coco", splits, unusable, left_out)
@@ -132,22 +143,19 @@ def _categories(
     groups: set[str] = set()
     for category in content["categories"]:
         index, name = category.get("id"), category.get("name")
-        if not isinstance(index, int) or not isinstance(name, str):
-            raise DataError(f"`{file}`: a category has an integer `id` and a `name`. Received: {category!r}.")
+        if type(index) is not int or not isinstance(name, str):
+            raise DataError(f"`{file}`: a category has an integer `id` and a `name`. Received: {shown(category)}.")
         other = known.get(index, categories.setdefault(index, name))
         if other != name:
-            raise DataError(f"category {index} is `{other}` in one file and `{name}` in `{file}`.")
+            raise DataError(f"category {shown(index)} is `{brief(other)}` in one file and `{brief(name)}` in `{file}`.")
         if category.get("supercategory") != name:  # in COCO, `person` has the supercategory `person`
-            groups.add(str(category.get("supercategory")))
+            groups.add(shown(group) if not isinstance(group := category.get("supercategory"), str) else group)
     return categories, groups
 
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     """The lists `images`, `annotations` and `categories` of a COCO file, reduced to the keys that are read."""
-    try:
-        content = json.loads(read_text(file), object_hook=_reduced)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"`{file}` is not valid JSON: {error}. Export it again.") from error
+    content = read_json(file, _reduced, "Export it again.")
     lists = {}
     for key in _LISTS:
         found = content.get(key) if isinstance(content, dict) else None
@@ -163,7 +171,7 @@ def _reduced(entry: dict[str, Any]) -> dict[str, Any]:
     if "image_id" not in entry:
         return kept
     attributes = entry.get("attributes")
-    if isinstance(attributes, dict) and _is_number(attributes.get("rotation")):
+    if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
         kept[_TURNED] = attributes["rotation"]
     for key in _ANGLES:
         if entry.get(key):
@@ -177,9 +185,9 @@ def _outline(entry: dict[str, Any]) -> Box | str:
     """The box around the polygons of an annotation, or what it has instead."""
     parts = entry.get("segmentation")
     if isinstance(parts, list) and parts:
-        flat = all(_is_number(value) for value in parts)
+        flat = all(is_number(value) for value in parts)
         lists = [parts] if flat else parts
-        if all(isinstance(part, list) and all(_is_number(value) for value in part) for part in lists):
+        if all(isinstance(part, list) and all(is_number(value) for value in part) for part in lists):
             try:
                 boxes = [box_around(part) for part in lists]
             except DataError as error:
@@ -192,15 +200,19 @@ def _outline(entry: dict[str, Any]) -> Box | str:
 
 
 def _images(
-    content: dict[str, list[dict[str, Any]]], folder: Path, file: Path, class_ids: Mapping[int | str | None, int]
+    content: dict[str, list[dict[str, Any]]],
+    folder: Path,
+    file: Path,
+    class_ids: Mapping[int | str | None, int],
+    gate: Gate,
 ) -> tuple[list[LabelledImage], list[LeftOut]]:
     """The labelled images of a split, and what is left out with none of them."""
-    images, left_out = _image_entries(content["images"], folder, file)
+    images, left_out = _image_entries(content["images"], folder, file, gate)
     for position, entry in enumerate(content["annotations"]):
-        where = f"`{file}`, annotation {entry.get('id', f'number {position + 1}')}"
+        where = f"`{file}`, annotation {shown(entry['id']) if 'id' in entry else f'number {position + 1}'}"
         key = _id(entry, "image_id")
         if key not in images:
-            what = f"{where}: there is no image {entry.get('image_id')}. Remove it, or add the image."
+            what = f"{where}: there is no image {shown(entry.get('image_id'))}. Remove it, or add the image."
             left_out.append(LeftOut(Reason.ROW, what))
             continue
         image = images[key]
@@ -209,11 +221,11 @@ def _images(
         where = f"{where} ({image.path.name})"
         category = _id(entry, "category_id")
         if category is None:
-            what = f"{where}: `category_id` must be the id of a category. Received: {entry.get('category_id')!r}."
+            what = f"{where}: `category_id` must be the id of a category. Received: {shown(entry.get('category_id'))}."
             image.left_out.append(LeftOut(Reason.ROW, what))
             continue
         if category not in class_ids:
-            raise DataError(f"{where}: class id {category} is outside the categories. Correct it.")
+            raise DataError(f"{where}: class id {shown(category)} is outside the categories. Correct it.")
         try:
             image.rows.append(Row(where, class_ids[category], _box(entry), bool(entry.get("iscrowd"))))
         except DataError as error:
@@ -223,7 +235,7 @@ def _images(
 
 
 def _image_entries(
-    entries: list[dict[str, Any]], folder: Path, file: Path
+    entries: list[dict[str, Any]], folder: Path, file: Path, gate: Gate
 ) -> tuple[dict[int | str | None, LabelledImage | None], list[LeftOut]]:
     """The images by id, None for one that is not used, and what is left out."""
     finder = Finder()
@@ -235,16 +247,17 @@ def _image_entries(
     owners = Counter(key for key, _ in named)
     for position, entry in enumerate(entries):
         name, key = entry.get("file_name"), _id(entry, "id")
-        where = f"`{file}`, image {f'number {position + 1}' if key is None else key}"
-        if not isinstance(name, str) or key is None or owners[key] > 1:
-            what = f"{where}: an image has an `id` of its own and a `file_name`. Received: {entry!r}."
+        where = f"`{file}`, image {f'number {position + 1}' if key is None else shown(key)}"
+        if not isinstance(name, str) or not may_exist(name) or key is None or owners[key] > 1:
+            what = f"{where}: an image has an `id` of its own and a `file_name`. Received: {shown(entry)}."
             left_out.append(LeftOut(Reason.IMAGE, what))
             if key is not None:
                 images[key] = None
             continue
         path = finder.find(folder / name) or folder / name
+        gate.check(path, f"{where}, `file_name`", name)
         width, height = entry.get("width"), entry.get("height")
-        declared = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+        declared = (width, height) if type(width) is int and type(height) is int else None
         if is_hidden(path, folder):
             images[key] = None
         elif link := cannot_use(path):
@@ -264,12 +277,12 @@ def _box(entry: dict[str, Any]) -> Box:
     if isinstance(outline, tuple):
         return outline
     box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
         why = outline or ("with an angle, it is a rotated box." if isinstance(box, list) and len(box) == 5 else "")
         cure = f" {why[0].upper()}{why[1:]}" if why else ""
-        raise DataError(f"`bbox` must be [x, y, width, height]. Received: {box!r}.{cure}")
+        raise DataError(f"`bbox` must be [x, y, width, height]. Received: {shown(box)}.{cure}")
     if entry.get("rotation"):
-        raise DataError(f"a rotated box (by {entry['rotation']}) is not read. Give the upright box around it.")
+        raise DataError(f"a rotated box (by {shown(entry['rotation'])}) is not read. Give the upright box around it.")
     x, y, w, h = map(float, box)
     return box_around_rotated((x, y, x + w, y + h), math.radians(entry.get(_TURNED) or 0))
 
@@ -277,8 +290,4 @@ def _box(entry: dict[str, Any]) -> Box:
 def _id(entry: dict[str, Any], key: str) -> int | str | None:
     """An id, which files write as a number or as text; None for anything else."""
     value = entry.get(key)
-    return value if isinstance(value, int | str) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None

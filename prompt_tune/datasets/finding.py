@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from prompt_tune.runtime.folders import is_metadata
 from prompt_tune.wording import counted
 
+MAX_NAME, MAX_PATH = 255, 4096  # bytes of a file name and of a path, on Linux; other systems take less
 _NAMED = 5  # images named in a warning
 log = logging.getLogger(__name__)
 
@@ -26,20 +27,29 @@ class Finder:
 
     def find(self, path: Path) -> Path | None:
         """The file or folder of that name; else the only one whose name means the same; else None."""
-        written = spellings(str(path))
+        written = [text for text in spellings(str(path)) if may_exist(text)]
         for text in written:
             if os.path.lexists(text):
                 return Path(text)
         return next((found for text in written if (found := self._look_up(Path(text)))), None)
 
     def _look_up(self, path: Path) -> Path | None:
-        if path.parent == path:
-            return path
-        folder = path.parent if path.parent.is_dir() else self._look_up(path.parent)
-        if folder is None or not folder.is_dir():
-            return None
-        same = self._listed(folder).get(folded(path.name), [])
-        choices = [[file for file in same if form(file.name) == form(path.name)] for form in (_composed, _in_case)]
+        """See `find`; each part of the path that is missing is looked up in turn."""
+        missing: list[str] = []
+        while path.parent != path and (not missing or not os.path.isdir(path)):
+            missing.append(path.name)
+            path = path.parent
+        for name in reversed(missing):
+            found = self._choice(path, name) if os.path.isdir(path) else None
+            if found is None:
+                return None
+            path = found
+        return path
+
+    def _choice(self, folder: Path, name: str) -> Path | None:
+        """The only entry of a folder that the name may mean."""
+        same = self._listed(folder).get(folded(name), [])
+        choices = [[file for file in same if form(file.name) == form(name)] for form in (_composed, _in_case)]
         return next((choice[0] for choice in (*choices, same) if len(choice) == 1), None)
 
     def _listed(self, folder: Path) -> dict[str, list[Path]]:
@@ -50,6 +60,15 @@ class Finder:
                 if not is_metadata(name):
                     entries.setdefault(folded(name), []).append(folder / name)
         return self._folders[folder]
+
+
+def may_exist(text: str) -> bool:
+    """Whether a path can be one of this system at all: no null byte, no character without a code, not too long."""
+    try:
+        name = os.fsencode(text)
+    except ValueError:
+        return False
+    return b"\0" not in name and len(name) < MAX_PATH and all(len(part) <= MAX_NAME for part in name.split(b"/"))
 
 
 def spellings(text: str) -> list[str]:

@@ -8,20 +8,22 @@ several times. A YAML names the folder of the images; paths start from the YAML'
     grounding: final_mixed_train_no_coco.json
 """
 
-import json
 import logging
 import math
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from prompt_tune.datasets.finding import Finder
-from prompt_tune.datasets.places import is_hidden, read_text, resolve, root_of
+from prompt_tune.datasets.finding import Finder, may_exist
+from prompt_tune.datasets.gate import Gate
+from prompt_tune.datasets.places import gate_of, is_hidden, read_json, resolve, root_of
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, Reason, Row
+from prompt_tune.datasets.shapes import is_number
 from prompt_tune.errors import DataError
-from prompt_tune.wording import counted
+from prompt_tune.wording import brief, counted, shown
 
 GROUNDING_KEY = "grounding"  # a YAML with this key describes a grounding set
 _YAML_KEYS = {"path", "images", GROUNDING_KEY}
@@ -29,6 +31,7 @@ _IMAGE_FOLDER = "images"  # beside a JSON file that is given without a YAML
 # Keys that survive parsing. The rest, such as polygons, takes most of the memory of a parsed file.
 _KEPT = {"images", "annotations", "id", "file_name", "width", "height", "caption"}
 _KEPT_OF_BOX = {"id", "image_id", "bbox", "tokens_positive"}
+_MAX = 2**31  # pixels of a side; no picture has as many
 _Box = tuple[float, float, float, float]
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ def read_grounding_yaml(description: Path, content: dict[str, Any]) -> list[Capt
     Raises:
         DataError: A key, a path or an entry breaks a rule.
     """
-    unknown = sorted(set(map(str, content)) - _YAML_KEYS)
+    unknown = sorted({key if isinstance(key, str) else shown(key) for key in content} - _YAML_KEYS)
     if unknown:
         raise DataError(
             f"`{description}`: the description of a grounding set has {', '.join(sorted(_YAML_KEYS))}. "
@@ -83,24 +86,27 @@ def read_grounding_yaml(description: Path, content: dict[str, Any]) -> list[Capt
         if not isinstance(content.get(key), str):
             raise DataError(
                 f"`{description}` must have `images: FOLDER` and `{GROUNDING_KEY}: FILE.json`. "
-                f"Received for `{key}`: {content.get(key)!r}."
+                f"Received for `{key}`: {shown(content.get(key))}."
             )
         places[key] = resolve(root, content[key], description)
-    return read_grounding(places[GROUNDING_KEY], places["images"])
+    file, images = places[GROUNDING_KEY], places["images"]
+    return read_grounding(file, images, gate_of(description, root).with_folders([file.parent], [images]))
 
 
-def read_grounding(file: Path, folder: Path | None = None) -> list[CaptionedImage]:
+def read_grounding(file: Path, folder: Path | None = None, gate: Gate | None = None) -> list[CaptionedImage]:
     """Reads the captions and boxes of a grounding set; no image is opened.
 
     Args:
         file: The JSON file.
         folder: The folder of the images. None looks in `images` beside the file, then in the file's own folder.
+        gate: The folders that images may lie in. None opens the file's own folder and the one above it.
 
     Returns:
         The images, sorted by path.
 
     Raises:
-        DataError: The file is not a grounding set, or none of its images is in one of those folders.
+        DataError: The file is not a grounding set, none of its images is in one of those folders, or an image lies
+            outside the gate.
     """
     content = _read_json(file)
     captions: dict[int | str, Caption] = {}
@@ -108,32 +114,38 @@ def read_grounding(file: Path, folder: Path | None = None) -> list[CaptionedImag
     for position, entry in enumerate(content["images"]):
         key, name, text = entry.get("id"), entry.get("file_name"), entry.get("caption")
         width, height = entry.get("width"), entry.get("height")
-        where = f"`{file}`, image {key if isinstance(key, int | str) else f'number {position + 1}'}"
-        if not isinstance(key, int | str) or key in captions or not isinstance(name, str) or not isinstance(text, str):
+        where = f"`{file}`, image {shown(key) if _is_id(key) else f'number {position + 1}'}"
+        if not _is_id(key) or key in captions or not isinstance(name, str) or not isinstance(text, str):
             raise DataError(
                 f"{where}: an image of a grounding set has an `id` of its own, a `file_name` and a `caption`. (COCO "
                 "detection files have no captions: name them in a YAML, `train: {images: FOLDER, annotations: FILE}`.)"
             )
-        if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
-            raise DataError(f"{where}: `width` and `height` must be pixels above 0. Received: {width!r}, {height!r}.")
+        if not may_exist(name):
+            raise DataError(f"{where}: the `file_name` {shown(name)} cannot be a path. Correct it.")
+        if type(width) is not int or type(height) is not int or not 0 < min(width, height) <= max(width, height) < _MAX:
+            received = f"{shown(width)}, {shown(height)}"
+            raise DataError(f"{where}: `width` and `height` must be pixels above 0. Received: {received}.")
         captions[key] = Caption(where, text, (width, height))
         by_name.setdefault(name, []).append(captions[key])
     strays = []
     for position, entry in enumerate(content["annotations"]):
         key = entry.get("image_id")
-        caption = captions.get(key) if isinstance(key, int | str) else None
+        caption = captions.get(key) if _is_id(key) else None
         if caption is None:
-            strays.append(f"annotation {entry.get('id', f'number {position + 1}')}, image {key!r}")
+            number = shown(entry["id"]) if "id" in entry else f"number {position + 1}"
+            strays.append(f"annotation {number}, image {shown(key)}")
         else:
             caption.annotations.append(entry)
     if strays:
         what = counted(len(strays), "annotation")
         log.warning("`%s`: there is no image for %s, left out. The first: %s", file, what, strays[0])
     folder = _find_folder(file, by_name) if folder is None else folder
+    gate = gate or Gate.of([file.absolute().parent])
     finder = Finder()
     found: dict[Path, list[Caption]] = {}
     for name in sorted(by_name):
         path = finder.find(folder / name) or folder / name
+        gate.check(path, f"{by_name[name][0].where}, `file_name`", name)
         if not is_hidden(path, folder):
             found.setdefault(path, []).extend(by_name[name])
     return [CaptionedImage(path, found[path]) for path in sorted(found)]
@@ -197,10 +209,7 @@ class _PhraseBox:
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     """The `images` and `annotations` of the file, reduced to the keys that are read."""
-    try:
-        content = json.loads(read_text(file), object_hook=_reduce)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"`{file}` is not valid JSON: {error}. Download it again.") from error
+    content = read_json(file, _reduce, "Download it again.")
     for key in ("images", "annotations"):
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
@@ -219,30 +228,30 @@ def _find_folder(file: Path, names: Collection[str]) -> Path:
     """The folder that has at least one of the images, since people often download only a part of such a set."""
     finder = Finder()
     for folder in (file.parent / _IMAGE_FOLDER, file.parent):
-        if any((path := finder.find(folder / name)) and path.is_file() for name in names):
+        if any((path := finder.find(folder / name)) and os.path.isfile(path) for name in names):
             return folder
     raise DataError(
         f"`{file}`: none of its {len(names)} images is in `{file.parent / _IMAGE_FOLDER}` or in `{file.parent}` (the "
-        f"first: `{next(iter(names))}`). Give a YAML file of two lines instead: `images: FOLDER` and "
+        f"first: `{brief(next(iter(names)))}`). Give a YAML file of two lines instead: `images: FOLDER` and "
         f"`{GROUNDING_KEY}: {file.name}`."
     )
 
 
 def _read_box(entry: dict[str, Any], caption: Caption) -> _PhraseBox:
     """An annotation, checked against its caption."""
-    where = f"{caption.where}, annotation {entry.get('id', 'without id')}"
+    where = f"{caption.where}, annotation {shown(entry['id']) if 'id' in entry else 'without id'}"
     box, spans = entry.get("bbox"), entry.get("tokens_positive")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise DataError(f"{where}: `bbox` must be [x, y, width, height]. Received: {box!r}.")
+        raise DataError(f"{where}: `bbox` must be [x, y, width, height]. Received: {shown(box)}.")
     if not isinstance(spans, list) or not all(
         isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span) for span in spans
     ):
-        raise DataError(f"{where}: `tokens_positive` must be [[start, end], ...]. Received: {spans!r}.")
+        raise DataError(f"{where}: `tokens_positive` must be [[start, end], ...]. Received: {shown(spans)}.")
     for start, end in spans:
         if not 0 <= start <= end <= len(caption.text):
             raise DataError(
-                f"{where}: the span [{start}, {end}] is not in its caption of {len(caption.text)} characters. Correct "
-                "or remove it, or check that captions and annotations come from the same file."
+                f"{where}: the span [{shown(start)}, {shown(end)}] is not in its caption of {len(caption.text)} "
+                "characters. Correct or remove it, or check that captions and annotations come from the same file."
             )
     (width, height), (x, y, w, h) = caption.size_wh, map(float, box)
     x1, x2 = (min(max(value, 0.0), float(width)) for value in (x, x + w))
@@ -252,4 +261,8 @@ def _read_box(entry: dict[str, Any], caption: Caption) -> _PhraseBox:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_id(value: object) -> TypeGuard[int | str]:
+    return isinstance(value, int | str) and not isinstance(value, bool)

@@ -1,15 +1,25 @@
 """Text and YAML files of data sets, read with one-line errors, and the paths that they name."""
 
 import codecs
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.finding import Finder
+from prompt_tune.datasets.finding import Finder, may_exist
+from prompt_tune.datasets.gate import Gate
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
 from prompt_tune.runtime.image_files import unread_picture
+from prompt_tune.texts import MAX_YAML_BYTES, ParseError, parse_json, parse_yaml, regular_bytes
+from prompt_tune.wording import shown
+
+MAX_LABEL_BYTES = 2**26  # of the labels of one image: 64 MiB
+MAX_TEXT_BYTES = 2**30  # of a list of images: 1 GiB, of ten million paths
+MAX_JSON_BYTES = 2**32  # of a COCO or grounding file: 4 GiB; the largest public ones have 2
+log = logging.getLogger(__name__)
 
 
 def files_under(folder: Path, suffixes: tuple[str, ...], passed: dict[Path, LeftOut]) -> list[Path]:
@@ -40,7 +50,7 @@ def cannot_use(path: Path) -> LeftOut | None:
     """What to say of a link that leads nowhere, or of a picture in a format that is not read; None for other paths."""
     if is_broken_link(path):
         return LeftOut(Reason.LINK, f"`{path}` is a link that leads nowhere. Restore its target, or remove it.")
-    if (why := unread_picture(path)) and path.is_file():
+    if (why := unread_picture(path)) and os.path.isfile(path):
         return LeftOut(Reason.FORMAT, f"`{path}`: {why}.")
     return None
 
@@ -54,29 +64,58 @@ def is_hidden(path: Path, root: Path) -> bool:
 def clean_path(path: Path) -> Path:
     """A path without `..`, as the system follows it: `..` of a linked folder is the parent of the real folder."""
     plain = Path(os.path.normpath(path))
-    if path.exists() and not (plain.exists() and path.samefile(plain)):
+    if os.path.exists(path) and not (os.path.exists(plain) and os.path.samefile(path, plain)):
         return Path(os.path.realpath(path))
     return plain
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
+def expanded(text: str, where: str) -> Path:
+    """The path that a text names, with `~` as the home folder.
+
+    Args:
+        text: The path as it is written.
+        where: What names it, as the error begins.
+
+    Raises:
+        DataError: No file can have such a path, or there is no such user.
+    """
+    if not may_exist(text):
+        raise DataError(f"{where}: {shown(text)} cannot be a path: it is too long or has a null byte. Correct it.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{where}: {shown(text)} begins with a user that does not exist. Correct the path.") from error
+
+
+def read_text(path: Path, errors: str = "strict", most: int = MAX_TEXT_BYTES) -> str:
     """Reads a UTF-8 text file, or one in UTF-16 with a byte-order mark, and drops the mark.
 
     Args:
         path: The file.
         errors: What `bytes.decode` does with bytes that are not UTF-8.
+        most: The most bytes that the file may have.
 
     Raises:
-        DataError: The file is missing, cannot be read, or is not UTF-8.
+        DataError: The file is missing, cannot be read, is too large, or is not UTF-8.
     """
+    content = read_bytes(path, most)
     try:
-        content = path.read_bytes()
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
-    except FileNotFoundError as error:
-        raise DataError(f"`{path}`: no such file. Check the path.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"`{path}` is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Reads a regular file.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is larger than `most` bytes.
+    """
+    try:
+        return regular_bytes(path, most)
+    except FileNotFoundError as error:
+        raise DataError(f"`{path}`: no such file. Check the path.") from error
     except OSError as error:
         raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
 
@@ -85,20 +124,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads the mapping in a YAML file.
 
     Raises:
-        DataError: The file cannot be read, is not YAML, or holds something other than a mapping.
+        DataError: The file cannot be read, is not YAML, breaks a limit of `parse_yaml`, or holds something other than a
+            mapping.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not readable"
-        raise DataError(f"`{path}`{where}: not valid YAML ({problem}). Correct the line.") from error
+        content = parse_yaml(read_text(path, most=4 * MAX_YAML_BYTES))  # UTF-16 and UTF-8 need up to 4 per character
+    except ParseError as error:
+        where = f"`{path}`, line {error.line}" if error.line else f"`{path}`"
+        if error.is_limit:
+            raise DataError(f"{where} cannot be read: {error}. Correct it.") from error
+        raise DataError(f"{where}: not valid YAML ({error}). Correct the line.") from error
     if not isinstance(content, dict):
         raise DataError(f"`{path}` must hold a mapping with `train` and more. Received: {type(content).__name__}.")
     return content
+
+
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any], cure: str) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: The file.
+        object_hook: Called with each object while the file is parsed; what it returns takes its place.
+        cure: What to do about a file that is damaged, in a sentence of its own.
+
+    Raises:
+        DataError: The file cannot be read, is not JSON, or breaks a limit of `parse_json`.
+    """
+    try:
+        return parse_json(read_text(path, most=MAX_JSON_BYTES), object_hook)
+    except ParseError as error:
+        raise DataError(f"`{path}` is not valid JSON: {error}. {cure}") from error
 
 
 def read_list(path: Path) -> list[str]:
@@ -125,16 +180,25 @@ def root_of(description: Path, content: dict[str, Any]) -> Path:
     if named is None:
         return folder
     if not isinstance(named, str):
-        raise DataError(f"`{description}`: `path` must be the path of a folder. Received: {named!r}.")
-    tried = [folder / Path(named).expanduser(), Path.cwd() / Path(named).expanduser()]
+        raise DataError(f"`{description}`: `path` must be the path of a folder. Received: {shown(named)}.")
+    written = expanded(named, f"`{description}`, `path`")
+    tried = [folder / written, Path.cwd() / written]
     finder = Finder()
     for place in (*tried, *filter(None, map(finder.find, tried))):
-        if place.is_dir():
-            return clean_path(place)
+        if os.path.isdir(place):
+            root = clean_path(place)
+            if not Gate.of([folder]).has(root):
+                log.info("`%s`: its `path` is outside its own folder: `%s`.", description, root)
+            return root
     raise DataError(
         f"`{description}`: the folder `path: {named}` is neither beside this file nor in the current folder. Correct "
         "it, or remove the line if the images are beside this file."
     )
+
+
+def gate_of(description: Path, root: Path) -> Gate:
+    """The gate of a data set that a YAML describes, see `Gate`; `root` is that of `root_of`."""
+    return Gate.of([description.absolute().parent], [root])
 
 
 def resolve(root: Path, entry: str, description: Path) -> Path:
@@ -149,13 +213,21 @@ def resolve(root: Path, entry: str, description: Path) -> Path:
         description: The description, for error texts.
 
     Raises:
-        DataError: There is no such file or folder.
+        DataError: There is no such file or folder, or a relative entry leaves the data set, see `Gate`.
     """
-    tried = [root / Path(entry).expanduser()]
+    written = expanded(entry, f"`{description}`")
+    tried = [root / written]
     if entry.startswith(("../", "..\\")):
         tried.append(root / entry[3:])
     finder = Finder()
     for place in (*tried, *filter(None, map(finder.find, tried))):
-        if place.exists():
-            return clean_path(place)
+        if os.path.exists(place):
+            clean = clean_path(place)
+            if clean == clean.parent:
+                raise DataError(
+                    f"`{description}`: the entry `{entry}` is the whole disk. Name the folder of the images."
+                )
+            if not written.is_absolute():
+                gate_of(description, root).check(clean, f"`{description}`", entry)
+            return clean
     raise DataError(f"`{description}`: there is no `{os.path.normpath(tried[0])}`. Correct the entry `{entry}`.")

@@ -13,12 +13,13 @@ from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco
 from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.held_out import HELD_OUT_SHARE, copied, has_box, hold_out
 from prompt_tune.datasets.opening import named, tell
-from prompt_tune.datasets.places import read_yaml
+from prompt_tune.datasets.places import expanded, read_yaml
 from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
 from prompt_tune.datasets.voc import is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.folders import is_metadata
+from prompt_tune.vocabulary.names import unfit
 from prompt_tune.wording import counted
 
 SplitName = Literal["train", "val", "test"]
@@ -89,7 +90,7 @@ def read_dataset(
         DataError: There is no data set that can be read, its labels cannot be meant, see `make_split`, `train` or `val`
             has no box, `names` do not fit, or `strict`, and something is left out.
     """
-    place = Path(source).expanduser()
+    place = expanded(str(source), "The data set")
     labels = _read_labels(place)
     if not labels.has("train"):
         raise DataError(f"`{place}` has no `train`: it has no training images. {_WANTED}")
@@ -145,7 +146,7 @@ def read_split(
         DataError: See `read_dataset`; or the data set has no such split, or the split has no box; or
             `trained_on_all`, and images would have to be held out.
     """
-    place = Path(source).expanduser()
+    place = expanded(str(source), "The data set")
     labels = _read_labels(place)
     chosen = _chosen_names(labels.names, names, place)
     held_out = not labels.has("val") and split != "test"
@@ -240,6 +241,8 @@ def _chosen_names(own: tuple[str, ...], names: Sequence[str] | None, place: Path
         )
     if not all(name.strip() for name in chosen):
         raise DataError(f"`{place}`: a class name is empty. Give every class a name.")
+    if bad := next(filter(unfit, chosen), None):
+        raise DataError(f"`{place}`: {unfit(bad)} Rename the class there, or with --names.")
     repeated = sorted({name for name in chosen if chosen.count(name) > 1})
     if repeated:
         raise DataError(f"`{place}`: class names must differ. Repeated: {', '.join(repeated)}.")

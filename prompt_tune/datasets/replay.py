@@ -7,6 +7,7 @@ or captions name that class.
 
 import logging
 import math
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from prompt_tune.datasets.grounding import (
 )
 from prompt_tune.datasets.held_out import copied
 from prompt_tune.datasets.opening import tell_left_out
-from prompt_tune.datasets.places import files_under, read_yaml
+from prompt_tune.datasets.places import expanded, files_under, read_yaml
 from prompt_tune.datasets.reading import find_labels
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Split, make_split
 from prompt_tune.errors import DataError
@@ -77,7 +78,7 @@ def parse_replay(text: str) -> ReplaySource:
         DataError: There is nothing before the `=`, or no number above 0 after it.
     """
     place, equals, number = text.rpartition("=")
-    if not equals or Path(text).expanduser().exists():
+    if not equals or os.path.exists(os.path.expanduser(text)):
         return ReplaySource(text)
     try:
         ratio = float(number)
@@ -129,7 +130,7 @@ def choose_replay(
     Raises:
         DataError: See `read_replay`; or a place is given twice, or a ratio amounts to less than one image.
     """
-    places = [Path(source.place).expanduser().resolve() for source in sources]
+    places = [expanded(source.place, "Replay").resolve() for source in sources]
     parts = []
     for source, place in zip(sources, places, strict=True):
         count = round(source.ratio * n_labelled)
@@ -197,7 +198,7 @@ def read_replay(
     """
     if count is not None and count < 1:
         raise DataError(f"`count`, the images to replay, must be at least 1. Received: {count}.")
-    place = Path(source).expanduser()
+    place = expanded(str(source), "Replay")
     patterns = [name_pattern(prompts) for prompts in classes]
     found = _captioned(place)
     left_out: Sequence[LeftOut] = ()
@@ -287,7 +288,7 @@ def _draw(images: Sequence[_Image], count: int | None, seed: int, place: Path) -
     existing = 0
     for index in np.random.default_rng(seed).permutation(len(images)):
         drawn.append(images[index])
-        existing += images[index].path.is_file()
+        existing += os.path.isfile(images[index].path)
         if existing == count:
             break
     return drawn

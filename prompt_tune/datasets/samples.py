@@ -1,6 +1,7 @@
 """Labels in two stages: as a reader found them (`RawLabels`), and checked against the images (`Split`)."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -11,6 +12,7 @@ import numpy as np
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import image_size
+from prompt_tune.wording import shown
 
 Kind = Literal["yolo", "coco", "voc"]
 EDGE_PIXELS = 2.0  # annotation tools round: a box may reach this far beyond the image, and is clipped
@@ -200,6 +202,10 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int, left_out
     samples = []
     found = [*left_out, *(entry for image in images for entry in image.left_out)]
     for image in sorted(images, key=lambda image: image.path):
+        if os.path.exists(image.path) and not os.path.isfile(image.path):
+            what = f"`{image.path}` is no file that can be read but a folder, a pipe, a socket or a device."
+            found.append(LeftOut(Reason.IMAGE, what))
+            continue
         try:
             size_wh = image_size(image.path)
         except DataError as error:
@@ -262,7 +268,7 @@ def _make_sample(image: LabelledImage, size_wh: tuple[int, int], n_cls: int) -> 
     for row in image.rows:
         if not 0 <= row.class_id < n_cls:
             raise DataError(
-                f"{row.where}: class id {row.class_id} is outside the names (0 to {n_cls - 1}). "
+                f"{row.where}: class id {shown(row.class_id)} is outside the names (0 to {n_cls - 1}). "
                 "Correct the id, or add its name."
             )
         scale = size_wh if image.normalised else (1, 1)
@@ -308,4 +314,4 @@ def _clipped(row: Row, box: list[float], size_wh: tuple[int, int]) -> list[float
 
 
 def _by(size_wh: tuple[int, int]) -> str:
-    return f"{size_wh[0]}x{size_wh[1]}"
+    return "x".join(map(shown, size_wh))

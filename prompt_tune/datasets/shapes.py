@@ -1,12 +1,20 @@
 """Boxes around shapes that label files may have instead of boxes: polygons, rotated boxes, and poses."""
 
 import math
+import sys
 from collections.abc import Sequence
 
 from prompt_tune.errors import DataError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 _SLACK = 0.005  # of the image: labels are rounded, and keypoints lie on the edge of their box
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from JSON is a number that arithmetic can take: NaN and infinity are, 10 ** 400 is not."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def box_around(coordinates: Sequence[float]) -> Box:

@@ -8,22 +8,35 @@ image without an XML file is background. An XML file whose name is no image's be
 """
 
 import math
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from prompt_tune.datasets.finding import Finder, folded, pair, sharing, spellings, warn_of_sharing
-from prompt_tune.datasets.places import cannot_use, files_under, has_file, is_hidden, read_list
+from prompt_tune.datasets.finding import Finder, folded, may_exist, pair, sharing, spellings, warn_of_sharing
+from prompt_tune.datasets.gate import Gate
+from prompt_tune.datasets.places import (
+    MAX_LABEL_BYTES,
+    cannot_use,
+    files_under,
+    has_file,
+    is_hidden,
+    read_bytes,
+    read_list,
+)
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
+from prompt_tune.wording import shown
 
 # Image folder, annotation folder, and the coordinate of the first pixel. The devkit counts pixels from 1 and its boxes
 # include the last one, so the edges are xmin - 1 and xmax; other tools write edges.
 _LAYOUTS = (("images", "annotations", 0.0), ("JPEGImages", "Annotations", 1.0))
+_SIDE = re.compile(r"\d{1,9}")  # pixels, as text
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -50,7 +63,8 @@ def read_voc(folder: Path) -> RawLabels:
     lists = _lists(folder)
     for split, file in lists.items():
         try:
-            members[split], left_out[split] = images.listed(read_list(file))
+            gate = Gate.of([folder.absolute(), file.absolute().parent])
+            members[split], left_out[split] = images.listed(read_list(file), file, gate)
         except DataError as error:
             unusable[split] = str(error)
     if not lists:
@@ -169,18 +183,31 @@ class _Images:
             for name in names:
                 if found := self._named.get(name) or self._folded.get(folded(name)):
                     return found
-            if path.is_absolute() or not (self._folder / path.parent).is_dir():
+            if path.is_absolute() or not os.path.isdir(self._folder / path.parent):
                 alike = self._stems.get(folded(Path(names[-1]).name), [])
                 if len(alike) == 1:  # the list has other folders than the data set
                     return alike
         return []
 
-    def listed(self, lines: Iterable[str]) -> tuple[list[Path], list[LeftOut]]:
-        """The images that a list names, each once, and what is left out of them."""
+    def listed(self, lines: Iterable[str], file: Path, gate: Gate) -> tuple[list[Path], list[LeftOut]]:
+        """The images that a list names, each once, and what is left out of them.
+
+        Args:
+            lines: The lines of the list.
+            file: The list, for error texts.
+            gate: The folders that images may lie in.
+
+        Raises:
+            DataError: An image lies outside the gate.
+        """
         found: dict[Path, None] = {}
         left_out: dict[Path, LeftOut] = {}
         for line in lines:
             path = Path(line.replace("\\", "/"))
+            if not may_exist(f"{line}.jpg") or not path.name:
+                what = f"`{file}`: {shown(line)} cannot be the name of an image. Correct or remove the line."
+                left_out[path] = LeftOut(Reason.IMAGE, what)
+                continue
             if is_hidden(self._folder / path, self._folder):
                 continue
             suffix = path.suffix if path.suffix.lower() in IMAGE_SUFFIXES else ".jpg"
@@ -189,6 +216,8 @@ class _Images:
                 if image in self.passed:
                     left_out[image] = self.passed[image]
                 else:
+                    if image == missing:
+                        gate.check(image, f"`{file}`", line)
                     found[image] = None
                     if image == missing and (label := self._finder.find(self._wanted(missing))):
                         self.labels.setdefault(missing, label)  # its classes are classes of the data set
@@ -236,16 +265,24 @@ def _lists(folder: Path) -> dict[str, Path]:
     return {}
 
 
+class _WithoutDoctype(ElementTree.TreeBuilder):
+    """Refuses a DOCTYPE: its entities could grow without end, or name other files. Labels need none."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it has a DOCTYPE, which labels do not need and which could name other files")
+
+
 def _parsed(file: Path) -> ElementTree.Element | LeftOut:
     """The root of an XML file, in the encoding that it declares; or why its image is left out."""
     try:
-        return ElementTree.fromstring(file.read_bytes())
+        return ElementTree.fromstring(
+            read_bytes(file, MAX_LABEL_BYTES), ElementTree.XMLParser(target=_WithoutDoctype())
+        )
+    except DataError as error:
+        return cannot_use(file) or LeftOut(Reason.IMAGE, f"{error} Until then, its image is left out.")
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: encodings that expat cannot read
         what = f"`{file}` is not valid XML: {error}. Correct or remove it; until then, its image is left out."
         return LeftOut(Reason.IMAGE, what)
-    except OSError as error:
-        what = f"`{file}` cannot be read: {error.strerror}. Until then, its image is left out."
-        return cannot_use(file) or LeftOut(Reason.IMAGE, what)
 
 
 def _read_xml(file: Path | None, first_pixel: float) -> _Annotation | LeftOut:
@@ -267,7 +304,7 @@ def _read_xml(file: Path | None, first_pixel: float) -> _Annotation | LeftOut:
         except DataError as error:
             left_out.append(LeftOut(Reason.ROW, f"{where}: {error}"))
     size = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
-    size_wh = (int(size[0]), int(size[1])) if all(side.isdecimal() for side in size) else None
+    size_wh = (int(size[0]), int(size[1])) if all(_SIDE.fullmatch(side) for side in size) else None
     return _Annotation(things, size_wh, root.findtext("filename") or "", left_out)
 
 
@@ -304,4 +341,4 @@ def _number(element: ElementTree.Element, key: str) -> float:
     try:
         return float(text or "")
     except ValueError as error:
-        raise DataError(f"`<{element.tag}>` must have `<{key}>`, a number. Received: {text!r}.") from error
+        raise DataError(f"`<{element.tag}>` must have `<{key}>`, a number. Received: {shown(text)}.") from error

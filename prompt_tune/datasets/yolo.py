@@ -8,11 +8,14 @@ without a label file is background.
 from pathlib import Path
 from typing import Any
 
-from prompt_tune.datasets.finding import Finder, folded, pair, sharing, warn_of_sharing
+from prompt_tune.datasets.finding import Finder, folded, may_exist, pair, sharing, warn_of_sharing
 from prompt_tune.datasets.places import (
+    MAX_LABEL_BYTES,
     cannot_use,
     clean_path,
+    expanded,
     files_under,
+    gate_of,
     is_hidden,
     read_list,
     read_text,
@@ -24,9 +27,12 @@ from prompt_tune.datasets.shapes import box_around, may_be_pose
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.folders import walk
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
+from prompt_tune.wording import brief, shown
 
+MAX_LINE = 2**20  # characters of a row: a polygon of more than 50,000 points
 _BOX_FIELDS = 5
 _LEAST_POLYGON_FIELDS = 7  # a class and three points
+_NAMED = 5  # entries in an error
 _EXTRA = "A confidence, an angle, a track or keypoints after the box are not read. "
 _POSE = "this looks like a box and the keypoints of a pose, which is not read. Keep the first five numbers."
 
@@ -69,17 +75,20 @@ def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
             raise DataError(
-                f"`{description}`: the keys of `names` must be 0, 1, 2, ... without a gap. Received: {list(names)}."
+                f"`{description}`: the keys of `names` must be 0, 1, 2, ... without a gap. Received: "
+                f"{shown(list(names))}."
             )
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"`{description}` has no `names`. Add them: a list, or a mapping from class id to name.")
     unquoted = [name for name in names if isinstance(name, bool) or not isinstance(name, str | int | float)]
     if unquoted:  # YAML reads a bare `no` as false
-        raise DataError(f"`{description}`: a class name must be text. Received: {unquoted[0]!r}. Put it in quotes.")
+        raise DataError(
+            f"`{description}`: a class name must be text. Received: {shown(unquoted[0])}. Put it in quotes."
+        )
     count = content.get("nc", len(names))
     if count != len(names):
-        raise DataError(f"`{description}`: `nc` is {count}, but `names` has {len(names)}. Make them agree.")
+        raise DataError(f"`{description}`: `nc` is {shown(count)}, but `names` has {len(names)}. Make them agree.")
     return tuple(str(name) for name in names)
 
 
@@ -90,21 +99,30 @@ def _image_paths(
     entries = [entries] if isinstance(entries, str) else entries
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise DataError(
-            f"`{description}`: `{key}` must be a folder, a text file, or a list of them. Received: {entries!r}."
+            f"`{description}`: `{key}` must be a folder, a text file, or a list of them. Received: {shown(entries)}."
         )
     paths: set[Path] = set()
     passed: dict[Path, LeftOut] = {}
     folders: list[Path] = []
     finder = Finder()
+    gate = gate_of(description, root)
     for entry in entries:
         place = resolve(root, entry, description)
+        if expanded(entry, f"`{description}`").is_absolute():  # the user names it
+            gate = gate.with_folders([], [place])
         if place.is_dir():
             folders.append(place)
             paths.update(files_under(place, IMAGE_SUFFIXES, passed))
         elif place.suffix.lower() == ".txt":
             # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
+            listing = gate.with_folders([place.parent])
             for line in read_list(place):
                 path = clean_path(finder.find(place.parent / line) or place.parent / line)
+                if not may_exist(line):
+                    what = f"`{place}`: {shown(line)} cannot be a path. Correct or remove the line."
+                    passed[path] = LeftOut(Reason.IMAGE, what)
+                    continue
+                listing.check(path, f"`{place}`", line)
                 if link := cannot_use(path):
                     passed[path] = link
                 elif not is_hidden(path, place.parent):
@@ -114,7 +132,9 @@ def _image_paths(
                 f"`{description}`: `{key}: {entry}` must be a folder of images or a .txt file that lists them."
             )
     if not paths and not passed:
-        raise DataError(f"`{description}`: `{key}: {', '.join(entries)}` holds no image. Correct the entry.")
+        raise DataError(
+            f"`{description}`: `{key}: {', '.join(map(str, entries[:_NAMED]))}` holds no image. Correct the entry."
+        )
     return sorted(paths), passed, folders
 
 
@@ -146,7 +166,7 @@ def _alone(folders: list[Path], images: list[Path]) -> list[LeftOut]:
 def _has_rows(file: Path) -> bool:
     """Whether a text file begins with a label row."""
     try:
-        lines = read_text(file).split("\n", 1)
+        lines = read_text(file, most=MAX_LABEL_BYTES).split("\n", 1)
         _numbers(lines[0])
     except DataError:
         return False
@@ -181,7 +201,7 @@ def _read_split(paths: list[Path]) -> tuple[list[LabelledImage], list[LeftOut]]:
 def _read_labels(file: Path, image: LabelledImage) -> set[tuple[int, bool]]:
     """Adds the rows of a label file to an image; returns their lengths, and whether they may be poses."""
     shapes = set()
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file, most=MAX_LABEL_BYTES).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -195,6 +215,8 @@ def _read_labels(file: Path, image: LabelledImage) -> set[tuple[int, bool]]:
 
 def _numbers(line: str) -> list[float]:
     """The numbers of a line: a class, and a box or a polygon."""
+    if len(line) > MAX_LINE:
+        raise DataError(f"a line has at most {MAX_LINE:,} characters. Received: {len(line):,}. Correct or remove it.")
     fields = line.split()
     if len(fields) != _BOX_FIELDS and (len(fields) < _LEAST_POLYGON_FIELDS or len(fields) % 2 == 0):
         extra = _EXTRA if len(fields) > _BOX_FIELDS else ""
@@ -204,9 +226,9 @@ def _numbers(line: str) -> list[float]:
     try:
         values = [float(field) for field in fields]
     except ValueError as error:
-        raise DataError(f"a box is `class x y w h`, 5 numbers. Received: `{line.strip()}`.") from error
+        raise DataError(f"a box is `class x y w h`, 5 numbers. Received: `{brief(line.strip())}`.") from error
     if not values[0].is_integer():
-        raise DataError(f"a class id must be a whole number. Received: `{fields[0]}`.")
+        raise DataError(f"a class id must be a whole number. Received: `{brief(fields[0])}`.")
     return values
 
 

@@ -22,7 +22,7 @@ from prompt_tune.files import saving
 from prompt_tune.models import ultralytics
 from prompt_tune.models.embeddings import load_run
 from prompt_tune.models.suppression import find
-from prompt_tune.models.world import World
+from prompt_tune.models.world import World, torch_device
 from prompt_tune.runtime.boxes import box_iou, match
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.image_files import Places, as_places, find_images
@@ -88,7 +88,7 @@ def bake(run: str | Path, out: str | Path, *, images: Places | None = None, devi
         out: The `.pt` file to write.
         images: An image, a folder or a glob pattern, or several of them, on which to measure how original detections
             change; or None. What ultralytics' `predict` loses shows only on images with learned objects.
-        device: A torch device for measuring.
+        device: A torch device for measuring; see `torch_device`.
 
     Raises:
         RunError: `out` is not a .pt file or cannot be written, or the run is incomplete.
@@ -99,7 +99,7 @@ def bake(run: str | Path, out: str | Path, *, images: Places | None = None, devi
     out = Path(out)
     if out.suffix.lower() != SUFFIX:
         raise RunError(f"An ultralytics checkpoint is a {SUFFIX} file. Received: {out.name}.")
-    config, world, original, learned = load_run(Path(run), device=device)
+    config, world, original, learned = load_run(Path(run), device=torch_device(device))
     rows = np.concatenate([single_prompts(original, out), single_prompts(learned, out)])  # (n, 512)
     taken = set(original.names)
     names = original.names + tuple(f"{name} (learned)" if name in taken else name for name in learned.names)

@@ -27,6 +27,7 @@ from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.image_files import Places, find_images
 from prompt_tune.runtime.images import read_rgb
+from prompt_tune.wording import csv_cell
 
 LOWEST = 0.02  # learned scores below it are no doubt about an object
 TOP = 20
@@ -180,7 +181,8 @@ def _write_ranking(file: Path, chosen: Sequence[Candidate]) -> None:
         writer = csv.writer(table)
         writer.writerow(("rank", "image", "value", "reason"))
         for rank, candidate in enumerate(chosen, 1):
-            writer.writerow((rank, candidate.path, f"{candidate.value:.4f}", candidate.reason))
+            row = (rank, str(candidate.path), f"{candidate.value:.4f}", candidate.reason)
+            writer.writerow(map(csv_cell, row))
 
 
 def _joined(description: Path, names: Sequence[str], out: Path) -> str:

@@ -150,9 +150,9 @@ def validate_run(
         ProviderError: The device is not available.
     """
     from prompt_tune.models.embeddings import load_run
-    from prompt_tune.models.world import check_device
+    from prompt_tune.models.world import torch_device
 
-    check_device(device)
+    device = torch_device(device)
     config, world, original, learned = load_run(Path(run), device)
     vocabularies = {ORIGINAL: original, LEARNED: learned}
     truth = GroundTruth.read(data, split, names, vocabularies, RunFolder(Path(run)).held_out(), strict=strict)
@@ -182,7 +182,7 @@ def validate_bundle(
         learned: More vocabulary files for the same detector; a file name is the label.
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
-        device: "cpu" or "cuda".
+        device: See `open_session`.
         strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
         recorded: What the run behind the bundle says of the images that it held out; see `hold_out`. None goes by the
@@ -194,7 +194,7 @@ def validate_bundle(
         VocabularyError: A vocabulary cannot be loaded, or does not belong to the bundle.
         ProviderError: The device is not available.
     """
-    detector = Detector(bundle, device=device, learned=learned)  # type: ignore[arg-type]  # it checks the name
+    detector = Detector(bundle, device=device, learned=learned)
     own = detector.vocabularies.get(LEARNED)
     provenance = {} if own is None else own.provenance
     if recorded is None and "held_out" not in provenance:

@@ -23,7 +23,6 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.image_files import Places, as_places, find_images
 from prompt_tune.runtime.images import Letterbox, letterbox, read_rgb
 from prompt_tune.runtime.packing import Packed, from_rows
-from prompt_tune.runtime.providers import Device
 from prompt_tune.version import install
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
@@ -180,7 +179,7 @@ def verify(
     learned: Sequence[str | Path] = (),
     data: str | Path | None = None,
     max_false_alarms: float | None = None,
-    device: Device = "cpu",
+    device: str = "cpu",
     recursive: bool = True,
     strict: bool = False,
     progress: Progress | None = None,

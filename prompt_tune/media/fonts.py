@@ -224,7 +224,7 @@ def _installed(characters: Iterable[str]) -> Iterator[tuple[str, int]]:
                 seen.add(path)
                 yield path, int(index) & 0xFFFF  # the upper half names a variable font's instance
     for folder in font_folders():
-        files = [path for path in folder.rglob("*") if path.suffix.lower() in FONT_SUFFIXES]
+        files = [path for path in folder.rglob("*") if path.suffix.lower() in FONT_SUFFIXES and path.is_file()]
         for file in sorted(files, key=lambda file: (sum(word in file.stem.lower() for word in UNUSUAL), file)):
             if str(file) not in seen:
                 yield str(file), 0

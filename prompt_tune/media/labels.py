@@ -12,12 +12,13 @@ from PIL import Image
 
 from prompt_tune.contract import HOLD_OUT
 from prompt_tune.errors import DataError
-from prompt_tune.files import saving, told
+from prompt_tune.files import MAX_NAME, saving, shortened, told
 from prompt_tune.media.sinks import OTHER_OUT, Places, Sink, with_suffix
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
 from prompt_tune.runtime.image_files import WRITTEN_SUFFIXES
 from prompt_tune.runtime.images import save_image
+from prompt_tune.wording import csv_cell
 
 COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"
@@ -27,6 +28,7 @@ ROW = ("vocabulary", "class", "score", "box_xyxy")
 ESCAPED = "backslashreplace"  # a file name that is not valid text: JSON reads its escapes back, and CSV shows them
 LABEL_QUALITY = 95  # JPEG quality of frames that a detector will be trained on
 SHARE_DECIMALS = 6  # YOLO labels: a hundredth of a pixel in 10,000
+MOST_ADDED = 20  # characters that the number and the suffix of a frame add to the name of its video
 SECOND_DECIMALS = 3
 
 
@@ -144,7 +146,8 @@ class Yolo(Sink):
             image = self._images.take(with_suffix(folder / flat, WRITTEN_SUFFIXES, ".png"))
         else:
             if frame.name != self._video:  # the frames of one video follow one another
-                self._video, self._stem = frame.name, self._videos.take(Path(Path(flat).stem)).name
+                stem = shortened(Path(flat).stem, MAX_NAME - MOST_ADDED)
+                self._video, self._stem = frame.name, self._videos.take(Path(stem)).name
             image = folder / f"{self._stem}_{frame.index:06}.jpg"
         while _yolo_label(image).exists():  # an image may have the name of a frame
             image = image.with_stem(f"{image.stem}-2")
@@ -203,7 +206,7 @@ class Csv(Sink):
         origin = _origin(frame)
         with told(self._path, DataError, cure=OTHER_OUT):
             for *row, box in _rows(found):
-                self._writer.writerow((*(origin.get(name) for name in ORIGIN), *row, *box))
+                self._writer.writerow(map(csv_cell, (*(origin.get(name) for name in ORIGIN), *row, *box)))
 
 
 class JsonLines(Sink):

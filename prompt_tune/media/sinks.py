@@ -3,6 +3,7 @@
 A sink takes one frame at a time and keeps none of them, so that memory does not grow with the input.
 """
 
+import logging
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -13,22 +14,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
 from prompt_tune.errors import DataError
-from prompt_tune.files import saving, told
+from prompt_tune.files import MAX_NAME, saving, shortened, told
 from prompt_tune.media.draw import draw
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.image_files import WRITTEN_SUFFIXES
-from prompt_tune.runtime.images import save_image
+from prompt_tune.runtime.images import encoded
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
-MAX_NAME = 255  # bytes of a file name, on most disks
 OTHER_OUT = "Choose another --out or make room."
 JPEG_QUALITY = 92  # text and thin lines smear below 90
 VIDEO_CODEC, VIDEO_OPTIONS = "libx264", {"crf": "20", "preset": "veryfast"}  # thin lines stay sharp at 20
 TICKS = Fraction(1, 90_000)  # seconds; the clock of MPEG, which all usual frame rates divide
+log = logging.getLogger(__name__)
 USUAL_RATE = 30  # frames per second that the encoder plans with; the timestamps decide
 
 
@@ -101,13 +102,13 @@ class _Drawings(Sink):
             sources: Files that must not be replaced.
         """
         super().__init__()
-        self._out, self._sources = out, frozenset(path.resolve() for path in sources)
+        self._out, self._sources = out, frozenset(map(os.path.realpath, sources))
         self._places = Places()
 
     def _place(self, name: str, suffixes: Sequence[str], added: str) -> Path:
         """Where the drawing goes. Raises: DataError: it would replace a file of the source."""
         place = self._places.take(with_suffix(self._out / name, suffixes, added))
-        if place.resolve() in self._sources:
+        if os.path.realpath(place) in self._sources:
             raise DataError(f"The annotated picture `{place}` would replace an image of yours. Choose another --out.")
         return place
 
@@ -117,9 +118,16 @@ class Pictures(_Drawings):
 
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
-        if frame.index is None:
-            with saving(self._place(frame.name, WRITTEN_SUFFIXES, ".png"), DataError, cure=OTHER_OUT) as temporary:
-                save_image(temporary, draw(frame.image, found), quality=JPEG_QUALITY)
+        if frame.index is not None:
+            return
+        place = self._place(frame.name, WRITTEN_SUFFIXES, ".png")
+        try:
+            content = encoded(draw(frame.image, found), place.suffix, quality=JPEG_QUALITY)
+        except DataError as error:  # the next one may fit
+            log.warning("`%s` is not written: %s", place, error)
+            return
+        with saving(place, DataError, cure=OTHER_OUT) as temporary:
+            temporary.write_bytes(content)
 
 
 class Videos(_Drawings):
@@ -169,13 +177,11 @@ class Videos(_Drawings):
 
 
 def with_suffix(path: Path, suffixes: Sequence[str], added: str) -> Path:
-    """The path; with one more suffix, `added`, where it has none of `suffixes`."""
-    return path if path.suffix.lower() in suffixes else within_limit(path.with_name(f"{path.name}{added}"), added)
+    """The path, with a stem that disks take; with one more suffix, `added`, where it has none of `suffixes`."""
+    is_known = path.suffix.lower() in suffixes
+    return within_limit(path if is_known else path.with_name(f"{path.name}{added}"), path.suffix if is_known else added)
 
 
 def within_limit(path: Path, end: str) -> Path:
     """The path with an end in place of its suffix; its stem is cut where disks would not take a name as long."""
-    stem = path.stem
-    while len(os.fsencode(f"{stem}{end}")) > MAX_NAME:
-        stem = stem[:-1]
-    return path.with_name(f"{stem}{end}")
+    return path.with_name(f"{shortened(path.stem, MAX_NAME - len(os.fsencode(end)))}{end}")

@@ -24,6 +24,7 @@ _KNOWN = (  # to FFmpeg, which reads them by their content
     ".mod .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m"
 )
 VIDEO_SUFFIXES = tuple(_KNOWN.split())
+_MOST_DIGITS = 9  # of a camera's number
 TIMEOUT = 10.0  # seconds; a stream over a slow line answers within two or three
 Frames = Generator["Frame", None, None]
 
@@ -219,7 +220,7 @@ def _named(video: Video, name: str) -> Frames:
 
 
 def _is_camera(text: str) -> bool:
-    return text.isdecimal() and not Path(text).exists()
+    return text.isdecimal() and len(text) <= _MOST_DIGITS and not os.path.exists(text)
 
 
 def _is_video(path: Path) -> bool:

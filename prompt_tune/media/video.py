@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 MICROSECONDS = 1_000_000  # per second; FFmpeg gives durations in microseconds
 _STREAM_OPTIONS = {"rtsp_transport": "tcp"}  # UDP loses packets silently, and the picture smears
+_FORMATS = (  # of FFmpeg, that files may have: others, such as playlists and scripts, make it open more files
+    "asf,av1,avi,dv,flv,h261,h263,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,mjpeg_2000,mov,mpeg,mpegts,mpegvideo,"
+    "mpjpeg,mxf,nut,obu,ogg,rm,vc1,vvc,webm,yuv4mpegpipe"
+)
 _EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 _CURE = "Check it with a player."
 
@@ -138,7 +142,7 @@ def open_file(path: Path, *, every: int = 1) -> Video:
     Raises:
         DataError: The file cannot be opened, it has no pictures, or PyAV is not installed.
     """
-    return Video(_open(os.path.abspath(path), str(path)), str(path), every=every, is_cut=_is_cut_matroska(path))
+    return Video(_open_path(path), str(path), every=every, is_cut=_is_cut_matroska(path))
 
 
 def _is_cut_matroska(path: Path) -> bool:
@@ -165,7 +169,7 @@ def _is_cut_matroska(path: Path) -> bool:
 def count_frames(path: Path, *, every: int = 1) -> int | None:
     """Number of frames by the header of a video file; None if it does not say, 0 if the file cannot be opened."""
     try:
-        with _open(os.path.abspath(path), str(path)) as container:
+        with _open_path(path) as container:
             return Video(container, str(path), every=every).total
     except DataError:
         return 0
@@ -182,7 +186,10 @@ def open_address(address: str, *, timeout: float, every: int = 1) -> Video:
     Raises:
         DataError: See `open_file`.
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise DataError(f"The source is not an address: {error}. Correct it.") from error  # it may have a password
     shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     options = dict(_STREAM_OPTIONS) if parts.scheme.startswith("rtsp") else {}
     return Video(_open(address, shown, timeout, options), shown, every=every, timeout=timeout)
@@ -230,6 +237,11 @@ def require_av(what: str, otherwise: str = "") -> ModuleType:
     return av
 
 
+def _open_path(path: Path) -> "InputContainer":
+    """Open a file that is a video by its content."""
+    return _open(os.path.abspath(path), str(path), options={"format_whitelist": _FORMATS})
+
+
 def _open(
     address: str,
     shown: str,
@@ -239,13 +251,15 @@ def _open(
 ) -> "InputContainer":
     """Open a container that has pictures."""
     av = require_av(f"`{shown}` is a video, a camera or a stream")
-    from av.error import FFmpegError
+    from av.error import ArgumentError, FFmpegError
 
     started = time.monotonic()
     try:
         container: InputContainer = av.open(address, format=interface, options=options or {}, timeout=timeout)
     except (FFmpegError, ValueError) as error:
         reason = _silence(timeout, started) or _reason(error)
+        if timeout is None and isinstance(error, ArgumentError):
+            reason = "its content is not a video of a known format"
         raise DataError(f"`{shown}` cannot be opened as a video: {reason}. {_CURE}") from error
     if not container.streams.video:
         container.close()

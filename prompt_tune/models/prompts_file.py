@@ -15,6 +15,7 @@ from prompt_tune.files import read_tensors, replacing, tensor_bytes
 from prompt_tune.models.context import PromptContext
 from prompt_tune.models.text_tower import TextTower
 from prompt_tune.vocabulary.checks import check_made_for, listing
+from prompt_tune.vocabulary.names import kept_names
 
 FORMAT_VERSION = 2
 SETTINGS = ("class_specific", "token_position", "prompts_per_class", "initial_words")
@@ -58,7 +59,9 @@ def load_context(path: Path, tower: TextTower, classes: Sequence[tuple[str, ...]
     """
     fields, ctx = _read(path, tower)
     settings = {name: fields[name] for name in SETTINGS}
-    trained = PromptContext(tower, [tuple(names) for names in fields["classes"]], n_ctx=ctx.shape[-2], **settings)
+    trained = PromptContext(
+        tower, [tuple(kept_names(names)) for names in fields["classes"]], n_ctx=ctx.shape[-2], **settings
+    )
     with torch.no_grad():
         trained.ctx.copy_(ctx)
     if classes is None or list(classes) == trained.classes:
@@ -158,7 +161,7 @@ def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
 
 def _is_valid(fields: dict[str, Any]) -> bool:
     """Whether the metadata has this version and the right types."""
-    if set(fields) != FIELDS or fields["version"] != FORMAT_VERSION:
+    if set(fields) != FIELDS or type(fields["version"]) is not int or fields["version"] != FORMAT_VERSION:
         return False
     classes, copies = fields["classes"], fields["prompts_per_class"]
     return (
@@ -169,7 +172,7 @@ def _is_valid(fields: dict[str, Any]) -> bool:
         and fields["token_position"] in get_args(TokenPosition)
         and fields["guide_mode"] in get_args(GuideMode)
         and type(copies) is int
-        and copies >= 1
+        and (copies >= 1 if fields["class_specific"] else copies == 1)  # shared context is one for all
         and isinstance(fields["initial_words"], str)
         and isinstance(fields["text_tower"], str)
         and bool(fields["text_tower"])

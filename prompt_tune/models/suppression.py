@@ -2,14 +2,19 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms  # at module level: importing it while a graph is traced would fail
 
 from prompt_tune.contract import MAX_PER_CLASS, METRIC_CONF, NMS_IOU
+from prompt_tune.privacy import quiet_imports
 from prompt_tune.runtime.detections import Detections
+
+with quiet_imports():
+    from torchvision.ops import nms  # at module level: importing it while a graph is traced would fail
+
+CANDIDATES = 2000  # a name that means nothing to the detector scores on every anchor: all of them would take minutes
 
 
 def suppress(
-    boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, iou: float = NMS_IOU
+    boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, iou: float = NMS_IOU, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Suppresses overlapping boxes of one image, class by class. A box may be kept for several classes.
 
@@ -18,6 +23,7 @@ def suppress(
         scores: (A, n_cls) float32 in 0..1.
         conf: Boxes with a score above this are candidates.
         iou: A candidate is dropped if it overlaps a kept one of the same class and a higher score by more than this.
+        most: Of each class, only so many candidates with the highest scores are looked at; None looks at all.
 
     Returns:
         Class and anchor of the kept boxes, each (n,) int64, sorted by class, then falling score, then anchor. There are
@@ -31,16 +37,18 @@ def suppress(
     place = torch.arange(len(label), device=label.device)
     kept, first = [], 0
     for count in candidate.sum(1).tolist():
-        rows = slice(first, first + count)
+        rows = place[first : first + count]
+        if most is not None and count > most:
+            rows = rows[score[rows].argsort(descending=True, stable=True)[:most]]
         if count:
-            kept.append(place[rows][nms(boxes_xyxy[anchor[rows]], score[rows], iou)[:MAX_PER_CLASS]])
+            kept.append(rows[nms(boxes_xyxy[anchor[rows]], score[rows], iou)[:MAX_PER_CLASS]])
         first += count
     keep = torch.cat(kept) if kept else label  # (n,)
     return label[keep], anchor[keep]
 
 
 def find(boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, iou: float = NMS_IOU) -> Detections:
-    """Finds the detections of one image, in the frame of its boxes.
+    """Finds the detections of one image, in the frame of its boxes, among `CANDIDATES` anchors of each class.
 
     Args:
         boxes_xyxy: See `suppress`.
@@ -51,6 +59,6 @@ def find(boxes_xyxy: Tensor, scores: Tensor, *, conf: float = METRIC_CONF, iou: 
     Returns:
         The boxes that `suppress` keeps, in its order.
     """
-    label, anchor = suppress(boxes_xyxy, scores, conf=conf, iou=iou)
+    label, anchor = suppress(boxes_xyxy, scores, conf=conf, iou=iou, most=CANDIDATES)
     boxes, score = boxes_xyxy[anchor].detach(), scores[anchor, label].detach()
     return Detections(boxes.cpu().numpy(), score.cpu().numpy(), label.cpu().numpy())

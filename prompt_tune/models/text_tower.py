@@ -17,6 +17,7 @@ from torch import nn
 
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError, VocabularyError
+from prompt_tune.privacy import quiet_imports
 from prompt_tune.vocabulary.names import check_names, read_templates
 
 DEFAULT_TOWER = "ViT-B-32-quickgelu:openai"  # YOLO-World's own: OpenAI's ViT-B/32 with its quick-GELU
@@ -121,7 +122,8 @@ class TextTower:
     @classmethod
     def _open(cls, name: str, tag: str | None, spec: str, device: str) -> "TextTower":
         """Loads a tower through open_clip, and turns each of its failures into a `ModelError`."""
-        import open_clip
+        with quiet_imports():
+            import open_clip
 
         try:
             with _quiet(), nullcontext(True) if tag is None else _hub_or_offline() as reachable:

@@ -4,13 +4,10 @@ The first import of ultralytics prints, writes settings into the home folder, re
 other functions, and changes print options, warning filters and the number of OpenCV's threads. Here none of that stays.
 """
 
-import atexit
 import importlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -25,13 +22,21 @@ from torch import Tensor, nn
 
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError
+from prompt_tune.privacy import quiet_imports
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.texts import MAX_YAML_BYTES, parse_yaml, regular_bytes
 from prompt_tune.version import install
 
 OFFICIAL = tuple(f"yolov8{scale}-world{version}.pt" for version in ("v2", "") for scale in "smlx")
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # as in ultralytics' downloads.py
 PROBE_SECONDS = 5.0  # ultralytics itself waits 30 s for a connection, four times
-_PATCHED = {"torch": ("save",), "PIL.Image": ("open",), "cv2": ("imread", "imwrite", "imshow")}  # replaced on import
+_PATCHED = {  # replaced on import, or for it
+    "torch": ("save",),
+    "PIL.Image": ("open",),
+    "cv2": ("imread", "imwrite", "imshow"),
+    "uuid": ("getnode",),
+}
+_NO_CARD = 0  # the address of the network card, as ultralytics sees it: it makes an ID for its analytics from it
 _SILENCED = ("coremltools", "sentry_sdk")  # loggers whose level the import raises
 
 
@@ -49,7 +54,8 @@ def load_checkpoint(path: Path) -> nn.Module:
     """
     tasks = quiet_import("ultralytics.nn.tasks")
     try:
-        model: nn.Module = tasks.load_checkpoint(str(path))[0]
+        # by its bare name, ultralytics would download a damaged official checkpoint again
+        model: nn.Module = tasks.load_checkpoint(str(path.absolute()))[0]
     except Exception as error:  # unpickling a foreign file can raise anything
         raise ModelError(
             f"'{path}' is not a checkpoint that ultralytics can load ({type(error).__name__}); "
@@ -64,7 +70,6 @@ def load_folder(folder: Path) -> nn.Module:
     Raises:
         ModelError: A file is missing, or YAML and weights do not make a YOLO-World.
     """
-    import yaml
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -72,10 +77,11 @@ def load_folder(folder: Path) -> nn.Module:
         if not (folder / part).is_file():
             raise ModelError(f"'{folder}' is not a detector: it has no {part}.")
     try:
-        model = build_world(yaml.safe_load((folder / "detector.yaml").read_text(encoding="utf-8")))
+        text = regular_bytes(folder / "detector.yaml", MAX_YAML_BYTES).decode("utf-8")
+        model = build_world(parse_yaml(text))
         state = load_file(folder / "detector.safetensors")
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-    except (yaml.YAMLError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
             f"'{folder}' is damaged: YAML and weights do not make a YOLO-World ({error!r:.150})."
         ) from error
@@ -215,24 +221,26 @@ def quiet_import(name: str) -> ModuleType:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The first import: offline, with settings in a temporary folder, and everything that it changes is put back."""
+    import uuid
+
     import cv2
 
-    environment, threads = dict(os.environ), cv2.getNumThreads()
+    threads = cv2.getNumThreads()
     places = [(importlib.import_module(module), name) for module, names in _PATCHED.items() for name in names]
     functions = [(module, name, getattr(module, name)) for module, name in places]
     levels = {name: logging.getLogger(name).level for name in _SILENCED}
-    if "YOLO_CONFIG_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="prompt-tune-ultralytics-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["YOLO_CONFIG_DIR"] = folder
-    os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
     try:
-        with warnings.catch_warnings(), np.printoptions(), torch._tensor_str.printoptions():
+        with (
+            quiet_imports(),
+            warnings.catch_warnings(),
+            np.printoptions(),
+            torch._tensor_str.printoptions(),
+        ):
+            os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
+            uuid.getnode = lambda: _NO_CARD
             importlib.import_module("ultralytics")
             yield
     finally:
-        os.environ.clear()
-        os.environ.update(environment)
         cv2.setNumThreads(threads)
         for module, name, function in functions:
             setattr(module, name, function)

@@ -21,6 +21,7 @@ from prompt_tune.errors import ModelError, ProviderError
 from prompt_tune.models import ultralytics
 from prompt_tune.models.blocks import FoldedHead, attend_to_image
 from prompt_tune.models.ultralytics import block, check_world, layer_inputs, load_folder
+from prompt_tune.runtime.devices import check_visible, named
 
 TINY = "tiny"
 NOT_IN_DIGEST = ("yaml_file", "nc", "ch", "channels", "scales", "scale")  # path, class count, and unresolved scales
@@ -340,19 +341,25 @@ def join_levels(head_maps: Sequence[Tensor]) -> Tensor:
     return head.transpose(1, 2).contiguous()
 
 
-def check_device(device: str) -> None:
-    """Refuses a device that torch cannot use.
+def torch_device(device: str | int) -> str:
+    """The name of a device, checked.
 
     Args:
-        device: A torch device such as "cpu", "cuda" or "cuda:1".
+        device: "cpu", "cuda", "cuda:1", or the number of a GPU, as ultralytics takes it; or another device of torch.
+
+    Returns:
+        The name that torch has for it.
 
     Raises:
-        ProviderError: torch does not know the device, or cannot use it.
+        ProviderError: torch does not know the device, or cannot use it, or the environment hides it.
     """
+    check_visible(device)
+    name = named(device)
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which one depends on the kind of device
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ProviderError(
             f"torch cannot use the device '{device}': {reason}. Check for a GPU with `nvidia-smi`, or give cpu."
         ) from error
+    return name

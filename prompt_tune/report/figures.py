@@ -3,6 +3,7 @@
 Light: matplotlib is imported when a figure is drawn, through its object interface (no display, no global state).
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from prompt_tune.evaluation.metrics import RECALLS
 from prompt_tune.evaluation.outcomes import ClassOutcome
 from prompt_tune.files import saving
 from prompt_tune.media.fonts import FONTS
+from prompt_tune.privacy import quiet_imports
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +27,12 @@ DPI = 110  # resolution of the PNG files
 MAX_LINES = 20  # with more classes than this, curves are grey and have no legend
 SVG_SIDE = 100  # side of a class's curve in the page, in SVG units
 SVG_POINTS = 400  # about how many corners of a class's curve are kept
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib, without what it would write into the home folder of a user who does not use it."""
+    with quiet_imports():
+        importlib.import_module("matplotlib.figure")
 
 
 def draw_precision_recall(path: Path, curves: np.ndarray, names: Sequence[str]) -> None:
@@ -141,6 +149,7 @@ def _legend_font() -> "FontProperties":
 
 def _new_figure(width: float, height: float) -> "Figure":
     """An empty figure; width and height in inches."""
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -21,7 +21,6 @@ from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choos
 from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
-from prompt_tune.runtime.providers import Device
 from prompt_tune.runtime.session import GraphSession
 from prompt_tune.runtime.state import State, Wanted
 from prompt_tune.vocabulary.checks import check_made_for
@@ -51,7 +50,7 @@ class Detector:
 
     Attributes:
         bundle: The bundle's folder.
-        device: Where the graph runs: "cpu", "cuda" or "tensorrt".
+        device: Where the graph runs: "cpu", "cuda" for the first GPU, "cuda:1" for the second, and so on.
         precision: Of the graph: "float32" or "float16".
         digest: SHA-256 (hex) of the detector.
         image_size: Side in pixels of the square that images are letterboxed to.
@@ -61,7 +60,7 @@ class Detector:
         self,
         bundle: str | Path,
         *,
-        device: Device = "cpu",
+        device: str | int = "cpu",
         learned: Sequence[str | Path | Vocabulary] = (),
         use_bundled: bool = True,
         image_size: int | None = None,
@@ -71,8 +70,8 @@ class Detector:
 
         Args:
             bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
-            device: "cpu", "cuda", "tensorrt" (experimental), or "auto", which is CUDA if it works and else the CPU. A
-                device that is not available is an error.
+            device: "cpu", "cuda" (the first GPU), "cuda:1" or 1 (the second), or "auto", which is CUDA if it works and
+                else the CPU. A device that is not available is an error.
             learned: Further learned or plain vocabularies for the same detector, as files or objects.
             use_bundled: Whether to load the bundle's own learned vocabulary.
             image_size: Side in pixels of the square that images are letterboxed to, a multiple of 32. By default, the
@@ -91,7 +90,7 @@ class Detector:
         self._options: dict[str, Any] = {"device": device, "image_size": image_size, "threads": threads}
         self._session = GraphSession(self.bundle / GRAPH_FILE, device=device, threads=threads)
         metadata = self._session.metadata
-        self.device: Device = self._session.device
+        self.device = self._session.device
         self.precision: Precision = metadata["precision"]
         self.digest: str = metadata["detector"]
         self.image_size = metadata["image_size"] if image_size is None else image_size

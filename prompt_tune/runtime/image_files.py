@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from prompt_tune.errors import DataError
-from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
+from prompt_tune.files import is_special
+from prompt_tune.runtime.folders import expanded, is_broken_link, matching, walk
 from prompt_tune.wording import counted
 
 WRITTEN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # every viewer and trainer reads them
@@ -88,8 +89,8 @@ def find_all(
 ) -> list[Path]:
     """The files of several sources, see `find_files`: in the order given, and each file once.
 
-    Warnings name, in one line each: pictures in formats that are not read, links that lead nowhere, and subfolders that
-    cannot be read.
+    Warnings name, in one line each: pictures in formats that are not read, links that lead nowhere, pipes and
+    devices, and subfolders that cannot be read.
 
     Raises:
         DataError: There are no sources, or one of them has no such files; or `strict`, and a picture or a link is left
@@ -114,6 +115,11 @@ def find_all(
     if broken := [path for path in passed if is_broken_link(path)]:
         leads = "1 link leads nowhere and is" if len(broken) == 1 else f"{len(broken)} links lead nowhere and are"
         log.warning("%s left out: %s", leads, _first(broken))
+    if special := [path for path in passed if _is_blocked(path, suffixes)]:
+        are = (
+            "1 is a pipe, a socket or a device and is" if len(special) == 1 else f"{len(special)} are no files and are"
+        )
+        log.warning("%s left out: %s", are, _first(special))
     by_place: dict[Path, Path] = {}
     for path in found:
         by_place.setdefault(path.parent.resolve() / path.name, path)  # links to one file are files of their own
@@ -138,28 +144,30 @@ def find_files(
         what: What the files are, as the error names them.
         recursive: Whether a folder is read with its subfolders. Links are followed.
         without: A subfolder of the folder that is left out.
-        passed: Receives pictures in formats that are not read, and links that lead nowhere.
+        passed: Receives pictures in formats that are not read, links that lead nowhere, and what is no file.
 
     Raises:
         DataError: There is no such file or folder, or it has no such files.
     """
-    place = Path(source).expanduser()
+    place = expanded(source)
+    unreadable: list[str] = []
     if os.path.isfile(place):  # unlike Path.is_file, it takes any name
         return [place]
     if os.path.isdir(place):
-        unreadable: list[str] = []
         found = list(walk(place, recursive=recursive, without=without, unreadable=unreadable))
-        for reason in unreadable:
-            log.warning("%s", reason)
         cure = f"Give a folder that has some, or a pattern such as '{place}/**/*.jpg'."
     elif glob.has_magic(str(source)):
-        found = _matches(place)
+        found = matching(place, unreadable)
         cure = "Check the pattern."
     else:
         known = "a link that leads nowhere" if is_broken_link(place) else "no such file or folder"
+        if is_special(place):
+            known = "a pipe, a socket or a device"
         raise DataError(f"`{source}`: {known}. Give an {what}, a folder of them, or a glob pattern.")
+    for reason in unreadable:
+        log.warning("%s", reason)
     files = sorted(path for path in found if path.suffix.lower() in suffixes and os.path.isfile(path))
-    left = [path for path in found if unread_picture(path) or is_broken_link(path)]
+    left = [path for path in found if unread_picture(path) or is_broken_link(path) or _is_blocked(path, suffixes)]
     if passed is not None:
         passed += left
     if not files:
@@ -169,11 +177,9 @@ def find_files(
     return files
 
 
-def _matches(pattern: Path) -> list[Path]:
-    """What a glob pattern matches, unless it is hidden or metadata, or lies in such a folder that no part names."""
-    fixed = next(number for number, part in enumerate(pattern.parts) if glob.has_magic(part))
-    found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-    return [path for path in found if not any(map(is_metadata, path.parts[fixed:]))]
+def _is_blocked(path: Path, suffixes: Sequence[str]) -> bool:
+    """Whether a path has one of the suffixes, but is a pipe, a socket or a device."""
+    return path.suffix.lower() in suffixes and is_special(path)
 
 
 def _first(paths: Sequence[Path]) -> str:

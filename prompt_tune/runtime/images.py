@@ -1,36 +1,17 @@
 """Images: reading them upright as RGB, and letterboxing to the network's input and back."""
 
 import io
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.image_files import unread_picture
+from prompt_tune.runtime.opening import opened
 
-MAX_MEGAPIXELS = 500  # reading takes about 10 bytes a pixel, so 5 GB; the largest cameras have 400 megapixels
 PAD_GREY = 114  # ultralytics' letterbox colour, which YOLO-World was trained with
-# what Pillow's decoders raise for files that are damaged, truncated, far too large, or not images
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-_TAG_ERRORS = (*_DECODE_ERRORS, ArithmeticError, AttributeError, KeyError, TypeError)  # of EXIF data that is broken
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # by EXIF orientation: the operation that turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,6 +25,7 @@ _UPRIGHT = {  # by EXIF orientation: the operation that turns the stored pixels 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # near the end of every complete file
 _TAIL_BYTES = 65_536  # cameras append some bytes after the end mark, and a PNG may have its EXIF data before it
+_REASON = 200  # characters of what a decoder says
 ImageInput = np.ndarray | str | Path | Image.Image
 
 
@@ -108,7 +90,7 @@ def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
         place = f"`{name}`" if name else "A PIL image"
         try:
             return _upright_rgb(image, place)
-        except _DECODE_ERRORS as error:
+        except Exception as error:
             raise _unreadable(place, error) from error
     cure = "Convert it first."
     if image is None:
@@ -125,20 +107,20 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """An image file as RGB, turned upright as its EXIF orientation says.
 
     Args:
-        path: A file in any format that Pillow reads; of several frames, the first. 16-bit grey is reduced to 8 bits,
+        path: A file in one of `opening.FORMATS`; of several frames, the first. 16-bit grey is reduced to 8 bits,
             transparency is dropped.
 
     Returns:
         uint8 (h, w, 3).
 
     Raises:
-        DataError: The file is missing, not an image, damaged, truncated or above `MAX_MEGAPIXELS`, or has pixels that
-            do not fit RGB.
+        DataError: The file is missing, not an image, damaged, truncated or above `opening.max_megapixels`, or has
+            pixels that do not fit RGB.
     """
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             return _upright_rgb(image, f"`{path}`")
-    except _DECODE_ERRORS as error:
+    except Exception as error:
         raise _unreadable(f"`{path}`", error) from error
 
 
@@ -152,36 +134,50 @@ def image_size(path: str | Path) -> tuple[int, int]:
         (width, height) in pixels of what `read_rgb` returns.
 
     Raises:
-        DataError: The file is missing, not an image, truncated, or above `MAX_MEGAPIXELS`.
+        DataError: The file is missing, not an image, truncated, or above `opening.max_megapixels`.
     """
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             mark = _END_MARKS.get(image.format or "")
             if mark is None or mark not in (tail := _tail(path)) or (image.format == "PNG" and _has_late_tag(tail)):
                 image.load()  # truncated, or a format without end mark: the decoder decides
             sideways = _orientation(image) in _SIDEWAYS
             width, height = image.size  # only now: loading turns a TIFF
-    except _DECODE_ERRORS as error:
+    except Exception as error:
         raise _unreadable(f"`{path}`", error) from error
     return (height, width) if sideways else (width, height)
 
 
 def save_image(path: Path, image: Image.Image, *, quality: int) -> None:
-    """Write an image in the format that the file's suffix names.
+    """Write an image in the format that the file's suffix names, see `encoded`.
 
-    It is encoded in memory first: when Pillow writes a JPEG to a full disk, it drops the rest without an error.
+    Raises:
+        DataError: The format cannot hold it.
+        OSError: The file cannot be written.
+    """
+    path.write_bytes(encoded(image, path.suffix, quality=quality))
+
+
+def encoded(image: Image.Image, suffix: str, *, quality: int) -> bytes:
+    """An image as the content of a file.
+
+    It is encoded in memory: when Pillow writes a JPEG to a full disk, it drops the rest without an error.
 
     Args:
-        path: The file to write.
         image: The image.
+        suffix: Of the file; it names the format.
         quality: Of formats that lose something, in 1..100.
 
     Raises:
-        OSError: The file cannot be written.
+        DataError: The format cannot hold it, such as WebP one with a side of more than 16,383 pixels.
     """
     content = io.BytesIO()
-    image.save(content, Image.registered_extensions()[path.suffix.lower()], quality=quality)
-    path.write_bytes(content.getvalue())
+    try:
+        image.save(content, Image.registered_extensions()[suffix.lower()], quality=quality)
+    except Exception as error:  # of any class, as when decoding
+        size = f"{image.width} x {image.height} pixels"
+        raise DataError(f"{size} cannot be written as {suffix}: {str(error)[:_REASON]}. Give a smaller one.") from error
+    return content.getvalue()
 
 
 def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
@@ -211,57 +207,6 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
     padded = np.full((input_h, input_w, 3), PAD_GREY, np.uint8)  # (input_h, input_w, 3)
     padded[top : top + scaled_h, left : left + scaled_w] = image
     return padded, placed
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, whose pixels are not decoded yet.
-
-    Raises:
-        DataError: It has more than `MAX_MEGAPIXELS`.
-    """
-    with open(path, "rb") as file, _open(file) as image:  # by its name, Pillow 13 would garble some TIFFs that it turns
-        width, height = image.size
-        if width * height > MAX_MEGAPIXELS * 1_000_000:
-            raise DataError(
-                f"`{path}` has {width} x {height} pixels, {round(width * height / 1_000_000)} megapixels. At most "
-                f"{MAX_MEGAPIXELS} are read, since that takes 5 GB of memory. Scale it down, or cut it into tiles."
-            )
-        yield image
-
-
-def _open(file: IO[bytes]) -> Image.Image:
-    """What `PIL.Image.open` gives, without its limit of pixels.
-
-    That limit is a setting of the whole process: it warns of 90 megapixels and calls 180 an attack, while telephones
-    take photos of 200. `_opened` has a limit of its own, before anything is decoded.
-
-    Raises:
-        UnidentifiedImageError: No format of Pillow fits.
-    """
-    head = file.read(16)
-    tried: set[str] = set()
-    _add_heic()
-    for register in (Image.preinit, Image.init):  # the usual formats first, then all
-        register()
-        for name in [name for name in Image.ID if name not in tried]:
-            tried.add(name)
-            reader, accepts = Image.OPEN[name]
-            try:
-                answer = accepts(head) if accepts else True
-                if answer and not isinstance(answer, str):  # a text says what this Pillow lacks
-                    file.seek(0)
-                    return reader(file, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):
-                continue  # as Pillow does: another format may fit
-    raise UnidentifiedImageError
-
-
-@cache
-def _add_heic() -> None:
-    """Let Pillow read HEIC, where the package for it is installed."""
-    if find_spec("pillow_heif"):
-        import_module("pillow_heif").register_heif_opener()
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -297,7 +242,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    except _TAG_ERRORS:
+    except Exception:  # of any class, as for damaged pixels: the tag is broken
         return 1
     return value if isinstance(value, int) else 1
 
@@ -314,7 +259,10 @@ def _has_late_tag(tail: bytes) -> bool:
     return any(mark in tail for mark in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
 
 
-def _unreadable(place: str, error: BaseException) -> DataError:
+def _unreadable(place: str, error: Exception) -> DataError:
+    """The line for whatever a decoder raised: Pillow and the libraries below it say nowhere what that can be."""
+    if isinstance(error, DataError):
+        return error
     if isinstance(error, FileNotFoundError):
         return DataError(f"{place}: no such image. Check the path.")
     if isinstance(error, UnidentifiedImageError):
@@ -327,5 +275,5 @@ def _unreadable(place: str, error: BaseException) -> DataError:
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
     return DataError(f"{place} cannot be read as an image: {reason}. Replace the file.")

@@ -6,7 +6,6 @@ says what is missing and how to get it. Only `auto` may fall back, and it logs a
 
 import contextlib
 import ctypes
-import importlib.util
 import io
 import logging
 import os
@@ -14,30 +13,23 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
 from prompt_tune.errors import GraphError, PromptTuneError, ProviderError
+from prompt_tune.runtime.devices import check_visible, gpu_index
 from prompt_tune.version import install
 
 if TYPE_CHECKING:
     import onnxruntime
 
-Device = Literal["cpu", "cuda", "auto", "tensorrt"]
-DEVICES: tuple[Device, ...] = get_args(Device)
+DEVICES = "cpu, cuda, cuda:N or N for the GPU of that number, or auto"
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
-TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 # HEURISTIC chooses convolution algorithms by shapes alone, not by timing. TF32 would keep 10 of float32's 23 bits. Both
 # are needed for original detections that are bit-identical with and without learned vocabularies (law 2).
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-# float32 stays float32. ONNX Runtime cannot switch off TensorRT's TF32, nor its choice of kernels by timing. Law 2 is
-# not promised there, but `verify` measures it
-TENSORRT_OPTIONS = {"trt_fp16_enable": "0"}
 CUDA_CURE = install("cuda")
-TENSORRT_CURE = "pip install 'tensorrt-cu{major}-libs<11'"  # 11 brings libnvinfer.so.11
-TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
-TENSORRT_PACKAGE = "tensorrt_libs"  # the folder of the wheel's libraries, which loaders do not search
 DRIVER_LIBRARY = "libcuda.so.1"  # comes with NVIDIA's driver; no pip package has it
-QUIET = 3  # ONNX Runtime's severity "error": its warnings about node placement do not help users
+QUIET = 4  # ONNX Runtime's severity "fatal": what it prints of an error, ours says too; its warnings do not help users
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _GPU_HINT = (
     "Check with `nvidia-smi` that a GPU is visible, and that its driver is new enough for this CUDA. Or use `cpu`."
@@ -45,14 +37,13 @@ _GPU_HINT = (
 logger = logging.getLogger(__name__)
 
 
-def open_session(path: Path, *, device: Device = "cpu", threads: int = 0) -> "onnxruntime.InferenceSession":
+def open_session(path: Path, *, device: str | int = "cpu", threads: int = 0) -> "onnxruntime.InferenceSession":
     """An ONNX Runtime session that runs on the requested device.
 
     Args:
         path: An ONNX file.
-        device: "cpu"; "cuda" for the first NVIDIA GPU (operators without a GPU kernel run on the CPU); "tensorrt"
-            (experimental) for TensorRT on that GPU, with CUDA for what TensorRT does not support; "auto" for CUDA if it
-            works, and otherwise the CPU with a warning in the log.
+        device: "cpu"; "cuda" for the first NVIDIA GPU, "cuda:1" or 1 for the second, and so on (operators without a
+            GPU kernel run on the CPU); "auto" for "cuda" if it works, and otherwise the CPU with a warning in the log.
         threads: CPU threads within an operator. 0 means all cores.
 
     Returns:
@@ -63,12 +54,11 @@ def open_session(path: Path, *, device: Device = "cpu", threads: int = 0) -> "on
         GraphError: `path` is not an ONNX graph.
         PromptTuneError: `threads` is below 0.
     """
-    if device not in DEVICES:
-        raise ProviderError(f"`device` must be one of {', '.join(DEVICES)}. Received: {device!r}.")
+    check_device_name(device)
     if threads < 0:
         raise PromptTuneError(f"`threads` must be 0 (all cores) or more. Received: {threads}.")
     if device != "auto":
-        return _open(path, device, threads)
+        return _open(path, str(device), threads)
     try:
         return _open(path, "cuda", threads)
     except ProviderError as error:
@@ -76,34 +66,54 @@ def open_session(path: Path, *, device: Device = "cpu", threads: int = 0) -> "on
     return _open(path, "cpu", threads)
 
 
+def check_device_name(device: str | int) -> None:
+    """Refuse what is not the name of a device of ONNX Runtime.
+
+    Raises:
+        ProviderError: It is not.
+    """
+    if device not in ("cpu", "auto") and gpu_index(device) is None:
+        raise ProviderError(f"`device` must be {DEVICES}. Received: {device!r}.")
+
+
 def quiet_onnxruntime() -> ModuleType:
     """ONNX Runtime, with its telemetry off: it would store a device ID in the home folder, and send it."""
-    is_new = "onnxruntime" not in sys.modules
+    is_new, was_off = "onnxruntime" not in sys.modules, _NO_TELEMETRY in os.environ
     os.environ.setdefault(_NO_TELEMETRY, "1")  # read once, when onnxruntime is imported
     import onnxruntime
 
-    if not is_new and os.environ[_NO_TELEMETRY] == "1":
+    if not is_new and not was_off and os.environ[_NO_TELEMETRY] == "1":
         onnxruntime.disable_telemetry_events()
+        logger.warning(
+            "onnxruntime was imported before prompt_tune, with its telemetry on: it may have stored a device ID in the "
+            "home folder, and may send it. Set %s=1 before the import. No more is collected from here on.",
+            _NO_TELEMETRY,
+        )
     return onnxruntime
 
 
-def device_of(session: "onnxruntime.InferenceSession") -> Device:
-    """Where a session runs, by its providers: "cpu", "cuda" or "tensorrt"."""
-    providers = session.get_providers()
-    if TENSORRT_PROVIDER in providers:
-        return "tensorrt"
-    return "cuda" if CUDA_PROVIDER in providers else "cpu"
+def device_of(session: "onnxruntime.InferenceSession") -> str:
+    """Where a session runs, by its providers: "cpu", "cuda" for the first GPU, "cuda:1" for the second."""
+    if CUDA_PROVIDER not in session.get_providers():
+        return "cpu"
+    index = int(session.get_provider_options()[CUDA_PROVIDER].get("device_id", 0))
+    return f"cuda:{index}" if index else "cuda"
 
 
-def prepare(device: Literal["cuda", "tensorrt"]) -> None:
-    """Load the CUDA, cuDNN and TensorRT libraries of the installed wheels, so that ONNX Runtime finds them.
+def prepare(device: str) -> None:
+    """Load the CUDA and cuDNN libraries of the installed wheels, so that ONNX Runtime finds them.
+
+    Args:
+        device: The GPU, as the user named it.
 
     Raises:
-        ProviderError: This onnxruntime does not have the provider, or a library for it cannot be loaded.
+        ProviderError: The environment hides that GPU, this onnxruntime does not have the provider, or a library for it
+            cannot be loaded.
     """
+    check_visible(device)
     onnxruntime = quiet_onnxruntime()
     available = onnxruntime.get_available_providers()
-    if _provider_names(device)[0] not in available:
+    if CUDA_PROVIDER not in available:
         raise ProviderError(
             f"`device='{device}'` needs onnxruntime-gpu; the onnxruntime {onnxruntime.__version__} installed here has "
             f"only {', '.join(available)}. Run: pip uninstall -y onnxruntime && {CUDA_CURE}"
@@ -112,11 +122,7 @@ def prepare(device: Literal["cuda", "tensorrt"]) -> None:
         onnxruntime.preload_dlls()
     if sys.platform != "linux":
         return
-    libraries = cuda_libraries(onnxruntime.cuda_version)
-    if device == "tensorrt":
-        _preload_tensorrt()
-        libraries = (*TENSORRT_LIBRARIES, *libraries)
-    if missing := missing_libraries(libraries):
+    if missing := missing_libraries(cuda_libraries(onnxruntime.cuda_version)):
         raise ProviderError(missing_message(missing, device, onnxruntime.cuda_version))
 
 
@@ -144,7 +150,7 @@ def missing_libraries(names: Iterable[str]) -> list[str]:
     return missing
 
 
-def missing_message(missing: list[str], device: Device, cuda_version: str) -> str:
+def missing_message(missing: list[str], device: str, cuda_version: str) -> str:
     """One line that says which libraries are missing for a device, and how to install each of them.
 
     Args:
@@ -152,12 +158,9 @@ def missing_message(missing: list[str], device: Device, cuda_version: str) -> st
         device: The requested device.
         cuda_version: The CUDA version that onnxruntime was built with, such as "13.0".
     """
-    tensorrt_cure = TENSORRT_CURE.format(major=cuda_version.split(".")[0])
-    groups = ((tensorrt_cure, TENSORRT_LIBRARIES), (CUDA_CURE, cuda_libraries(cuda_version)[:-1]))
     cures = []
-    for cure, libraries in groups:
-        if names := [name for name in missing if name in libraries]:
-            cures.append(f"{cure} brings {', '.join(names)}")
+    if names := [name for name in missing if name in cuda_libraries(cuda_version)[:-1]]:
+        cures.append(f"{CUDA_CURE} brings {', '.join(names)}")
     if DRIVER_LIBRARY in missing:
         cures.append(
             f"{DRIVER_LIBRARY} belongs to NVIDIA's driver (no pip package: install the driver, see `nvidia-smi`)"
@@ -165,52 +168,35 @@ def missing_message(missing: list[str], device: Device, cuda_version: str) -> st
     return f"`device='{device}'` is not usable: cannot load {', '.join(missing)}. {'; '.join(cures)}. Or use `cpu`."
 
 
-def _open(path: Path, device: Literal["cpu", "cuda", "tensorrt"], threads: int) -> "onnxruntime.InferenceSession":
+def _open(path: Path, device: str, threads: int) -> "onnxruntime.InferenceSession":
     """See `open_session`, without `auto`."""
     onnxruntime = quiet_onnxruntime()
     if device != "cpu":
         prepare(device)
-    wanted = _provider_names(device)
+    wanted, settings = (CPU_PROVIDER, {}) if device == "cpu" else (CUDA_PROVIDER, _cuda_options(device))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
-    settings: dict[str, dict[str, Any]] = {CUDA_PROVIDER: CUDA_OPTIONS, TENSORRT_PROVIDER: TENSORRT_OPTIONS}
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=[(name, settings.get(name, {})) for name in wanted], enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(wanted, settings)], enable_fallback=0)
     except Exception as error:  # the errors of ONNX Runtime have no common base but Exception
-        if device != "cpu" and any(word in str(error) for word in ("CUDA", "CUDNN", "TensorRT", "Tensorrt")):
+        if device != "cpu" and any(word in str(error) for word in ("CUDA", "CUDNN")):
             raise ProviderError(
                 f"`device='{device}'` failed when `{path.name}` was loaded: {_first_line(error)} {_GPU_HINT}"
             ) from error
         raise GraphError(
             f"`{path}` cannot be loaded by ONNX Runtime: {_first_line(error)} Export the run again."
         ) from error
-    if absent := [name for name in wanted if name not in session.get_providers()]:
+    if wanted not in session.get_providers():
         raise ProviderError(
-            f"`device='{device}'`: every library loads, but ONNX Runtime made a session without {', '.join(absent)}. "
-            f"{_GPU_HINT}"
+            f"`device='{device}'`: every library loads, but ONNX Runtime made a session without {wanted}. {_GPU_HINT}"
         )
     return session
 
 
-def _provider_names(device: Literal["cpu", "cuda", "tensorrt"]) -> list[str]:
-    """ONNX Runtime's providers for a device, in order of preference."""
-    return {
-        "cpu": [CPU_PROVIDER],
-        "cuda": [CUDA_PROVIDER],
-        "tensorrt": [TENSORRT_PROVIDER, CUDA_PROVIDER],
-    }[device]
-
-
-def _preload_tensorrt() -> None:
-    """Load TensorRT's libraries from its wheel if it is installed. Failures are found by `missing_libraries`."""
-    spec = importlib.util.find_spec(TENSORRT_PACKAGE)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for name in TENSORRT_LIBRARIES:
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(Path(folder) / name))
+def _cuda_options(device: str) -> dict[str, str]:
+    """The options of the CUDA provider on a GPU."""
+    return CUDA_OPTIONS | {"device_id": str(gpu_index(device))}
 
 
 def _first_line(error: Exception) -> str:

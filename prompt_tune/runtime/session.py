@@ -7,8 +7,9 @@ import numpy as np
 
 from prompt_tune.contract import DETECTION_COLUMNS, INPUTS, MAX_PER_CLASS, OUTPUTS, read_metadata
 from prompt_tune.errors import GraphError, ProviderError
+from prompt_tune.runtime.devices import gpu_index
 from prompt_tune.runtime.processes import PerProcess
-from prompt_tune.runtime.providers import Device, device_of, open_session
+from prompt_tune.runtime.providers import device_of, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -20,11 +21,11 @@ class GraphSession:
     A forked child opens the graph again at its first call, because ONNX Runtime's threads do not survive a fork.
 
     Attributes:
-        device: Where the graph runs: "cpu", "cuda" or "tensorrt".
+        device: Where the graph runs: "cpu", "cuda" for the first GPU, "cuda:1" for the second, and so on.
         metadata: Of the graph, see `contract.read_metadata`.
     """
 
-    def __init__(self, path: Path, *, device: Device = "cpu", threads: int = 0) -> None:
+    def __init__(self, path: Path, *, device: str | int = "cpu", threads: int = 0) -> None:
         """Open a graph.
 
         Args:
@@ -54,9 +55,11 @@ class GraphSession:
         """
         from onnxruntime import OrtValue
 
-        place = "cpu" if self.device == "cpu" or not array.size else "cuda"  # GPU memory cannot hold an empty array
         self._sessions.get()  # in a forked child, refuses a GPU before CUDA does
-        return OrtValue.ortvalue_from_numpy(array, place)
+        index = gpu_index(self.device) if array.size else None  # GPU memory cannot hold an empty array
+        if index is None:
+            return OrtValue.ortvalue_from_numpy(array, "cpu")
+        return OrtValue.ortvalue_from_numpy(array, "cuda", index)
 
     def run(
         self,

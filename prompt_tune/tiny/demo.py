@@ -26,7 +26,6 @@ from prompt_tune.progress import Progress, silent
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
-from prompt_tune.runtime.providers import Device
 from prompt_tune.tuning.fit import fit
 from prompt_tune.tuning.job import FitInputs
 from prompt_tune.vocabulary.format import LEARNED_FILE
@@ -56,16 +55,14 @@ class Summary:
     seconds: float
 
 
-def demo(
-    out: Path, *, n_images: int = 100, seed: int = 0, device: Device = "cpu", progress: Progress = silent
-) -> Summary:
+def demo(out: Path, *, n_images: int = 100, seed: int = 0, device: str = "cpu", progress: Progress = silent) -> Summary:
     """Teach `tiny` six new classes, export them, and measure what they find and what they change.
 
     Args:
         out: A new or empty folder for sample/, run/, bundle/, plain.vocab.safetensors, summary.json and demo.png.
         n_images: The number of images in each split of the sample set.
         seed: The seed of the sample set and of the fit.
-        device: "cpu" or "cuda", for the fit and for ONNX Runtime.
+        device: "cpu", "cuda" or a GPU such as "cuda:1", for the fit and for ONNX Runtime.
         progress: Called as the work goes on.
 
     Returns:
@@ -141,7 +138,7 @@ def _ap50(samples: Sequence[Sample], founds: Sequence[Detections], n_cls: int) -
 
 
 def _detect(
-    bundle: Path, learned: str | None, samples: Sequence[Sample], stage: str, device: Device, progress: Progress
+    bundle: Path, learned: str | None, samples: Sequence[Sample], stage: str, device: str, progress: Progress
 ) -> _Pass:
     """Run a bundle on images one by one, with a learned vocabulary (the bundle's own, a file, or None) loaded."""
     own = learned == LEARNED_FILE

@@ -13,7 +13,7 @@ from prompt_tune.datasets.scenes import TRAINED
 from prompt_tune.errors import RunError
 from prompt_tune.files import replacing
 from prompt_tune.models.text_tower import LOCAL_PREFIX, TextTower
-from prompt_tune.models.world import World, check_device
+from prompt_tune.models.world import World, torch_device
 from prompt_tune.tiny.detector import YAML, train_detector
 from prompt_tune.tiny.skill import measure_skill
 from prompt_tune.tiny.text_tower import fit_tower, name_parts
@@ -50,7 +50,7 @@ def pretrain(
     """
     from safetensors.torch import save_file
 
-    check_device(device)
+    device = torch_device(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,6 +18,7 @@ from torch import nn
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.datasets.scenes import COLOURS, PATTERNS, SHAPES, TRAINED
 from prompt_tune.files import replacing
+from prompt_tune.privacy import quiet_imports
 
 logger = logging.getLogger(__name__)
 CONFIG: dict[str, Any] = {
@@ -80,8 +81,9 @@ def fit_tower(folder: Path, *, seed: int, steps: int) -> None:
         seed: The seed of targets, initial weights and order.
         steps: The number of updates, of `BATCH` texts each.
     """
-    import open_clip
-    from open_clip.model import CLIP
+    with quiet_imports():
+        import open_clip
+        from open_clip.model import CLIP
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)

@@ -26,7 +26,7 @@ from prompt_tune.evaluation.metrics import Metrics, average_precision
 from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds
 from prompt_tune.files import saving
 from prompt_tune.models.prompts_file import save_context
-from prompt_tune.models.world import check_device
+from prompt_tune.models.world import torch_device
 from prompt_tune.progress import Progress, silent
 from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
@@ -103,7 +103,7 @@ def fit(
     Raises:
         PromptTuneError: Something cannot be used or written. What was written before is whole.
     """
-    check_device(device)
+    device = torch_device(device)
     run = RunFolder(Path(out))
     recorded = run.held_out() if resume and run.config.is_file() else None
     job = prepare(inputs, config or FitConfig(), device, recorded, strict=strict)

@@ -11,7 +11,7 @@ from prompt_tune.config import FitConfig
 from prompt_tune.datasets.held_out import has_box, pictures
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.errors import RunError
-from prompt_tune.files import read_tensors, saving, tensor_bytes
+from prompt_tune.files import read_sealed, saving, sealed_bytes
 from prompt_tune.models.context import PromptContext
 from prompt_tune.progress import Progress
 from prompt_tune.run import RESUME, RunFolder
@@ -157,14 +157,14 @@ def _found_of_classes(found: Detections, classes: Collection[int]) -> Detections
 
 def _save(run: RunFolder, contexts: Sequence[torch.Tensor]) -> None:
     """Write the contexts of the folds that are done."""
-    data = tensor_bytes({"ctx": torch.stack(list(contexts)).numpy()}, {"folds": len(contexts)})
+    data = sealed_bytes({"ctx": torch.stack(list(contexts)).numpy()}, {"folds": len(contexts)})
     with saving(run.folds, RunError, cure=RESUME) as path:
         path.write_bytes(data)
 
 
 def _load(run: RunFolder, shape: torch.Size) -> list[torch.Tensor]:
     """The contexts of the folds that are done."""
-    if not run.folds.is_file():
+    if not run.folds.exists():
         return []
 
     def check(_: dict[str, Any], names: set[str]) -> None:
@@ -172,9 +172,11 @@ def _load(run: RunFolder, shape: torch.Size) -> list[torch.Tensor]:
             raise ValueError(f"it must hold `ctx`. Received: {sorted(names)}")
 
     try:
-        _, arrays = read_tensors(run.folds, check)
+        _, arrays = read_sealed(run.folds, check)
     except (OSError, ValueError) as error:
         raise RunError(f"{run.folds} is damaged: {error}. Delete it to train the folds again.") from error
-    if arrays["ctx"].shape[1:] != shape:
-        raise RunError(f"{run.folds} must hold contexts of shape {tuple(shape)}. Delete it to train the folds again.")
+    if arrays["ctx"].shape[1:] != shape or not np.isfinite(arrays["ctx"]).all():
+        raise RunError(
+            f"{run.folds} must hold finite contexts of shape {tuple(shape)}. Delete it to train the folds again."
+        )
     return list(torch.from_numpy(arrays["ctx"]))

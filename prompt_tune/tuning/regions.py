@@ -5,31 +5,21 @@ cache, a stopped run continues, and nothing stale is ever read. Images are loade
 their number.
 """
 
-import hashlib
-import json
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tune.config import RegionBudget
-from prompt_tune.datasets.samples import Labels, Sample
-from prompt_tune.errors import DataError, ModelError, RunError
-from prompt_tune.files import replacing
-from prompt_tune.models.world import World, level_logits
-from prompt_tune.runtime.images import letterbox, read_rgb
-from prompt_tune.tuning.views import View, choose_anchors, make_view
+from prompt_tune.datasets.samples import Labels
+from prompt_tune.errors import RunError
 
-FORMAT_VERSION = 2  # of the files, and of views and preprocessing: another number makes every old file a miss
-FORWARD_BATCH = 4  # images in every pass of the detector: the last bits of a result may depend on the batch size
-READ_AHEAD = 2  # batches that are decoded while the detector runs
+FORMAT_VERSION = 3  # of the files, and of views and preprocessing: another number makes every old file a miss
 # tensors of a file: labels, and either regions or the inputs of the neck, one for each layer
 LABEL_PARTS = {"label_boxes", "label_classes", "label_ignore", "frame_xyxy"}
+CHECKSUM = "checksum"  # (1,) int64, CRC-32 of the other tensors
 REGION_PARTS = {"head", "boxes_xyxy", "anchor"}
 BACKBONE = "backbone."
 
@@ -114,13 +104,10 @@ class RegionCache:
 
     def _read(self, image: int, view: int) -> dict[str, Tensor]:
         """The tensors of a file."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         file = self.files[image][view]
         try:
-            return load_file(file)
-        except (SafetensorError, OSError) as error:
+            return read_parts(file)
+        except (ValueError, OSError) as error:
             raise RunError(
                 f"The cached regions {file} are damaged or gone ({error}). Run again to compute them again."
             ) from error
@@ -139,205 +126,31 @@ def _regions(parts: dict[str, Tensor], head: Tensor, boxes_xyxy: Tensor, anchor:
     )
 
 
-@torch.no_grad()
-def cache_regions(
-    world: World,
-    guide: Tensor | None,
-    samples: Sequence[Sample],
-    folder: Path,
-    *,
-    image_size: int,
-    views: int = 1,
-    budget: RegionBudget | None = None,
-    seed: int = 0,
-) -> Generator[RegionCache, None, None]:
-    """Run the detector once over images, and keep what training needs of each.
-
-    This is a generator, so that the caller can show progress and stop.
-
-    Args:
-        world: The frozen detector.
-        guide: (n_guide, 512) float32, what steers the neck. None keeps the outputs of the backbone, for a guide that is
-            still being learned.
-        samples: The images.
-        folder: Where the files go. Files that are there and whole are not computed again.
-        image_size: Side of the square network input in pixels.
-        views: 1 is the image itself; each further view is an augmented copy.
-        budget: How many anchors are kept; None keeps all.
-        seed: Seed of views and random anchors.
-
-    Yields:
-        The growing cache after every batch of images; the last one is complete. Damaged images are left out and named.
+def read_parts(file: Path) -> dict[str, Tensor]:
+    """The tensors of a cached file, with the bits that were written.
 
     Raises:
-        DataError: No image could be read.
-        RunError: The folder cannot be written.
-        ModelError: The detector gives numbers that are not finite.
+        OSError: It cannot be read.
+        ValueError: It is damaged.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"The cache folder {folder} cannot be made: {error.strerror}. Give another --cache.") from error
-    key = _run_key(world, guide, image_size, budget, seed)
-    cache, weights = RegionCache(), None if guide is None else world.fold(guide)
-    jobs = deque(range(len(samples))[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
-    ahead: deque[Future[tuple[list[list[_Item]], list[int], list[str]]]] = deque()
-    with ThreadPoolExecutor(1) as reader:  # decodes the next images while the detector works on these
-        while jobs or ahead:
-            while jobs and len(ahead) < READ_AHEAD:
-                ahead.append(reader.submit(_read_batch, samples, jobs.popleft(), key, folder, image_size, views, seed))
-            loaded, kept, skipped = ahead.popleft().result()
-            cache.kept.extend(kept)
-            cache.skipped.extend(skipped)
-            cache.files.extend([item.file for item in items] for items in loaded)
-            missing = [item for items in loaded for item in items if item.view is not None]
-            for first in range(0, len(missing), FORWARD_BATCH):
-                _compute(world, guide, weights, missing[first : first + FORWARD_BATCH], budget)
-            yield cache
-    if not cache.files:
-        reason = cache.skipped[0] if cache.skipped else "There is none."
-        raise DataError(f"None of the {len(samples)} images can be used. The first: {reason}")
-
-
-@dataclass(eq=False)
-class _Item:
-    """An image and view on its way into the cache; `view` is None if the file exists already."""
-
-    file: Path
-    view: View | None
-    seed: int
-
-
-def _run_key(world: World, guide: Tensor | None, image_size: int, budget: RegionBudget | None, seed: int) -> bytes:
-    """Everything that all files of a run depend on, as bytes."""
-    fields = {
-        "version": FORMAT_VERSION,
-        "detector": world.digest,
-        "guide": None if guide is None else hashlib.sha256(guide.cpu().contiguous().numpy().tobytes()).hexdigest(),
-        "image_size": image_size,
-        "budget": asdict(budget) if budget else None,
-        "seed": seed,
-        "computed_by": f"torch {torch.__version__} on {world.device.type}",  # others may differ in the last bits
-    }
-    return json.dumps(fields, sort_keys=True).encode()
-
-
-def _read_batch(
-    samples: Sequence[Sample], job: Sequence[int], run_key: bytes, folder: Path, image_size: int, views: int, seed: int
-) -> tuple[list[list[_Item]], list[int], list[str]]:
-    """Decode the images of a batch that are not cached yet.
-
-    Returns:
-        The items of each image that can be read, its place in `samples`, and a line for each image that was skipped.
-    """
-    loaded, kept, skipped = [], [], []
-    for place in job:
-        sample = samples[place]
-        try:
-            content = hashlib.sha256(sample.path.read_bytes()).digest()
-            items, picture = [], None
-            for k in range(views):
-                of_view = content + k.to_bytes(4, "little")
-                labels = (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore)
-                key = hashlib.sha256(run_key + of_view + b"".join(part.tobytes() for part in labels)).hexdigest()
-                chance = hashlib.sha256(of_view + str(seed).encode()).digest()[:6]
-                item = _Item(folder / f"{key[:40]}.safetensors", None, int.from_bytes(chance, "little"))
-                if not _is_whole(item.file):
-                    picture = picture or letterbox(read_rgb(sample.path), image_size)
-                    item.view = make_view(picture, sample, k, np.random.default_rng(item.seed))
-                items.append(item)
-            loaded.append(items)
-            kept.append(place)
-        except DataError as error:
-            skipped.append(str(error))
-        except OSError as error:
-            skipped.append(f"`{sample.path}` cannot be read: {error.strerror}.")
-    return loaded, kept, skipped
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a cached file exists with all its parts. A truncated file does not count, and is computed again."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as parts:  # checks the header and the length of the rest
-            found = set(parts.keys()) - LABEL_PARTS
-            whole = set(parts.keys()) >= LABEL_PARTS
-            return whole and (
-                found == REGION_PARTS or (bool(found) and all(name.startswith(BACKBONE) for name in found))
-            )
-    except (SafetensorError, OSError):
-        return False
-
-
-def _compute(
-    world: World,
-    guide: Tensor | None,
-    weights: tuple[Tensor, Tensor] | None,
-    items: list[_Item],
-    budget: RegionBudget | None,
-) -> None:
-    """Run the detector once over a few views, and write their files."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file
 
-    views = [item.view for item in items if item.view is not None]
-    batch = np.zeros((FORWARD_BATCH, *views[0].image.shape), np.uint8)  # always full, also if fewer images are missing
-    for place, view in zip(batch, views, strict=False):
-        place[:] = view.image
-    images = torch.from_numpy(batch).to(world.device).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
-    if guide is None or weights is None:
-        outputs = {f"{BACKBONE}{i}": output for i, output in world.backbone(images).items()}
-        rows = [{name: output[i] for name, output in outputs.items()} for i in range(len(items))]
-    else:
-        rows = _region_parts(world, images, guide, weights, items, budget)
-    for item, view, row in zip(items, views, rows, strict=True):
-        parts = {
-            name: part if name == "boxes_xyxy" or not part.is_floating_point() else part.half()
-            for name, part in row.items()
-        }
-        if not all(bool(part.isfinite().all()) for part in parts.values()):
-            raise ModelError(
-                f"The detector '{world.source_name}' gives numbers that are not finite, or too large for float16. "
-                "Its weights are damaged: give another file."
-            )
-        parts = {name: part.cpu().contiguous() for name, part in parts.items()} | {
-            "label_boxes": torch.from_numpy(view.labels.boxes_xyxy),
-            "label_classes": torch.from_numpy(view.labels.classes),
-            "label_ignore": torch.from_numpy(view.labels.ignore).to(torch.uint8),
-            "frame_xyxy": torch.from_numpy(view.frame_xyxy),
-        }
-        try:
-            with replacing(item.file) as path:
-                save_file(parts, path)
-        except (SafetensorError, OSError) as error:
-            raise RunError(
-                f"The region cache {item.file.parent} cannot be written: {error}. Make room, or give another --cache."
-            ) from error
-        item.view = None
+    try:
+        parts = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    written = parts.pop(CHECKSUM, None)
+    if written is None or written.tolist() != [checksum(parts)]:
+        raise ValueError("its content is not what was written")
+    return parts
 
 
-def _region_parts(
-    world: World,
-    images: Tensor,
-    guide: Tensor,
-    weights: tuple[Tensor, Tensor],
-    items: list[_Item],
-    budget: RegionBudget | None,
-) -> list[dict[str, Tensor]]:
-    """Head features and boxes of the anchors that are kept, for each image of a batch."""
-    head, boxes = world.features(images, guide)
-    points, _, level = world.anchors(*images.shape[2:])
-    ends = level.bincount().cumsum(0).tolist()
-    points, rows = points.cpu(), []
-    for i, item in enumerate(items):
-        keep = torch.arange(len(points))
-        if budget is not None and item.view is not None:
-            scores = level_logits(head[i], ends, *weights).amax(1).cpu()  # (A,)
-            labels = item.view.labels
-            objects = torch.from_numpy(labels.boxes_xyxy[~labels.ignore])  # (n, 4)
-            generator = torch.Generator().manual_seed(item.seed)
-            keep = choose_anchors(points, boxes[i].cpu(), scores, objects, budget, generator)
-        at = keep.to(head.device)
-        rows.append({"head": head[i][at], "boxes_xyxy": boxes[i][at], "anchor": keep.int()})
-    return rows
+def checksum(parts: dict[str, Tensor]) -> int:
+    """CRC-32 of names, shapes, types and contents."""
+    value = 0
+    for name in sorted(parts):
+        part = parts[name]
+        value = zlib.crc32(f"{name} {tuple(part.shape)} {part.dtype}\n".encode(), value)
+        value = zlib.crc32(part.contiguous().numpy().tobytes(), value)
+    return value

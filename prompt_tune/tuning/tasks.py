@@ -21,9 +21,10 @@ from prompt_tune.models.world import World, join_levels, level_logits
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.boxes import cut
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.tuning.caching import FORWARD_BATCH, cache_regions
 from prompt_tune.tuning.loss import ClassSample, Prepared, class_loss, level_ends, prepare_image
 from prompt_tune.tuning.memory import Store
-from prompt_tune.tuning.regions import FORWARD_BATCH, RegionCache, Regions, cache_regions
+from prompt_tune.tuning.regions import RegionCache, Regions
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 REPLAY_VIEWS = 4  # at most: there are several replayed images for each labelled one

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from prompt_tune.tuning.tasks import Task
 from prompt_tune.tuning.views import MOST_VIEWS
 
 CLASSES, FEWEST_OTHERS = 64, 16  # an update encodes so many classes, and at least so many that it has no box of
-MANY_IMAGES, FEWEST_MEASURED = 250, 4  # of a validation set of which not every epoch is measured; epochs that are
+MOST_SHOWN = 2 * CLASSES - FEWEST_OTHERS  # classes that an update has boxes of: rather than more, it takes fewer images
+SIZE_DRAWS = 5  # draws of images from which that number comes
+MANY_IMAGES, MANY_CLASSES, FEWEST_MEASURED = 250, 250, 4  # with more, not every epoch is measured; epochs that are
 BETAS = 0.7, 0.8  # short memory of AdamW: 120 updates reach what 600 did; with its usual (0.9, 0.999) they lose 2 AP
 SELECTION_CONF = 0.01  # the metric of an epoch leaves out lower scores: the curve of a learned class ends above it
 
@@ -130,9 +133,10 @@ class Trainer:
         return ClassSample(torch.from_numpy(classes).to(device), torch.from_numpy(weights).to(device))
 
     def _is_measured(self) -> bool:
-        """Whether AP is measured after this epoch: after each, or with many images the first, some, and the last."""
+        """Whether AP is measured after this epoch: each, or with much to measure the first, some and the last."""
         n_val = len(self.task.val.files) - self.task.val.n_replay
-        every = min(1 + n_val // MANY_IMAGES, max(1, self.config.epochs // FEWEST_MEASURED))
+        costly = n_val // MANY_IMAGES + len(self.context.classes) // MANY_CLASSES
+        every = min(1 + costly, max(1, self.config.epochs // FEWEST_MEASURED))
         return self.select and (not self.best_epoch or (self.config.epochs - self.epoch) % every == 0)
 
     def _batches(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -143,7 +147,7 @@ class Trainer:
         than there are, each comes in several views.
         """
         files, n_replay = self.task.train.files, self.task.train.n_replay
-        n_labelled, size = len(self.images), self.config.batch
+        n_labelled, size = len(self.images), self._size
         n_steps = math.ceil(n_labelled / size)
         n_views, replay_views = max(1, self.config.views), len(files[-1]) if n_replay else MOST_VIEWS
         together = max(1, min(n_views, replay_views, size // n_labelled))  # views of an image in an update
@@ -157,6 +161,22 @@ class Trainer:
                 views = np.concatenate([view[own], replay_view[more]])  # (n, together)
                 batches.append((chosen.repeat(together), views.flatten()))
         return batches
+
+    @cached_property
+    def _size(self) -> int:
+        """Images of an update: those of the settings, or so few that they show about `MOST_SHOWN` classes."""
+        size = self.config.batch
+        if len(self.context.classes) <= MOST_SHOWN:
+            return size
+        for draw in range(SIZE_DRAWS):
+            order = np.random.default_rng([self.config.seed, 23, draw]).permutation(self.images)[:size]
+            shown = [self.task.labelled([image], [0]) for image in order.tolist()]
+            known = [classes for classes in shown if classes is not None]
+            counts = [len(np.unique(np.concatenate(known[: n + 1]))) for n in range(len(known))]
+            fitting = sum(count <= MOST_SHOWN for count in counts)
+            if fitting < len(known):
+                size = max(1, fitting)
+        return size
 
     def _measure(self) -> Metrics:
         """COCO's numbers of the present embeddings on the validation images."""

@@ -9,7 +9,6 @@ ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection: `class_embeddings`
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import numpy as np
 
 from prompt_tune.contract import EMBED_DIM, Kind
 from prompt_tune.errors import VocabularyError
-from prompt_tune.files import saving
+from prompt_tune.files import MAX_METADATA_BYTES, is_special, saving
+from prompt_tune.texts import parse_json, regular_bytes
 from prompt_tune.vocabulary.checks import FloatArray
 from prompt_tune.vocabulary.format import ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
@@ -211,6 +211,8 @@ def _read_npz(source: Path) -> tuple[list[str], FloatArray]:
 
 def _load(source: Path) -> Any:
     """The array of a `.npy`, or the arrays of an `.npz` by name. Nothing is unpickled."""
+    if is_special(source):
+        raise VocabularyError(f"{source} is a pipe, a socket or a device. Give a file.")
     try:
         loaded = np.load(source, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -219,7 +221,7 @@ def _load(source: Path) -> Any:
             return {key: loaded[key] for key in loaded}
     except FileNotFoundError as error:
         raise VocabularyError(f"{source}: there is no such file. Check the path.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy, zipfile and zlib say nowhere what they raise for damaged files
         raise VocabularyError(f"{source} is not an array file of numbers, or is damaged ({error!s:.120}).") from error
 
 
@@ -237,7 +239,7 @@ def _checked_rows(array: np.ndarray, source: Path, *, leading: bool) -> FloatArr
 def _read_texts(path: Path) -> list[str]:
     """The first text of each class, which AILab's tools use."""
     try:
-        classes = json.loads(path.read_text("utf-8"))
+        classes = parse_json(regular_bytes(path, MAX_METADATA_BYTES).decode("utf-8"))
     except FileNotFoundError as error:
         raise VocabularyError(f"No class names: there is no {path}. Name the JSON file with --classes.") from error
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ Whatever the format does not name is refused: another version, key, tensor or ty
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -133,9 +134,9 @@ def decode(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32
         VocabularyError: The file is missing, damaged or of an unknown version, or something in it is missing or not
             part of the format, or its content has another digest than it says.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise VocabularyError("there is no such file. Check the path.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise VocabularyError("a vocabulary is a .vocab.safetensors file, and this is not a file.")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise VocabularyError(f"a vocabulary file has at most {MAX_FILE_BYTES} bytes. Received: {size}.")

@@ -6,15 +6,22 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from prompt_tune.errors import VocabularyError
+from prompt_tune.texts import regular_bytes
 
 BUILT_IN = ("coco", "lvis", "objects365", "tiny")  # prompts/<name>.txt
 LIST_SUFFIX = ".txt"
+MAX_LIST_BYTES = 2**24  # a million names
 NAMED = 10  # class names in a hint
 _COMMENT = re.compile(r"(^|\s)#.*")  # not inside a word such as "C#"
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
+# control characters, line and paragraph separators, lone surrogates
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# They turn the direction of text, so that a name reads as another one. Other invisible characters stay: emoji, Persian
+# and Hindi need the joiners.
+_BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def parse_line(line: str) -> tuple[str, ...]:
@@ -27,7 +34,7 @@ def parse_line(line: str) -> tuple[str, ...]:
         (name, synonym, ...): at least one string, all different.
 
     Raises:
-        VocabularyError: A name or synonym is empty, repeated, or has control characters.
+        VocabularyError: A name or synonym is empty, repeated, or has control characters or controls of direction.
     """
     prompts = tuple(" ".join(part.split()) for part in line.split(";"))
     if "" in prompts:
@@ -76,7 +83,8 @@ def read_classes(source: str | Path) -> list[tuple[str, ...]]:
         return _parse_file(file.read_text("utf-8"), file.name)
     if str(source).lower().endswith(LIST_SUFFIX):
         try:
-            text = Path(source).read_text("utf-8-sig")  # Windows editors begin the file with a byte order mark
+            # Windows editors begin the file with a byte order mark
+            text = regular_bytes(source, MAX_LIST_BYTES).decode("utf-8-sig")
         except OSError as error:
             raise VocabularyError(f"Cannot read the class list {source}: {error.strerror}. Check the path.") from error
         except ValueError as error:
@@ -100,7 +108,8 @@ def check_names(names: Sequence[str]) -> None:
         names: In class-id order.
 
     Raises:
-        VocabularyError: A name is not a string, is empty or blank, is repeated, or has control characters.
+        VocabularyError: A name is not a string, is empty or blank, is repeated, or has control characters or controls
+            of direction.
     """
     seen: dict[str, int] = {}
     for i, name in enumerate(names):
@@ -114,6 +123,26 @@ def check_names(names: Sequence[str]) -> None:
                 f"Class names must be unique; classes {seen[name]} and {i} are both {name!r}. Rename or remove one."
             )
         seen[name] = i
+
+
+class KeptName(str):
+    """A name with controls of direction, from a file that was made before they were refused."""
+
+    __slots__ = ()
+
+
+def kept_names(names: Sequence[Any]) -> list[Any]:
+    """Names from a file, so that `check_names` takes those that it took when the file was made."""
+    return [KeptName(name) if isinstance(name, str) and _BIDI_CONTROLS.search(name) else name for name in names]
+
+
+def unfit(name: str) -> str | None:
+    """Why a class cannot have a name: a sentence about its characters, or None."""
+    if _UNPRINTABLE.search(name):
+        return f"Class names must not have control characters or line breaks. Received: {name!r}."
+    if _BIDI_CONTROLS.search(name) and not isinstance(name, KeptName):
+        return f"Class names must not have characters that control the direction of text. Received: {name!a}."
+    return None
 
 
 def name_hints(names: Sequence[str], original: Sequence[str]) -> list[str]:
@@ -163,9 +192,9 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _check_printable(name: str) -> None:
-    """Refuse escape sequences and line breaks: names go to terminals, pictures and JSON."""
-    if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
-        raise VocabularyError(f"Class names must not have control characters or line breaks. Received: {name!r}.")
+    """Refuse escape sequences, line breaks and controls of direction: names go to terminals, pictures and JSON."""
+    if why := unfit(name):
+        raise VocabularyError(why)
 
 
 def _parse_file(text: str, source: str) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ A file holds all that inference needs and no pickle, and equal content gives equ
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
@@ -30,9 +31,11 @@ from prompt_tune.vocabulary.checks import (
     plain_json,
 )
 from prompt_tune.vocabulary.format import FIELDS, OPTIONAL_TENSORS, Provenance, decode, encode
-from prompt_tune.vocabulary.names import check_names
+from prompt_tune.vocabulary.names import KeptName, check_names, kept_names
 from prompt_tune.wording import counted
 
+ODD_NAMES = "class names have characters that control the direction of text: {}. Rename them (`vocab rename`)."
+log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -162,6 +165,10 @@ class Vocabulary:
             values, tensors = decode(Path(path))
             if tensors["thresholds"].ndim == 0:
                 raise VocabularyError("`thresholds` must have one number per class. Received: a scalar.")
+            if isinstance(values["names"], list):
+                values["names"] = kept_names(values["names"])
+                if odd := [name for name in values["names"] if isinstance(name, KeptName)]:
+                    log.warning("%s: %s", path, ODD_NAMES.format(", ".join(map(ascii, odd[:10]))))
             return cls(**(values | tensors))
         except VocabularyError as error:
             raise VocabularyError(f"{path}: {error}") from error
@@ -199,7 +206,7 @@ class Vocabulary:
         embeddings = self.embeddings[rows]  # (len(names), n_prompts, 512)
         return replace(
             self,
-            names=tuple(names),
+            names=tuple(self.names[row] for row in rows),  # as this vocabulary has them, see `KeptName`
             embeddings=embeddings,
             thresholds=self.thresholds[rows],
             calibration=None if self.calibration is None else self.calibration[rows],

@@ -17,6 +17,7 @@ from prompt_tune.models.world import World
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 TRUCK, CAR, EMOJI = "\u8ca8\u8eca", "\u0430\u0432\u0442\u043e", "\U0001f69a"  # Chinese, Cyrillic, and an emoji
+LONG = "x" * 5000
 STREAMS = {
     "ascii": {"PYTHONIOENCODING": "ascii"},
     "cp1252": {"PYTHONIOENCODING": "cp1252"},
@@ -175,3 +176,22 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "Error: torch is not installed, and this needs it: pip install '.[fit]' (in a checkout)\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("val", LONG, "--data", "a.yaml"),
+        ("verify", LONG, "--images", "a.png"),
+        ("vocab", "info", LONG),
+        ("report", LONG),
+        ("export", LONG, "--out", "b"),
+        ("detect", LONG, "a.png", "--out", "b"),
+        ("mine", LONG, "--images", "a.png", "--out", "b"),
+        ("fit", "--data", LONG, "--out", "b"),
+    ],
+)
+def test_path_that_no_disk_takes_is_one_line(arguments: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    done = run_command(capfd, *arguments)
+    assert done.status in (1, 2) and "Traceback" not in done.err, done.err[-300:]
+    assert done.err.strip().splitlines()[-1].startswith("Error: ")

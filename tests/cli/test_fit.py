@@ -89,6 +89,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "image size between strides": (["--image-size", "250"], "multiple of 32"),
     "learning rate of zero": (["--learning-rate", "0"], "learning_rate"),
     "device that is not there": (["--device", "cuda:63"], "cuda:63"),
+    "GPU by its number alone": (["--device", "63"], "the device '63'"),
     "device that nobody knows": (["--device", "abacus"], "abacus"),
     "text tower that is not there": (["--text-tower", "local-dir:/nowhere"], "/nowhere"),
     "original vocabulary that is not there": (["--original", "nowhere.vocab.safetensors"], "nowhere.vocab"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import learned_for_tiny, make_bundle
+from damage import cases
 from PIL import Image
 from places import ROOT
 from small_bundle import learned_for, photo, small_bundle
@@ -340,3 +341,48 @@ def test_drawing_shows_both_of_two_equal_boxes(program: ModuleType) -> None:
     picture = np.asarray(program.draw(Image.new("RGB", (200, 200)), found, None)).reshape(-1, 3)
     for colour in ((0x9F, 0xB3, 0xC8), (0xFF, 0x7A, 0x1A)):
         assert (picture == colour).all(axis=1).sum() > 400
+
+
+@pytest.mark.timeout(180)
+def test_damaged_pictures_pipes_and_loops_are_one_line_each(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in cases(200, 150):
+        (folder / name).write_bytes(content)
+    Image.fromarray(photo(20, 30)).save(folder / "good.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop").symlink_to(folder)
+    long = tmp_path / ("x" * 251 + ".png")
+    Image.fromarray(photo(20, 30)).save(long)
+    sources = (folder, long, tmp_path / "a\nb.png", folder / "pipe.png", Path("/dev/zero"), tmp_path / ("y" * 4000))
+    done = run(*sources, "--bundle", bundle, "--draw", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-500:]
+    results = [Path(result["image"]).name for result in json.loads(done.stdout)]
+    assert {"good.png", long.name} <= set(results)
+    skipped = 151 + 1 + 4 - len(results)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("1 not looked at") and "pipe.png" in lines[0]
+    assert sum(line.startswith("Skipped: ") for line in lines) == skipped > 75
+    assert lines[-1] == f"{len(results)} images, {skipped} skipped"
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*") if path.name == long.name) == [long.name]
+
+
+def test_font_that_is_no_file_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(20, 30)).save(tmp_path / "a.png")
+    done = run(tmp_path / "a.png", "--bundle", bundle, "--draw", tmp_path / "out", "--font", "/dev/zero")
+    assert (done.returncode, done.stderr) == (1, "/dev/zero: there is no such file.\n")
+
+
+def test_drawings_that_their_format_cannot_hold_are_named_and_a_fax_is_drawn_in_colour(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (17_000, 2)).save(folder / "a.webp", "PNG")
+    Image.new("1", (40, 30)).save(folder / "fax.tif", compression="group4")
+    done = run(folder, "--bundle", bundle, "--draw", tmp_path / "out", "--conf", "0")
+    assert done.returncode == 0 and len(json.loads(done.stdout)) == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{tmp_path / 'out' / 'a.webp'} cannot hold 17000 x 2: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fax.tif"]
+    assert Image.open(tmp_path / "out" / "fax.tif").mode == "RGB"

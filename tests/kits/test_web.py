@@ -342,6 +342,24 @@ def test_page_without_a_sample_hides_the_button(tools: Tools, tmp_path: Path) ->
     assert shown is False
 
 
+def test_picture_beyond_what_a_browser_shows_and_pictures_that_are_none_are_one_line(
+    tools: Tools, site: str, scene: Path, tmp_path: Path
+) -> None:
+    Image.new("1", (66_000, 40)).save(tmp_path / "wide.png")  # a canvas has up to 65,535 columns in Chromium
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    steps = [
+        ["files", "#photo", str(scene)],
+        ["files", "#photo", str(tmp_path / "wide.png")],
+        ["text", "#message"],
+        ["files", "#photo", str(tmp_path / "a.png")],
+        ["text", "#message"],
+    ]
+    _, _, wide, _, script = use(tools, site, *steps)
+    assert wide == "wide.png has 66000 x 40 pixels, more than this browser can show."
+    assert script == "a.png cannot be read as an image."
+
+
 def test_equal_boxes_are_drawn_apart_as_the_package_does(node: str) -> None:
     generator = np.random.default_rng(0)
     boxes = generator.integers(0, 4, (40, 2)).repeat(2, axis=0) * 3

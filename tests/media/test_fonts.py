@@ -1,6 +1,7 @@
 """Fonts: which one draws which character, where they are looked for, and what is said where there is none."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -143,3 +144,15 @@ def test_folders_are_those_of_the_system(platform: str, wanted: list[str], monke
     for name, value in (("HOME", "H"), ("XDG_DATA_HOME", "X"), ("LOCALAPPDATA", "L"), ("WINDIR", "W")):
         monkeypatch.setenv(name, value)
     assert [folder.as_posix() for folder in font_folders()] == wanted
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipe_and_rubbish_among_the_fonts_are_passed_over(one_font: Path) -> None:
+    os.mkfifo(one_font.with_name("a.ttf"))
+    one_font.with_name("b.ttf").write_bytes(b"no font" * 100)
+    one_font.with_name("c.ttf").write_bytes(one_font.read_bytes()[:1000])
+    one_font.with_name("d.ttf").mkdir()
+    (one_font.parent / "loop").symlink_to(one_font.parent.parent)
+    line = Fonts().line(CYRILLIC[0], 30)
+    assert line.parts == ((CYRILLIC[0], Face(str(one_font))),)

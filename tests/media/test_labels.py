@@ -17,6 +17,7 @@ from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.errors import DataError
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
 from prompt_tune.media.sources import Frame
+from prompt_tune.runtime.detections import Detections
 
 
 def test_coco_document_has_images_frames_and_their_detections(tmp_path: Path) -> None:
@@ -120,6 +121,26 @@ def test_csv_has_a_line_for_each_detection(tmp_path: Path) -> None:
         ['a,"b".png', "", "", "", "learned", "gizmo: [a]", "0.25", "8.5", "4.5", "24.5", "20.5"],
         ["clip.mov/000000.jpg", "clip.mov", "0", "0.0", "original", "person", "0.5", "8.0", "4.0", "24.0", "20.0"],
         ["clip.mov/000000.jpg", "clip.mov", "0", "0.0", "learned", "gizmo: [a]", "0.25", "8.5", "4.5", "24.5", "20.5"],
+    ]
+
+
+def test_csv_has_no_cell_that_a_spreadsheet_runs(tmp_path: Path) -> None:
+    frame = image_frame("=cmd|'/c calc'!A1.png")
+    hostile = Detections(
+        np.array([[-1, 2, 3, 4]], np.float32),
+        np.array([0.5], np.float32),
+        np.zeros(1, np.int64),
+        ("@SUM(A1)",),
+        ("-label",),
+        size_wh=(60, 40),
+    )
+    with Csv(tmp_path) as sink:
+        sink.write(frame, hostile)
+    with open(tmp_path / "detections.csv", encoding="utf-8", newline="") as file:
+        (_, row) = csv.reader(file)
+    assert row == [
+        *("'=cmd|'/c calc'!A1.png", "", "", "", "'-label", "'@SUM(A1)"),
+        *("0.5", "-1.0", "2.0", "3.0", "4.0"),  # numbers stay numbers
     ]
 
 
@@ -231,3 +252,38 @@ def test_yolo_of_a_video_is_read_by_ultralytics_and_supervision_as_it_is(
     assert roboflow.classes == ["person", "truck", "gizmo: [a]"]
     counts = {Path(path).name: len(annotations) for path, _, annotations in roboflow}
     assert counts == {"clip_000000.jpg": 0, "clip_000001.jpg": 1, "clip_000002.jpg": 2}
+
+
+def test_names_of_a_data_set_are_cut_where_disks_take_no_longer_ones(tmp_path: Path) -> None:
+    """All lie in one folder, so the names of the folders that they lay in are added."""
+    deep = tmp_path / ("d" * 200) / ("e" * 200)
+    deep.mkdir(parents=True)
+    Image.fromarray(photo(40, 60)).save(deep / "a.png")
+    names = [f"{deep.parent.name}/{deep.name}/{name}.png" for name in "ab"]
+    with Yolo(tmp_path, CLASSES) as sink:
+        for name in names:
+            frame = image_frame(name, deep / "a.png")
+            sink.write(frame, found(frame))
+        for clip in ("v" * 251 + ".mp4", "\U0001f600" * 62 + ".mp4", "w" * 230 + "-1.mp4", "w" * 230 + "-2.mp4"):
+            for number, frame in enumerate(clip_frames(2)):
+                moved = Frame(clip, frame.image, number, 0.0)
+                sink.write(moved, found(moved))
+    images, labels = (
+        sorted(path.stem for path in (tmp_path / "yolo" / part).iterdir()) for part in ("images", "labels")
+    )
+    assert images == labels and len(images) == len(names) + 8
+    assert all(stem.isascii() or len(stem.encode()) <= 251 for stem in images)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_written_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.png")
+    Image.fromarray(photo(40, 60)).save(tmp_path / name)
+    frame = image_frame(name, tmp_path / name)
+    with Coco(tmp_path, CLASSES) as coco, Csv(tmp_path) as table, Yolo(tmp_path, CLASSES) as labels:
+        for sink in (coco, table, labels):
+            sink.write(frame, found(frame))
+    document = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
+    assert document["images"][0]["file_name"] == name
+    assert "a\\udcff.png" in (tmp_path / "detections.csv").read_text(encoding="utf-8")
+    assert (tmp_path / "yolo" / "images" / name).read_bytes() == (tmp_path / name).read_bytes()

@@ -137,3 +137,27 @@ def test_drawing_of_a_format_that_not_every_program_reads_is_a_png(tmp_path: Pat
         f"yolo/images/a{suffix}.png",
         f"yolo/labels/a{suffix}.txt",
     ]
+
+
+def test_picture_that_its_format_cannot_hold_is_named_and_the_next_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A PNG under the name of a WebP, wider than a WebP can be."""
+    wide = Frame("a.webp", np.zeros((1, 17_000, 3), np.uint8))
+    with Pictures(tmp_path) as sink:
+        for frame in (wide, image_frame("b.png")):
+            sink.write(frame, found(frame, rows=0))
+    assert files(tmp_path) == ["b.png"]
+    (line,) = caplog.messages
+    assert line.startswith(f"`{tmp_path / 'a.webp'}` is not written: 17000 x 1 pixels cannot be written as .webp: ")
+    assert "\n" not in line
+
+
+def test_long_names_are_cut_to_what_disks_take(tmp_path: Path) -> None:
+    names = ["x" * 255, "y" * 251 + ".png", "\U0001f600" * 63 + ".gif"]
+    with Pictures(tmp_path) as sink:
+        for name in names:
+            frame = image_frame(name)
+            sink.write(frame, found(frame))
+    written = files(tmp_path)
+    assert len(written) == 3 and all(len(name.encode()) <= 255 and name.endswith(".png") for name in written)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import as_jpeg, greys, number_of, served, write_clip
+from damage import cases
 from PIL import Image
 from small_bundle import photo
 
@@ -160,3 +161,24 @@ def test_video_suffixes_are_lower_case_and_no_image() -> None:
 
     assert not set(VIDEO_SUFFIXES) & set(IMAGE_SUFFIXES)
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in VIDEO_SUFFIXES)
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "1" * 10, "~nobody-of-this-name", "x" * 5000])
+def test_source_that_cannot_be_is_one_line(number: str) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_source(number)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_pictures_are_counted_and_named_and_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPT_TUNE_MAX_MEGAPIXELS", "4")
+    for name, content in cases(100, 100):
+        (tmp_path / name).write_bytes(content)
+    Image.fromarray(photo(20, 30)).save(tmp_path / "good.png")
+    source = open_source(tmp_path)
+    names = [frame.name for frame in source.frames()]
+    assert "good.png" in names and len(names) + len(source.skipped) == 101 and len(source.skipped) > 50
+    assert all(name in reason and "\n" not in reason for name, reason in source.skipped.items())

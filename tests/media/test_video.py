@@ -9,10 +9,11 @@ import av
 import numpy as np
 import pytest
 from clips import greys, number_of, served, write_clip
+from damage import damaged
 from test_light_imports import run_without_heavy_modules
 
 from prompt_tune.errors import DataError
-from prompt_tune.media.sources import open_source
+from prompt_tune.media.sources import VIDEO_SUFFIXES, open_source
 from prompt_tune.media.video import count_frames, open_address, open_file
 
 
@@ -87,7 +88,7 @@ def test_without_the_extra_the_error_is_the_pip_command(tmp_path: Path, name: st
     (tmp_path / "clip.mp4").touch()
     code = """
 from prompt_tune.errors import DataError
-from prompt_tune.media.sources import open_source
+from prompt_tune.media.sources import VIDEO_SUFFIXES, open_source
 try:
     open_source(sys.argv[1])
 except DataError as error:
@@ -134,3 +135,78 @@ def test_file_that_ends_before_its_header_says_is_damaged_with_the_count(
     )
     assert count is not None, video.damage
     assert int(count[1]) in (came - 1, came)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["concat", "hls", "sdp", "text"])
+def test_script_under_the_name_of_a_video_opens_no_other_file(tmp_path: Path, kind: str) -> None:
+    """FFmpeg would read what it names, such as other files of the machine, or a pipe without end."""
+    write_clip(tmp_path / "other.ts", greys(3))
+    content = {
+        "concat": "ffconcat version 1.0\nfile other.ts\n",
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path / 'other.ts'}\n#EXT-X-ENDLIST\n",
+        "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 26\n",
+        "text": "hello\n" * 100,
+    }[kind]
+    path = tmp_path / "a.mp4"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"a\.mp4` cannot be opened as a video: ") as caught:
+        open_file(path)
+    assert "\n" not in str(caught.value) and count_frames(path) == 0
+    if kind in ("concat", "sdp"):
+        assert "its content is not a video of a known format" in str(caught.value)
+
+
+CODECS = ("libx264", "mjpeg", "mpeg4", "mpeg2video", "flv1", "amv", "libvpx", "rawvideo", "wmv2", "libx265", "dvvideo")
+
+
+def test_every_suffix_that_can_be_written_is_read(tmp_path: Path) -> None:
+    """The list of formats that files may have has those of the suffixes."""
+    read = set()
+    for suffix in VIDEO_SUFFIXES:
+        for codec in (
+            "libx264",
+            "mjpeg",
+            "mpeg4",
+            "mpeg2video",
+            "flv1",
+            "amv",
+            "libvpx",
+            "rawvideo",
+            "wmv2",
+            "dvvideo",
+        ):
+            path = tmp_path / f"{codec}{suffix}"
+            try:
+                write_clip(path, greys(3, height=576, width=720) if codec == "dvvideo" else greys(3), codec=codec)
+                with av.open(str(path)) as container:
+                    next(container.decode(video=0))
+            except Exception:
+                continue  # FFmpeg does not write this codec with this suffix, or cannot read it itself
+            assert len(list(open_file(path).frames())) >= 1, path.name
+            read.add(suffix)
+            break
+    assert len(read) > 20, sorted(set(VIDEO_SUFFIXES) - read)
+
+
+@pytest.mark.parametrize("address", ["http://[", "rtsp://[::x/a", "https://user:secret@[x/"])
+def test_address_that_is_none_is_one_line_without_the_password(address: str) -> None:
+    with pytest.raises(DataError, match="is not an address") as caught:
+        open_source(address)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(120)
+def test_damaged_videos_are_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    clips = [write_clip(tmp_path / f"good.{suffix}", greys(6)).read_bytes() for suffix in ("mp4", "mkv", "avi", "ts")]
+    for number in range(100):
+        path = tmp_path / f"{number}.mp4"
+        path.write_bytes(damaged(clips[number % len(clips)], rng))
+        try:
+            video = open_file(path)
+        except DataError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(image.ndim == 3 for _, image, _ in video.frames())
+            assert "\n" not in (video.broken or video.damage or "")

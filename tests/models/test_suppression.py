@@ -77,3 +77,15 @@ def test_suppress_drops_scores_at_conf_and_keeps_other_classes_of_a_box() -> Non
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9.5]])
     label, anchor = suppress(boxes, torch.tensor([[0.5, 0.3], [0.4, 0.9]]), conf=0.3)
     assert (label.tolist(), anchor.tolist()) == ([0, 1], [0, 1])
+
+
+def test_only_the_best_candidates_of_each_class_are_looked_at_and_of_equal_ones_the_first() -> None:
+    boxes, scores = boxes_and_scores(300, 3, seed=9)  # scores of two hundredths: many are equal
+    scores[:, 2] *= torch.arange(300) < 40  # fewer candidates than the limit
+    label, anchor = suppress(boxes, scores, conf=0.1, iou=0.6, most=50)
+    for k in range(3):
+        ranked = scores[:, k].argsort(descending=True, stable=True)[:50]
+        alone = torch.zeros_like(scores)
+        alone[ranked, k] = scores[ranked, k]
+        wanted = suppress(boxes, alone, conf=0.1, iou=0.6)
+        assert anchor[label == k].tolist() == wanted[1].tolist() and len(wanted[1]) > 3

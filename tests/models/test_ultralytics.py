@@ -32,6 +32,13 @@ def test_folder_in_the_layout_of_tiny_loads_as_the_same_detector(world: World, t
         torch.equal(a, b) for a, b in zip(again.features(images, guide), world.features(images, guide), strict=True)
     )
 
+    description = (tmp_path / "detector.yaml").read_text()
+    for hostile in ("a: &a [*a]", "[" * 10_000, "nc: 0b_", "nc: 2020-13-45"):
+        (tmp_path / "detector.yaml").write_text(hostile)
+        with pytest.raises(ModelError, match="is damaged"):
+            World.load(tmp_path)
+    (tmp_path / "detector.yaml").write_text(description)
+
     content = (tmp_path / "detector.safetensors").read_bytes()
     (tmp_path / "detector.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="is damaged"):

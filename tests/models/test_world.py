@@ -8,9 +8,9 @@ import torch
 from conftest import MakeCheckpoint
 from parity import random_images, ultralytics_forward, unit_rows
 
-from prompt_tune.errors import ModelError
+from prompt_tune.errors import ModelError, ProviderError
 from prompt_tune.models import ultralytics
-from prompt_tune.models.world import World, detector_digest
+from prompt_tune.models.world import World, detector_digest, torch_device
 
 
 @pytest.mark.parametrize("n_classes", [1, 7, 80, 131])
@@ -178,3 +178,14 @@ def test_neck_hands_a_gradient_to_the_guide(world: World) -> None:
     maps, _ = world.neck(world.backbone(random_images(1, 3, 64, 64)), guide)
     torch.cat([level.flatten() for level in maps]).square().sum().backward()
     assert guide.grad is not None and bool(guide.grad.abs().sum() > 0)
+
+
+def test_torch_takes_the_names_of_gpus_that_ultralytics_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_device("cpu") == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for device in ("cuda", "cuda:1", "0", 0):
+        with pytest.raises(ProviderError, match=f"^`device='{device}'`: the environment variable CUDA_VISIBLE_DEVICES"):
+            torch_device(device)
+    if torch.cuda.is_available():
+        monkeypatch.undo()
+        assert torch_device("0") == torch_device(0) == "cuda:0"

@@ -9,7 +9,7 @@ from PIL import Image
 from places import ROOT
 
 from prompt_tune.errors import DataError
-from prompt_tune.runtime import image_files, images
+from prompt_tune.runtime import image_files, opening
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, WRITTEN_SUFFIXES, find_images, unread_line, unread_picture
 from prompt_tune.runtime.images import read_rgb
 
@@ -78,7 +78,7 @@ def test_find_images_in_a_folder_that_may_not_be_read_is_one_line(
 def test_kit_has_the_same_lists() -> None:
     assert set(IMAGE_SUFFIXES) == KIT["READ"] and KIT["WRITTEN"] == WRITTEN_SUFFIXES
     assert set(image_files._UNREAD) == KIT["UNREAD"] and not set(image_files._UNREAD) & set(IMAGE_SUFFIXES)
-    assert KIT["MAX_MEGAPIXELS"] == images.MAX_MEGAPIXELS
+    assert KIT["MAX_MEGAPIXELS"] == opening.MAX_MEGAPIXELS
 
 
 @pytest.mark.skipif(".heic" in IMAGE_SUFFIXES, reason="pillow-heif is installed")
@@ -131,3 +131,27 @@ def test_names_that_no_disk_takes_are_one_line(name: str) -> None:
         find_images(name)
     with pytest.raises(DataError, match=r"cannot be read|no such image"):
         read_rgb(name)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_are_named_and_never_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.png").touch()
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "other")
+    assert find_images(tmp_path) == find_images(f"{tmp_path}/**/*") == [tmp_path / "a.png"]
+    line = f"1 is a pipe, a socket or a device and is left out: `{tmp_path}/b.png`"
+    assert caplog.messages == [line] * 2
+    with pytest.raises(DataError, match=r"Something is left out, which --strict forbids: .*b\.png"):
+        find_images(tmp_path, strict=True)
+    for path in (tmp_path / "b.png", Path("/dev/zero")):
+        with pytest.raises(DataError, match="`: a pipe, a socket or a device\\. Give an image"):
+            find_images(path)
+
+
+@pytest.mark.parametrize("source", ["~nobody-of-this-name/a.png", "a\0.png", "~a\0b/c.png"])
+def test_paths_that_cannot_be_are_one_line(source: str) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_images(source)
+    with pytest.raises(DataError, match="has no image"):
+        find_images(f"{source}/*.png")

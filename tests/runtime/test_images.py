@@ -301,8 +301,9 @@ def test_picture_above_the_limit_is_one_line_before_anything_is_decoded(tmp_path
         with pytest.raises(DataError) as caught:
             reader(path)
         assert str(caught.value) == (
-            f"`{path}` has 30000 x 20000 pixels, 600 megapixels. At most 500 are read, since that takes 5 GB of "
-            "memory. Scale it down, or cut it into tiles."
+            f"`{path}` has 30000 x 20000 pixels, 600 megapixels. At most 500 are read, since a pixel takes up to 21 "
+            "bytes of memory. Scale it down, cut it into tiles, or raise the limit: PROMPT_TUNE_MAX_MEGAPIXELS=NUMBER "
+            "in the environment."
         )
     with pytest.raises(ValueError, match="600 megapixels; scale it down to at most 500"):
         KIT["read_image"](path)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, region_logits
-from prompt_tune.tuning.regions import RegionCache, cache_regions
+from prompt_tune.tuning.caching import cache_regions
+from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.tuning.tasks import GuidedTask, RegionTask, detect_regions
 
 CHOSEN, VIEWS = [0, 2, 5], [0, 1, 0]

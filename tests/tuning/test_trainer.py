@@ -95,13 +95,44 @@ def test_an_update_encodes_all_classes_if_they_are_few_or_steer_the_neck(world: 
     assert GuidedTask(world, files, files, 64).labelled([0], [0]) is None
 
 
-@pytest.mark.parametrize(("n_val", "measured"), [(10, range(1, 11)), (300, range(2, 11, 2)), (5000, [2, 4, 6, 8, 10])])
-def test_ap_is_measured_after_some_epochs_if_there_are_many_images_and_always_after_the_last(
-    n_val: int, measured: Sequence[int], world: World, text_tower: Path
+@pytest.mark.parametrize(
+    ("n_val", "n_cls", "measured"),
+    [
+        (10, 1, range(1, 11)),
+        (300, 1, [1, 2, 4, 6, 8, 10]),
+        (5000, 1, [1, 2, 4, 6, 8, 10]),
+        (10, 300, [1, 2, 4, 6, 8, 10]),
+    ],
+)
+def test_ap_is_measured_after_some_epochs_if_there_is_much_to_measure_and_always_after_the_first_and_the_last(
+    n_val: int, n_cls: int, measured: Sequence[int], world: World, text_tower: Path
 ) -> None:
-    trainer = many(world, text_tower, 1, n_val=n_val)
+    trainer = many(world, text_tower, n_cls, n_val=n_val)
     found = []
     for epoch in range(1, 11):
         trainer.epoch = epoch
-        found += [epoch] if trainer._is_measured() else []
+        if trainer._is_measured():
+            trainer.best_epoch = epoch
+            found.append(epoch)
     assert found == list(measured)
+
+
+class FiftyEach(RegionTask):
+    """Image i has boxes of the 50 classes from 50 * i on."""
+
+    def labelled(self, chosen: Sequence[int], views: Sequence[int]) -> np.ndarray:
+        return np.unique(np.concatenate([np.arange(50) + 50 * i for i in chosen]))
+
+
+@pytest.mark.parametrize(("n_images", "together", "in_an_update"), [(1, 8, 8), (2, 4, 8), (6, 1, 2)])
+def test_an_update_takes_fewer_images_if_they_have_boxes_of_many_classes(
+    n_images: int, together: int, in_an_update: int, world: World, text_tower: Path
+) -> None:
+    files, classes = RegionCache([[Path("a")] * 8] * n_images), [(f"lorry {k}",) for k in range(300)]
+    context = PromptContext(TextTower.load(f"local-dir:{text_tower}"), classes, n_ctx=1)
+    trainer = Trainer(FiftyEach(world, files, RegionCache(), 64), context, FitConfig(batch=8, views=8, updates=1))
+    found = trainer._batches(np.random.default_rng(0))
+    assert [len(chosen) for chosen, _ in found] == [in_an_update] * len(found)
+    assert np.bincount(np.concatenate([chosen for chosen, _ in found])).tolist() == [together] * n_images
+    sample = trainer._sample(found[0][0].tolist(), [0] * in_an_update, np.random.default_rng(0))
+    assert sample is not None and len(sample.classes) <= 2 * CLASSES

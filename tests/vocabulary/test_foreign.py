@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run_command
+from damage import damaged
 from vocabularies import DETECTOR, TOWER, learned, refusal_of, unit_rows
 
+from prompt_tune.errors import VocabularyError
 from prompt_tune.vocabulary.foreign import convert, from_foreign, to_foreign
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
+DEEP: object = []
+for _ in range(100):
+    DEEP = [DEEP]
 NAMES = ("person", "traffic light", "Käfer")
 
 
@@ -34,6 +40,18 @@ def original() -> Vocabulary:
 def write_ailab(folder: Path, rows: np.ndarray, texts: object = None) -> Path:
     np.save(folder / "a.npy", rows)
     (folder / "a.json").write_text(json.dumps([[name] for name in NAMES] if texts is None else texts))
+    return folder / "a.npy"
+
+
+def write_pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "a.npy")
+    return folder / "a.npy"
+
+
+def write_huge(folder: Path) -> Path:
+    """A file whose header promises 4 PB."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1024), }"
+    (folder / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     return folder / "a.npy"
 
 
@@ -154,6 +172,13 @@ def test_rows_of_float16_need_normalise(original: Vocabulary, tmp_path: Path) ->
         (lambda folder: write_ailab(folder, unit_rows(3), ["a", "b", "c"]), "must hold class names"),
         (lambda folder: write_ailab(folder, unit_rows(3), [["a"], [], ["c"]]), "must hold class names"),
         (lambda folder: write_ailab(folder, unit_rows(3), [["a"], ["a"], ["c"]]), "Class names must be unique"),
+        (
+            lambda folder: write_ailab(folder, unit_rows(3), [["a"], ["exe.\u202egnp"], ["c"]]),
+            "control the direction of text",
+        ),
+        (lambda folder: write_ailab(folder, unit_rows(3), DEEP), "is not a readable JSON file (it is nested more than"),
+        (lambda folder: write_pipe(folder), "is a pipe, a socket or a device"),
+        (lambda folder: write_huge(folder), "is not an array file of numbers, or is damaged"),
         (lambda folder: write_ibai(folder, unit_rows(2, 3)), "must be float32 (1, n_cls, 512)"),
         (lambda folder: write_ibai(folder, unit_rows(3), class_list=np.arange(3)), "`class_list` must be strings"),
         (lambda folder: write_ibai(folder, unit_rows(3), class_list=np.array(["a"])), "Received: 1 names, 3 rows."),
@@ -216,3 +241,32 @@ def test_vocab_convert_on_the_command_line(
     assert (tmp_path / "x.npy").read_bytes() == npy.read_bytes()
     done = run_command(capfd, "vocab", "convert", npy, ours)
     assert done.status == 1 and done.err.startswith("Error: ") and "Give --original" in done.err
+
+
+@pytest.mark.timeout(60)
+def test_damaged_array_files_are_refused_in_one_line(original: Vocabulary, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_ailab(tmp_path, unit_rows(3, seed=1))
+    write_ibai(tmp_path, unit_rows(3, seed=1))
+    files = {suffix: (tmp_path / name).read_bytes() for suffix, name in ((".npy", "a.npy"), (".npz", "b.npz"))}
+    refused = 0
+    for number in range(400):
+        suffix = (".npz", ".npy")[number % 2]
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(damaged(files[suffix], rng))
+        (tmp_path / f"{number}.json").write_text((tmp_path / "a.json").read_text())
+        try:
+            from_foreign(path, original)
+        except VocabularyError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 200
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_pipe_is_refused_at_once(original: Vocabulary, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(VocabularyError, match="is a pipe, a socket or a device"):
+        from_foreign(tmp_path / name, original)

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import string
 from importlib import resources
 from pathlib import Path
@@ -6,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from prompt_tune.errors import VocabularyError
-from prompt_tune.vocabulary.names import BUILT_IN, check_names, name_hints, parse_inline, parse_line, read_classes
+from prompt_tune.vocabulary.names import (
+    BUILT_IN,
+    check_names,
+    kept_names,
+    name_hints,
+    parse_inline,
+    parse_line,
+    read_classes,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +42,9 @@ def test_parse_line_of_names_returns_them_trimmed(line: str, expected: tuple[str
         ("lorry; truck; lorry", "'lorry' appears twice in the class 'lorry; truck; lorry'"),
         ("lor\x1b[31mry", r"must not have control characters or line breaks. Received: 'lor\x1b[31mry'"),
         ("lor\ud800ry", "must not have control characters"),
+        ("lor\u202ery", r"must not have characters that control the direction of text. Received: 'lor\u202ery'"),
+        ("lor\u200fry; truck", "control the direction of text"),
+        ("lorry; tr\u2066uck", "control the direction of text"),
     ],
 )
 def test_parse_line_of_bad_names_is_refused(line: str, reason: str) -> None:
@@ -79,6 +91,8 @@ def test_check_names_of_bad_names_is_refused(names: list[str], reason: str) -> N
 
 def test_check_names_of_good_names_passes() -> None:
     check_names([])
+    check_names(kept_names(["exe.\u202egnp", "a"]))  # from a file that was made before
+    check_names(["\U0001f469\u200d\U0001f692", "\u0915\u094d\u200d\u0937"])  # joiners: emoji, Hindi
     check_names(["car", "Car", "traffic light", "گاو\u200cمیش"])  # a zero-width non-joiner belongs to some scripts
 
 
@@ -174,6 +188,10 @@ def test_read_classes_of_what_is_no_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VocabularyError, match=r"Cannot read the class list .*: Is a directory"):
         (tmp_path / "folder.txt").mkdir()
         read_classes(tmp_path / "folder.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, reason in (("pipe.txt", "it is no regular file"), ("a\0.txt", "no file can have this name")):
+        with pytest.raises(VocabularyError, match=f"Cannot read the class list .*: {reason}"):
+            read_classes(tmp_path / name)
     other = tmp_path / "names.yaml"
     other.write_text("names: [lorry]\n")
     for source in (other, str(other)):
