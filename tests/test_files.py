@@ -355,3 +355,22 @@ def test_is_special(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("pipe")
     assert is_special(tmp_path / "pipe") and is_special(tmp_path / "link") and is_special("/dev/null")
     assert not any(is_special(path) for path in (tmp_path, tmp_path / "file", tmp_path / "none", "a\0b", "x" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"a":', '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":', "a key stands twice"),
+        ('"dtype":"F32"', '"dtype":"F32","dtype":"F32"', "duplicate field `dtype`"),  # safetensors says so itself
+        ('"dtype":"F32"', '"dtype":"F32","note":1', "must have ['data_offsets', 'dtype', 'shape']"),
+    ],
+)
+def test_header_that_others_could_read_otherwise_is_refused(old: str, new: str, reason: str, tmp_path: Path) -> None:
+    content = tensor_bytes({"a": np.ones(1, np.float32)}, {"version": 1})
+    size = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:size].decode()
+    assert header.count(old) == 1
+    changed = header.replace(old, new).encode()
+    (tmp_path / "a").write_bytes(len(changed).to_bytes(8, "little") + changed + content[size:])
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        read_tensors(tmp_path / "a", accept)

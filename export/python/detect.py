@@ -267,7 +267,16 @@ class Detector:
         feed = {"images": images, "original": packed(original), "learned": packed(learned)}
         for name, value in zip(("iou", "original_conf", "learned_conf"), numbers, strict=True):
             feed[name] = np.array([value], np.float32)
-        return self.session.run(["original_detections", "learned_detections"], feed)
+        try:
+            tables = self.session.run(["original_detections", "learned_detections"], feed)
+            for rows, group in zip(tables, (original, learned), strict=True):
+                n_cls = sum(len(part.thresholds) for part in group)
+                whole = rows.shape[1] == 7 and ((rows[:, 6] >= 0) & (rows[:, 6] < n_cls)).all()
+                need(whole, "its rows are not those of a graph of prompt-tune")
+        except Exception as error:  # the errors of ONNX Runtime have no common base but Exception
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise SystemExit(f"detector.onnx fails: {reason}. Export the run again.") from error
+        return tables
 
 
 def open_graph(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:

@@ -161,7 +161,7 @@ def _read(path: Path, tower: TextTower) -> tuple[dict[str, Any], Tensor]:
 
 def _is_valid(fields: dict[str, Any]) -> bool:
     """Whether the metadata has this version and the right types."""
-    if set(fields) != FIELDS or fields["version"] != FORMAT_VERSION:
+    if set(fields) != FIELDS or type(fields["version"]) is not int or fields["version"] != FORMAT_VERSION:
         return False
     classes, copies = fields["classes"], fields["prompts_per_class"]
     return (
@@ -172,7 +172,7 @@ def _is_valid(fields: dict[str, Any]) -> bool:
         and fields["token_position"] in get_args(TokenPosition)
         and fields["guide_mode"] in get_args(GuideMode)
         and type(copies) is int
-        and copies >= 1
+        and (copies >= 1 if fields["class_specific"] else copies == 1)  # shared context is one for all
         and isinstance(fields["initial_words"], str)
         and isinstance(fields["text_tower"], str)
         and bool(fields["text_tower"])

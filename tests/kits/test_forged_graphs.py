@@ -10,7 +10,11 @@ from types import ModuleType
 
 import pytest
 from forged import GOOD, forged_graph, forged_metadata
+from PIL import Image
 from places import ROOT, TESTS
+from vocabularies import learned, unit_rows
+
+from prompt_tune.vocabulary.vocabulary import guide_digest
 
 PAGE = """
 import { readFileSync } from "node:fs";
@@ -66,6 +70,18 @@ def test_python_kit_refuses_them_in_one_line(program: ModuleType, graphs: list[P
             SystemExit, match=r"cut\.onnx: not a graph of prompt-tune, or damaged\. Export the run again\."
         ):
             program.open_graph(graphs[0].with_name("cut.onnx"))
+
+
+@pytest.mark.parametrize("row", [[0, 1, 2, 3, 4, 0.9, 2], [0, 1, 2, 3, 4, 0.9, -1], [0, 1, 2, 3, 4, 0.9]])
+def test_python_kit_refuses_rows_that_cannot_be(program: ModuleType, row: list[float], tmp_path: Path) -> None:
+    original = learned("a", "b", kind="original", guide=guide_digest(unit_rows(2, 1)))
+    original.save(tmp_path / "original.vocab.safetensors")
+    forged_graph(tmp_path / "detector.onnx", rows=[[0, 1, 2, 3, 4, 0.9, 1][: len(row)], row])
+    with pytest.raises(SystemExit) as refusal:
+        program.Detector(tmp_path, []).detect(Image.new("RGB", (64, 64)))
+    assert str(refusal.value) == (
+        "detector.onnx fails: its rows are not those of a graph of prompt-tune. Export the run again."
+    )
 
 
 def test_page_refuses_them(graphs: list[Path]) -> None:

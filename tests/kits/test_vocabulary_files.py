@@ -1,5 +1,6 @@
 """The readers of vocabulary files in package, Python kit and page, on one table of good and bad files."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -136,3 +137,20 @@ def test_place_that_is_no_file_is_refused_by_the_kit(program: ModuleType, tmp_pa
     for place in (tmp_path, tmp_path / "pipe"):
         (text,) = kit_says(program, [place])
         assert text == f"{place}: it must be a file of at most 2.25 GiB. Copy or build the file again."
+
+
+def test_digest_of_the_page_is_sha_256() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    texts = [bytes(range(256))[:size] * times for size in (*range(57), 63, 64, 65, 119, 120, 128) for times in (1, 7)]
+    script = """
+        import { readFileSync } from "node:fs";
+        const { sha256 } = await import(process.argv[1]);
+        const parts = JSON.parse(readFileSync(0, "utf8")).map((hex) => Buffer.from(hex, "hex"));
+        console.log(JSON.stringify(parts.map((part) => sha256(part.subarray(0, 5), part.subarray(5)))));
+    """
+    command = [node, "--input-type=module", "--eval", script, (ROOT / "export" / "web" / "sha256.js").as_uri()]
+    given = json.dumps([text.hex() for text in texts])
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [hashlib.sha256(text).hexdigest() for text in texts]

@@ -116,6 +116,8 @@ def rewrite(path: Path, ctx: np.ndarray | None = None, **changes: Any) -> None:
         lambda path: path.write_text("{}"),
         lambda path: save_file({"ctx": np.zeros((2, 2, 4, 64), np.float32)}, path),
         lambda path: rewrite(path, version=1),
+        lambda path: rewrite(path, version=2.0),
+        lambda path: rewrite(path, np.zeros((4, 64), np.float32), class_specific=False, prompts_per_class=10**9),
         lambda path: rewrite(path, further=1),
         lambda path: rewrite(path, token_position="left"),
         lambda path: rewrite(path, initial_words=None),
