@@ -1,5 +1,6 @@
 """A small, quick slice of each stress command in `stress/`, and the proof that each one finds what it looks for."""
 
+import json
 import os
 import random
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from places import TESTS
-from stress import full_disk, fuzz_bundles, fuzz_data_sets, fuzz_images, fuzz_vocabularies, soak
+from stress import full_disk, fuzz_bundles, fuzz_data_sets, fuzz_images, fuzz_vocabularies, mutate, soak
 from stress.cases import Check, FaultError, check_error, run_cases
 from stress.commands_alone import Ended, one_line_error
 
@@ -84,8 +85,11 @@ def test_fault_is_found_and_the_other_cases_go_on(check: Check, text: str) -> No
 
 
 def test_same_case_is_the_same_in_any_part() -> None:
-    assert fuzz_vocabularies.damaged(random.Random("1-5")) == fuzz_vocabularies.damaged(random.Random("1-5"))
-    assert fuzz_vocabularies.damaged(random.Random("1-5")) != fuzz_vocabularies.damaged(random.Random("1-6"))
+    before = json.dumps(mutate.HOSTILE)
+    whole = [fuzz_vocabularies.damaged(random.Random(f"1-{number}")) for number in range(3000)]
+    assert json.dumps(mutate.HOSTILE) == before
+    assert [fuzz_vocabularies.damaged(random.Random(f"1-{number}")) for number in range(2900, 3000)] == whole[2900:]
+    assert len(set(whole)) > 2000  # the others are simple, such as a tensor that is missing
 
 
 @pytest.mark.parametrize("text", ["", "two\nlines", "two\u2028lines"])

@@ -1,5 +1,6 @@
 """Mutations of bytes, JSON and text that break readers."""
 
+import copy
 import json
 import random
 import struct
@@ -155,4 +156,4 @@ def _mutated(rng: random.Random, value: Any) -> Any:
     if isinstance(value, str) and value and rng.random() < 0.3:
         at = rng.randrange(len(value))
         return value[:at] + rng.choice(("", "\x00", "g", "\u202e", " ", "\ud800")) + value[at + 1 :]
-    return rng.choice(HOSTILE)
+    return copy.deepcopy(rng.choice(HOSTILE))  # or a later change would be in every later case
