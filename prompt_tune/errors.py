@@ -1,5 +1,7 @@
 """The errors that users meet. Each message is one line: what came, the rule that it breaks, and the cure."""
 
+from prompt_tune.wording import printable
+
 MAX_CHARACTERS = 2000  # of a message: a name or path in a damaged file may have any length
 TAIL = 400  # of them at its end, where the cure stands
 
@@ -7,10 +9,11 @@ TAIL = 400  # of them at its end, where the cure stands
 class PromptTuneError(Exception):
     """Base of all errors. The command line prints its message and exits with status 1.
 
-    A message that is too long loses its middle.
+    In a message, characters that terminals obey are escapes such as \\n, and one that is too long loses its middle.
     """
 
     def __init__(self, message: str) -> None:
+        message = printable(message)
         if len(message) > MAX_CHARACTERS:
             message = f"{message[: MAX_CHARACTERS - TAIL - 5]} ... {message[-TAIL:]}"
         super().__init__(message)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_METADATA_BYTES = 2**24  # 16 MiB of JSON; safetensors reads headers up to 100 MB
-HEADER_ENTRY = {"dtype", "shape", "data_offsets"}  # what a safetensors header says of a tensor
 SEAL = "content"  # the field of a sealed file with its digest
 MAX_NAME = 255  # bytes of a file name, on most disks
+HEADER_ENTRY = {"dtype", "shape", "data_offsets"}  # what a safetensors header says of a tensor
 MAKE_ROOM = "Choose another place or make room."
 logger = logging.getLogger(__name__)
 

@@ -61,8 +61,8 @@ class RunFolder:
         with saving(self.config, RunError, cure="Give another --out or make room.") as path:
             path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
-    def _read_config(self) -> dict[str, Any]:
-        """The configuration that was written.
+    def read_config(self) -> dict[str, Any]:
+        """The configuration that was written: any JSON object, whose `settings` are an object too if there are any.
 
         Raises:
             RunError: The file cannot be read or is damaged.
@@ -70,9 +70,9 @@ class RunFolder:
         try:
             config = json.loads(self.config.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{self.config} is damaged: {error}. Give another --out.") from error
+            raise RunError(f"{self.config} is damaged: {error}. Run `prompt-tune fit` in a new folder.") from error
         if not isinstance(config, dict) or not isinstance(config.get("settings", {}), dict):
-            raise RunError(f"{self.config} is damaged: it holds no settings. Give another --out.")
+            raise RunError(f"{self.config} is damaged: it holds no settings. Run `prompt-tune fit` in a new folder.")
         return config
 
     def held_out(self) -> tuple[str, ...]:
@@ -81,14 +81,14 @@ class RunFolder:
         Raises:
             RunError: The record is damaged.
         """
-        recorded = self._read_config().get(HELD_OUT, []) if self.config.is_file() else []
+        recorded = self.read_config().get(HELD_OUT, []) if self.config.is_file() else []
         if not isinstance(recorded, list) or not all(isinstance(digest, str) for digest in recorded):
             raise RunError(f"{self.config} is damaged: `{HELD_OUT}` is not a list of digests. Give another folder.")
         return tuple(recorded)
 
     def _check_same(self, config: dict[str, Any]) -> None:
         """Refuse to resume with other settings."""
-        old, new = _flat(self._read_config()), _flat(json.loads(json.dumps(config)))
+        old, new = _flat(self.read_config()), _flat(json.loads(json.dumps(config)))
         may_move = IMAGES in old
         for name in (HELD_OUT, IMAGES):
             if name not in old:
@@ -103,7 +103,7 @@ class RunFolder:
 
     def _record_places(self, config: dict[str, Any]) -> None:
         """Record where data, model and text tower are now, if they have moved."""
-        old = self._read_config()
+        old = self.read_config()
         moved = {name: config[name] for name in PLACES if name in config and config[name] != old.get(name)}
         if moved:
             logger.info("Moved since the run was started, and the same: %s.", ", ".join(moved))

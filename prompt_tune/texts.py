@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 MAX_YAML_BYTES = 2**20  # a YAML with the names of ImageNet's 21,000 classes has 0.6 MB
 MAX_YAML_NODES = 2**16  # values in a YAML, with what an alias stands for counted each time
 MAX_DEPTH = 64  # lists and mappings inside one another; data sets have up to six
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _PIECE = 2**20
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_NOT_BRACKETS = bytes(set(range(256)) - set(b'[]{}"\\'))
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+_STRING = re.compile(rb'"[^"]*"')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 class ParseError(ValueError):
@@ -82,6 +84,8 @@ def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = 
         return json.loads(text, object_hook=object_hook)
     except json.JSONDecodeError as error:
         raise ParseError(str(error), error.lineno) from error
+    except RecursionError as error:
+        raise ParseError(f"it is nested more than {MAX_DEPTH} deep", is_limit=True) from error
     except ValueError as error:
         digits = sys.get_int_max_str_digits()
         raise ParseError(f"a whole number has more than {digits:,} digits", is_limit=True) from error
@@ -117,6 +121,8 @@ def _require_regular(found: os.stat_result) -> None:
 
 def _is_deep(text: str) -> bool:
     """Whether a JSON text is nested more than `MAX_DEPTH` deep; without recursion, and fast for gigabytes."""
+    if "\\" in text:
+        text = _ESCAPE.sub("", text)  # of quotes in strings, above all
     pieces = (text[start : start + _PIECE].encode("utf-8", "surrogatepass") for start in range(0, len(text), _PIECE))
     brackets = _STRING.sub(b"", b"".join(piece.translate(None, _NOT_BRACKETS) for piece in pieces))
     for _ in range(MAX_DEPTH):
@@ -176,6 +182,8 @@ def _bounded_loader() -> "type[yaml.SafeLoader]":
                 value = super().construct_object(node, deep)
                 if isinstance(value, int):
                     str(value)  # one with more digits than Python writes could be in no message
+                if isinstance(value, str) and _PAIR.search(value):  # JSON is YAML, and writes emoji as two halves
+                    return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
                 return value
             except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
                 kind = node.tag.rpartition(":")[2]

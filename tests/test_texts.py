@@ -33,6 +33,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i -
         ("a: &x [1, 2]\nb: *x", {"a": [1, 2], "b": [1, 2]}),
         ("a: &x {k: 1}\nb:\n  <<: *x\n  l: 2", {"a": {"k": 1}, "b": {"k": 1, "l": 2}}),
         ("&a x: *a", {"x": "x"}),
+        ('{"\\ud83d\\ude9a": "a\\ud83d\\ude9a"}', {"\U0001f69a": "a\U0001f69a"}),  # as JSON writes it in ASCII
         ("[" * MAX_DEPTH + "]" * MAX_DEPTH, json.loads("[" * MAX_DEPTH + "]" * MAX_DEPTH)),
     ],
 )
@@ -85,6 +86,8 @@ def test_line_of_a_value_that_cannot_be_read_is_named() -> None:
         ("[" * 65 + "]" * 65, "it is nested more than 64 deep"),
         ("[" * 100_000 + "]" * 100_000, "it is nested more than 64 deep"),
         ("[" * 100_000, "it is nested more than 64 deep"),
+        ('["\\n", ' + "[" * 65 + "]" * 66, "it is nested more than 64 deep"),  # the string ends at its quote
+        ('["\\\\", ' + "[" * 65 + "]" * 66, "it is nested more than 64 deep"),
         ('{"a":' * 65 + "1" + "}" * 65, "it is nested more than 64 deep"),
         ("1" * 5000, "a whole number has more than 4,300 digits"),
         ("[1]]", "Extra data"),

@@ -492,7 +492,7 @@ def warn_of_boxes(names: list[str], file: Path | None) -> None:
 
     absent = glyph("\uffff")  # not a character: every font draws it as a missing one
     if missing := [one for one in sorted(set("".join(names))) if not one.isspace() and glyph(one) == absent]:
-        print(f"The font cannot draw {' '.join(missing)}: give one that can as --font FILE.", file=sys.stderr)
+        say(f"The font cannot draw {' '.join(missing)}: give one that can as --font FILE.")
 
 
 def apart(boxes: list[list[float]], step: float) -> list[list[float]]:
@@ -549,7 +549,7 @@ def find(sources: list[Path], recursive: bool, without: Path | None) -> list[Pat
             if any(path.suffix.lower() in HEIC - READ for path in left_out)
             else ""
         )
-        print(f"{len(left_out)} not looked at, not readable (save as PNG or JPEG{cure}): {named}", file=sys.stderr)
+        say(f"{len(left_out)} not looked at, not readable (save as PNG or JPEG{cure}): {named}")
     if not images:
         raise SystemExit(f"{sources[0]}: no image is there.")
     return list({Path(os.path.realpath(path.parent), path.name): path for path in reversed(images)}.values())[::-1]
@@ -574,7 +574,7 @@ def walk(folder: Path, above: tuple[str, ...], recursive: bool) -> Iterator[Path
             try:
                 left.append((path, iter(sorted(os.listdir(path))), (*above, real)))
             except OSError as error:
-                print(f"{path} cannot be read: {error.strerror}", file=sys.stderr)
+                say(f"{path} cannot be read: {error.strerror}")
 
 
 def real_path(folder: str, name: str) -> str:
@@ -609,6 +609,12 @@ def places(images: list[Path], folder: Path) -> list[Path]:
             raise SystemExit(f"{place}: the drawing would replace an image of yours; choose another --draw.")
         taken[str(place).casefold()] = place
     return list(taken.values())
+
+
+def say(line: str) -> None:
+    """Print a line to standard error; what terminals obey or hide in names and paths is shown as an escape."""
+    shown = (one if one.isprintable() or one in "\u200c\u200d" else ascii(one)[1:-1] for one in line)
+    print("".join(shown), file=sys.stderr)
 
 
 def main() -> None:
@@ -649,15 +655,15 @@ def main() -> None:
             except Exception as error:
                 if getattr(error, "errno", None) is not None:
                     raise  # the disk
-                print(f"{drawings[number]} cannot hold {image.width} x {image.height}: {error}", file=sys.stderr)
+                say(f"{drawings[number]} cannot hold {image.width} x {image.height}: {error}")
                 drawings[number].unlink(missing_ok=True)
     if not results:
         several = f"None of {len(skipped)} images can be read: " if len(skipped) > 1 else ""
         raise SystemExit(several + skipped[0])
     for reason in skipped:
-        print(f"Skipped: {reason}", file=sys.stderr)
+        say(f"Skipped: {reason}")
     if skipped:
-        print(f"{len(results)} image{'s' * (len(results) != 1)}, {len(skipped)} skipped", file=sys.stderr)
+        say(f"{len(results)} image{'s' * (len(results) != 1)}, {len(skipped)} skipped")
     json.dump(results, sys.stdout, indent=1)
     print()
 
@@ -666,4 +672,10 @@ if __name__ == "__main__":
     try:
         main()
     except OSError as error:
-        raise SystemExit(f"{error.filename or 'error'}: {error.strerror or error}") from error
+        say(f"{error.filename or 'error'}: {error.strerror or error}")
+        sys.exit(1)
+    except SystemExit as error:
+        if not isinstance(error.code, str):
+            raise
+        say(error.code)
+        sys.exit(1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prompt_tune.cli.options import Command
+from prompt_tune.cli.terminal import echo
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[st
 
     baked = bake(run, out, images=(*more_images, *images) or None, device=device)
     n_learned = len(baked.names) - baked.n_original
-    click.echo(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
-    click.echo("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
+    echo(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
+    echo("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
     if baked.shift is None or baked.predicted is None:
-        click.echo("To measure how much, give --images FOLDER.")
+        echo("To measure how much, give --images FOLDER.")
     else:
         _print(baked.shift)
         _print_predicted(baked.predicted)
@@ -54,14 +55,14 @@ def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[st
 def _print(shift: "Shift") -> None:
     """What the joint guide alone changes."""
     for line in shift.skipped[:SKIPPED_SHOWN]:
-        click.echo(f"Skipped: {line}", err=True)
+        echo(f"Skipped: {line}", err=True)
     if len(shift.skipped) > SKIPPED_SHOWN:
-        click.echo(f"Skipped: {counted(len(shift.skipped), 'image')} in all.", err=True)
+        echo(f"Skipped: {counted(len(shift.skipped), 'image')} in all.", err=True)
     images = counted(shift.images, "image")
     if not shift.before:
-        click.echo(f"No original class is detected in {images}; {counted(shift.gained, 'detection')} gained.")
+        echo(f"No original class is detected in {images}; {counted(shift.gained, 'detection')} gained.")
         return
-    click.echo(
+    echo(
         f"{images}, {_changes(shift)} by the joint guide; the scores of the others change by {shift.mean:.4f} on "
         f"average, {shift.largest:.4f} at most."
     )
@@ -70,12 +71,12 @@ def _print(shift: "Shift") -> None:
 def _print_predicted(shift: "Shift") -> None:
     """What ultralytics' `predict` shows of it."""
     if not shift.learned:
-        click.echo(
+        echo(
             "In ultralytics' predict, a learned class hides an original one in the same box. These images cannot show "
             "it: no learned class is found in them."
         )
     elif shift.before:
-        click.echo(
+        echo(
             f"In ultralytics' predict at its defaults, {_changes(shift)}, beside "
             f"{counted(shift.learned, 'learned detection')}: it keeps one class per box. See `ultralytics` in "
             "docs/other-tools.md for what keeps them."

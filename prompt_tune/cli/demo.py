@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from prompt_tune.cli.options import Command
+from prompt_tune.cli.terminal import echo
 
 
 @click.command(cls=Command)
@@ -40,5 +41,5 @@ def command(out: Path, n_images: int, seed: int, device: str) -> None:
     table.add_row("bits of original detections changed", "", f"{summary.original_bits_changed}")
     table.add_row("seconds", "", f"{summary.seconds:.1f}")
     Console().print(table)
-    click.echo("New classes: with plain names, then with learned prompts. Original classes: without, then with them.")
-    click.echo(f"See {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")
+    echo("New classes: with plain names, then with learned prompts. Original classes: without, then with them.")
+    echo(f"See {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prompt_tune.cli.options import Command, device_option
+from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -188,12 +189,11 @@ def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
     """Print one line per skipped file, a small table, and a summary line."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from prompt_tune.runtime.detections import ORIGINAL
 
     for reason in result.skipped:
-        click.echo(f"Skipped: {reason}", err=True)
+        echo(f"Skipped: {reason}", err=True)
     if result.detections:
         table = Table("vocabulary", "class", box=None, pad_edge=False)
         table.add_column("detections", justify="right")
@@ -201,14 +201,14 @@ def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
         ranked = sorted(result.detections.items(), key=lambda item: (item[0][0] == ORIGINAL, -item[1]))  # learned first
         for key, count in ranked[:TABLE_ROWS]:
             label, name = key
-            table.add_row(Text(label), Text(name), str(count), str(result.images_with[key]))  # Text: names may have [ ]
+            table.add_row(cell(label), cell(name), str(count), str(result.images_with[key]))  # Text: names may have [ ]
         Console(stderr=to_errors).print(table)
         if len(ranked) > TABLE_ROWS:
-            click.echo(f"... and {counted(len(ranked) - TABLE_ROWS, 'more class')}.", err=to_errors)
+            echo(f"... and {counted(len(ranked) - TABLE_ROWS, 'more class')}.", err=to_errors)
     counts = ((result.images, "image"), (result.frames, "frame"))
     seen = " and ".join(counted(count, what) for count, what in counts if count)
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
     missed = f", {counted(result.missed, 'frame')} missed" if result.missed else ""
     place = f": {out}" if out else ""
     total = counted(sum(result.detections.values()), "detection")
-    click.echo(f"{total} in {seen}{skipped}{missed}{place}", err=to_errors)
+    echo(f"{total} in {seen}{skipped}{missed}{place}", err=to_errors)

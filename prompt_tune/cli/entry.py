@@ -57,7 +57,7 @@ class _EchoHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line."""
-        click.echo(self.format(record), err=True)
+        _say(self.format(record))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,24 +84,33 @@ def main() -> None:
     try:
         sys.exit(command.main(standalone_mode=False))  # the status of ctx.exit(), or None: done
     except click.Abort:
-        click.echo("Stopped.", err=True)
+        _say("Stopped.")
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        _say(*shown.getvalue().rstrip("\n").split("\n"))
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in FIT_PACKAGES:
             raise
-        click.echo(f"Error: {package} is not installed, and this needs it: {install('fit')}", err=True)
+        _say(f"Error: {package} is not installed, and this needs it: {install('fit')}")
         sys.exit(1)
     except PromptTuneError as error:
-        click.echo(f"Error: {error}", err=True)
+        _say(f"Error: {error}")
         sys.exit(1)
     except OSError as error:  # of a path that no rule of ours has caught
         place = f"`{error.filename}`: " if error.filename is not None else ""
-        click.echo(f"Error: {place}{error.strerror or error}. Check the path.", err=True)
+        _say(f"Error: {place}{error.strerror or error}. Check the path.")
         sys.exit(1)
+
+
+def _say(*lines: str) -> None:
+    """Print lines to standard error, see `terminal.echo`."""
+    from prompt_tune.cli.terminal import echo
+
+    echo(*lines, err=True)
 
 
 def _escape_what_does_not_fit(stream: object) -> None:

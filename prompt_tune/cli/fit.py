@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from prompt_tune.cli.options import Command
+from prompt_tune.cli.terminal import echo
 from prompt_tune.config import FitConfig
 
 _FIELDS = {part.name: part for part in fields(FitConfig)}
@@ -162,10 +163,10 @@ def command(
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
     if result.folds == 1:
         measured = "on the images that were trained on"
-    click.echo(
+    echo(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
         f"{result.ap:.3f} {measured}. Cached in {result.seconds['cache']:.1f} s, trained in "
         f"{result.seconds['train']:.1f} s."
     )
-    click.echo(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
-    click.echo(f"Next: prompt-tune export {result.run} --out BUNDLE")
+    echo(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
+    echo(f"Next: prompt-tune export {result.run} --out BUNDLE")

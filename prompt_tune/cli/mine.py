@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prompt_tune.cli.options import Command, device_option
+from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -63,19 +64,18 @@ def command(
     with stages() as progress:
         mined = mine(detector, (*more_sources, *sources), out, top=top, join=join, progress=progress)
     for line in mined.skipped:
-        click.echo(f"Skipped: {line}", err=True)
+        echo(f"Skipped: {line}", err=True)
     _print(mined.candidates)
-    click.echo(f"{counted(len(mined.candidates), 'image')} of {mined.images} to label: {out}")
-    click.echo(f"Next: correct the labels in {out / 'yolo'}, then prompt-tune fit --from RUN --data {mined.data} ...")
+    echo(f"{counted(len(mined.candidates), 'image')} of {mined.images} to label: {out}")
+    echo(f"Next: correct the labels in {out / 'yolo'}, then prompt-tune fit --from RUN --data {mined.data} ...")
 
 
 def _print(candidates: "tuple[Candidate, ...]") -> None:
     """Print the ranking as a table."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("", "image", "value", "reason", box=None, pad_edge=False)
     for rank, candidate in enumerate(candidates, 1):
-        table.add_row(str(rank), Text(candidate.path.name), f"{candidate.value:.2f}", Text(candidate.reason))
+        table.add_row(str(rank), cell(candidate.path.name), f"{candidate.value:.2f}", cell(candidate.reason))
     Console().print(table)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from prompt_tune.cli.options import Command
+from prompt_tune.cli.terminal import echo
 
 
 @click.command(cls=Command)
@@ -20,4 +21,4 @@ def command(out: Path, n_images: int, seed: int) -> None:
 
     with stages() as progress:
         custom, original = write_sample(out, n_images=n_images, seed=seed, progress=progress)
-    click.echo(f"{custom}\n{original}")
+    echo(str(custom), str(original))

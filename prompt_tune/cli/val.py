@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prompt_tune.cli.options import DEVICE_HELP, Command
+from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.runtime.detections import ORIGINAL
@@ -118,7 +119,7 @@ def command(
             progress=progress,
         )
     for reason in result.skipped:
-        click.echo(f"Skipped: {reason}", err=True)
+        echo(f"Skipped: {reason}", err=True)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
@@ -190,11 +191,10 @@ def _print(result: "Validation") -> None:
     """Print two tables, and name the classes that they leave out."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False)
     where = {"torch": "torch", "onnx": "ONNX Runtime"}[result.engine]
-    click.echo(f"{counted(result.images, 'image')} of `{result.split}`, measured through {where}.")
+    echo(f"{counted(result.images, 'image')} of `{result.split}`, measured through {where}.")
     means = [
         (
             f"{name} ({sum((row.vocabulary == ORIGINAL) == (name == ORIGINAL) for row in result.classes)})",
@@ -214,24 +214,24 @@ def _print(result: "Validation") -> None:
     console.print(table)
     for part in result.unlearned:
         if part.chosen:
-            click.echo(f"Best template: '{part.template}', {part.chosen}.")
+            echo(f"Best template: '{part.template}', {part.chosen}.")
     if result.note:
-        click.echo(result.note)
+        echo(result.note)
     table = Table("class")
     for label in ("labels", "AP", "AP50", "AP75", "threshold", "precision", "recall"):
         table.add_column(label, justify="right")
     for row in result.classes[:TABLE_ROWS]:
         numbers = (row.metrics.ap, row.metrics.ap50, row.metrics.ap75, row.threshold, row.precision, row.recall)
-        table.add_row(Text(_title(row.vocabulary, row.name, result)), str(row.objects), *map(_number, numbers))
+        table.add_row(cell(_title(row.vocabulary, row.name, result)), str(row.objects), *map(_number, numbers))
     console.print(table)
     if len(result.classes) > TABLE_ROWS:
-        click.echo(f"... and {counted(len(result.classes) - TABLE_ROWS, 'more class')}; --json lists all.")
+        echo(f"... and {counted(len(result.classes) - TABLE_ROWS, 'more class')}; --json lists all.")
     for what, names in (
         ("Left out, because no vocabulary has them", result.unknown),
         (f"Left out, because `{result.split}` has no label of them", result.unlabelled),
     ):
         if names:
-            click.echo(f"{what}: {', '.join(names)}.")
+            echo(f"{what}: {', '.join(names)}.")
 
 
 def _title(vocabulary: str, name: str, result: "Validation") -> str:

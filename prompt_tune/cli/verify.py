@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prompt_tune.cli.options import Command, device_option
+from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.wording import counted
 
@@ -110,7 +111,7 @@ def command(
             progress=progress,
         )
     for reason in result.skipped:
-        click.echo(f"Skipped: {reason}", err=True)
+        echo(f"Skipped: {reason}", err=True)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
@@ -121,7 +122,7 @@ def command(
         except PromptTuneError as error:
             if not result.failed:
                 raise
-            click.echo(f"Error: {error}", err=True)  # the regression decides the exit status
+            echo(f"Error: {error}", err=True)  # the regression decides the exit status
     if result.failed:
         sys.exit(REGRESSION)
 
@@ -133,19 +134,18 @@ def _print(result: "Verification") -> None:
     console = Console(highlight=False)
     _print_retention(console, result)
     _print_counts(console, result)
-    click.echo(result.verdict.replace("Failed", "FAILED", 1) if result.failed else result.verdict)
+    echo(result.verdict.replace("Failed", "FAILED", 1) if result.failed else result.verdict)
 
 
 def _print_retention(console: "Console", result: "Verification") -> None:
     """Print the changed bits of each setting, and average precision if there are labels."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("loaded beside the original vocabulary")
     table.add_column("original bits changed", justify="right")
     for setting in result.settings:
         style = "red" if setting.bits_changed else None
-        table.add_row(Text(", ".join(setting.loaded)), str(setting.bits_changed), style=style)
+        table.add_row(cell(", ".join(setting.loaded)), str(setting.bits_changed), style=style)
     console.print(table)
     if result.original_ap_before is None:
         return
@@ -161,18 +161,17 @@ def _print_retention(console: "Console", result: "Verification") -> None:
 def _print_counts(console: "Console", result: "Verification") -> None:
     """Print false alarms and collisions, the most frequent first."""
     from rich.table import Table
-    from rich.text import Text
 
     alarms = Table("vocabulary", "learned class")
     alarms.add_column("false alarms", justify="right")
     alarms.add_column("per 1,000 images", justify="right")
     for row in result.false_alarms[:TABLE_ROWS]:
         rate = 1000 * row.count / result.images
-        alarms.add_row(Text(row.vocabulary), Text(row.learned), str(row.count), f"{rate:.1f}")
+        alarms.add_row(cell(row.vocabulary), cell(row.learned), str(row.count), f"{rate:.1f}")
     collisions = Table("vocabulary", "learned class", "on the box of original class")
     collisions.add_column("collisions", justify="right")
     for pair in result.collisions[:TABLE_ROWS]:
-        collisions.add_row(Text(pair.vocabulary), Text(pair.learned), Text(pair.original), str(pair.count))
+        collisions.add_row(cell(pair.vocabulary), cell(pair.learned), cell(pair.original), str(pair.count))
     for what, table, number in (
         ("false alarms", alarms, len(result.false_alarms)),
         ("collisions", collisions, len(result.collisions)),
@@ -180,9 +179,9 @@ def _print_counts(console: "Console", result: "Verification") -> None:
         if number:
             console.print(table)
         if number > TABLE_ROWS:
-            click.echo(f"... and {counted(number - TABLE_ROWS, 'more row')} of {what}; --json lists all.")
+            echo(f"... and {counted(number - TABLE_ROWS, 'more row')} of {what}; --json lists all.")
     pairs = counted(sum(collision.count for collision in result.collisions), "collision")
     skipped = f" ({len(result.skipped)} more skipped)" if result.skipped else ""
     images = f"{counted(result.images, 'image')}{skipped}"
-    click.echo(f"{images}: {result.false_alarms_per_1000:.1f} false alarms per 1,000 images, {pairs}.")
-    click.echo(UNLABELLED)
+    echo(f"{images}: {result.false_alarms_per_1000:.1f} false alarms per 1,000 images, {pairs}.")
+    echo(UNLABELLED)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from prompt_tune.cli.options import Group
+from prompt_tune.cli.terminal import echo
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def show(file: Path, whole: bool) -> None:
     _print(console, origin_table(vocabulary))
     _print(console, classes_table(vocabulary, console.width))
     for line in provenance_lines(vocabulary, console.width) if whole else ():
-        click.echo(line)
+        echo(line)
 
 
 @command.command()
@@ -165,19 +166,19 @@ def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
     elif found.identical:
-        click.echo("identical")
+        echo("identical")
     elif found.is_empty:
-        click.echo("No class or field differs. The files differ only in the order or repetition of prompts.")
+        echo("No class or field differs. The files differ only in the order or repetition of prompts.")
     else:
         console = _console()
         table = differences_table(found, console.width, whole=whole)
         if table.row_count:
             _print(console, table)
         else:
-            click.echo("No class differs.")
+            echo("No class differs.")
         hidden = 0 if whole else sum(map(is_provenance, found.metadata))
         if hidden:
-            click.echo(f"{counted(hidden, 'change')} of the provenance not shown: --all lists all.")
+            echo(f"{counted(hidden, 'change')} of the provenance not shown: --all lists all.")
 
 
 @command.command()
@@ -223,7 +224,7 @@ def convert(
     from prompt_tune.vocabulary.foreign import convert as convert_file
 
     written = convert_file(source, out, classes=classes, original=original, kind=kind, normalise=normalise)
-    click.echo(f"Wrote {' and '.join(map(str, written))}.")
+    echo(f"Wrote {' and '.join(map(str, written))}.")
 
 
 def _console() -> "Console":
@@ -247,4 +248,4 @@ def _print(console: "Console", table: "Table") -> None:
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    click.echo(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")
+    echo(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")

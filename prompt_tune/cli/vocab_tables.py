@@ -13,6 +13,7 @@ from rich.text import Text
 
 from prompt_tune.vocabulary.checks import short
 from prompt_tune.vocabulary.diff import flat
+from prompt_tune.wording import printable
 
 if TYPE_CHECKING:
     from prompt_tune.vocabulary.diff import Change, VocabularyDiff
@@ -113,6 +114,7 @@ def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, *,
         width: Of the table in characters. It gets wider where its words need that.
         left: Headings of the columns that are aligned to the left; the others are to the right.
     """
+    rows = [list(map(printable, row)) for row in rows]
     room = width - 3 * len(columns) - 1  # beside lines and padding
     ruled = True
     cells = [[column, *(row[i] for row in rows)] for i, column in enumerate(columns)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prompt_tune.datasets.samples import PLURALS, LeftOut, Reason, Split
 from prompt_tune.errors import DataError
-from prompt_tune.wording import counted
+from prompt_tune.wording import counted, printable
 
 _NAMED = 5  # of what is left out, in a warning; a run folder has all of it
 log = logging.getLogger(__name__)
@@ -85,4 +85,5 @@ def require_all(left_out: Sequence[LeftOut], *, strict: bool) -> None:
 
 def listed(splits: Mapping[str, Iterable[LeftOut]]) -> str:
     """All of what is left out, a line each: the split, the reason and the sentence."""
-    return "".join(f"{name}: {entry.reason}: {entry.what}\n" for name, entries in splits.items() for entry in entries)
+    lines = (f"{name}: {entry.reason}: {entry.what}" for name, entries in splits.items() for entry in entries)
+    return "".join(f"{printable(line)}\n" for line in lines)

@@ -11,8 +11,9 @@ from prompt_tune.datasets.finding import Finder, may_exist
 from prompt_tune.datasets.gate import Gate
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
+from prompt_tune.files import is_special
 from prompt_tune.runtime.folders import is_broken_link, is_metadata, walk
-from prompt_tune.runtime.image_files import unread_picture
+from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, unread_picture
 from prompt_tune.texts import MAX_YAML_BYTES, ParseError, parse_json, parse_yaml, regular_bytes
 from prompt_tune.wording import shown
 
@@ -47,7 +48,9 @@ def has_file(folder: Path, suffix: str) -> bool:
 
 
 def cannot_use(path: Path) -> LeftOut | None:
-    """What to say of a link that leads nowhere, or of a picture in a format that is not read; None for other paths."""
+    """What to say of a link that leads nowhere, and of a picture that is not read or no file; None for other paths."""
+    if path.suffix.lower() in IMAGE_SUFFIXES and is_special(path):
+        return LeftOut(Reason.IMAGE, f"`{path}` is a pipe, a socket or a device. Replace it with a file, or remove it.")
     if is_broken_link(path):
         return LeftOut(Reason.LINK, f"`{path}` is a link that leads nowhere. Restore its target, or remove it.")
     if (why := unread_picture(path)) and os.path.isfile(path):

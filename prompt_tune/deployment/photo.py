@@ -1,6 +1,5 @@
 """The photo behind the Sample button of a bundle's page: one of the validation images that the run was chosen on."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -50,10 +49,12 @@ def _find(run: Path, name: SplitName) -> Image.Image:
         PromptTuneError: There is none.
     """
     folder = RunFolder(run)
-    config = json.loads(folder.config.read_text(encoding="utf-8"))
+    config = folder.read_config()
     if not isinstance(config.get("data"), str):
         raise DataError(f"`{folder.config}` names no data set.")
     seed = config.get("settings", {}).get("seed", 0)
+    if type(seed) is not int:
+        raise DataError(f"`{folder.config}` is damaged: `seed` is {seed!r:.50}.")
     few = name == "train"
     _, split = read_split(config["data"], name, seed=seed, recorded=folder.held_out(), trained_on_all=few)
     ranked = sorted(split.samples, key=lambda sample: -int((~sample.labels.ignore).sum()))

@@ -4,7 +4,6 @@ Both measure everything with an uncalibrated score above 0.001, with boxes in or
 calibration, so AP is the same with and without it. A bundle is measured without torch.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -224,7 +223,7 @@ def _names_alone(run: Path, learned: Vocabulary, device: str) -> tuple[list[tupl
     from prompt_tune.models.text_tower import TextTower
     from prompt_tune.vocabulary.names import read_templates
 
-    config = json.loads(RunFolder(run).config.read_text("utf-8"))
+    config = RunFolder(run).read_config()
     try:
         tower = TextTower.load(str(config.get("text_tower", "")), device=device)
     except ModelError as error:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -16,7 +15,7 @@ from prompt_tune.errors import ModelError, RunError, VocabularyError
 from prompt_tune.models.prompts_file import embed_with_prompts, read_guide_mode
 from prompt_tune.models.text_tower import DEFAULT_TOWER, LOCAL_PREFIX, TextTower
 from prompt_tune.models.world import TINY, World
-from prompt_tune.run import CONFIG_FILE
+from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.format import LEARNED_FILE, ORIGINAL_FILE, Provenance
@@ -269,17 +268,12 @@ def _provenance() -> Provenance:
 def _read_config(run: Path) -> dict[str, Any]:
     """The keys of a run's configuration that an export needs."""
     path = run / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(
-            f"'{run}' is not a run folder: no readable {CONFIG_FILE}. Make one with `prompt-tune fit`."
-        ) from error
-    except ValueError as error:
-        raise RunError(f"'{path}' is damaged: it is not JSON. Run `prompt-tune fit` again.") from error
+    if not path.is_file():
+        raise RunError(f"'{run}' is not a run folder: no readable {CONFIG_FILE}. Make one with `prompt-tune fit`.")
+    config = RunFolder(run).read_config()
     needed = {"model": str, "image_size": int, "digests": dict}
     for key, kind in needed.items():
-        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+        if not isinstance(config.get(key), kind):
             raise RunError(f"'{path}' is damaged: it has no `{key}`. Run `prompt-tune fit` again.")
     return {key: config[key] for key in needed}
 

@@ -1,6 +1,7 @@
 """The frozen CLIP text tower (open_clip): from tokens, or from context vectors and tokens, to 512-d embeddings."""
 
 import hashlib
+import json
 import logging
 import urllib.error
 import urllib.request
@@ -110,6 +111,7 @@ class TextTower:
                         f"Text tower '{spec}' has no {part}; a local tower is a folder in open_clip's format with "
                         "open_clip_config.json and open_clip_model.safetensors. Check the path."
                     )
+            _refuse_downloads(folder / "open_clip_config.json", spec)
             return cls._open(spec, None, spec, device)
         name, _, tag = spec.partition(":")
         if not tag:
@@ -290,6 +292,22 @@ def template_embeddings(
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     place = [unique.index(text) for text in rows]
     return mean[place].reshape(len(texts), n_prompts, -1)  # (n_cls, n_prompts, 512)
+
+
+def _refuse_downloads(config: Path, spec: str) -> None:
+    """Refuse the configuration of a local tower that would make open_clip download a part of it, which it names."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        parts = [part for part in content["model_cfg"].values() if isinstance(part, dict)]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        return  # damaged: open_clip says so
+    for part in parts:
+        for key, value in part.items():
+            if value and (key.startswith("hf_") or key == "timm_model_pretrained"):
+                raise ModelError(
+                    f"Text tower '{spec}' would be downloaded in part: open_clip_config.json has `{key}`. A local "
+                    "tower holds everything; use one in open_clip's own format."
+                )
 
 
 @contextmanager

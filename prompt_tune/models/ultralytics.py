@@ -78,10 +78,12 @@ def load_folder(folder: Path) -> nn.Module:
             raise ModelError(f"'{folder}' is not a detector: it has no {part}.")
     try:
         text = regular_bytes(folder / "detector.yaml", MAX_YAML_BYTES).decode("utf-8")
-        model = build_world(parse_yaml(text))
+        content = parse_yaml(text)
+        _refuse_code(content, folder)
+        model = build_world(content)
         state = load_file(folder / "detector.safetensors")
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-    except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             f"'{folder}' is damaged: YAML and weights do not make a YOLO-World ({error!r:.150})."
         ) from error
@@ -150,6 +152,21 @@ def build_world(yaml: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = tasks.WorldModel(dict(yaml), ch=3, verbose=False)
     return model
+
+
+def _refuse_code(content: dict[str, Any], folder: Path) -> None:
+    """Refuses a YAML that would run code in ultralytics: `activation` goes to `eval`, and a layer may be a function."""
+    modules = quiet_import("ultralytics.nn.modules")
+    if content.get("activation") is not None:
+        raise ModelError(f"'{folder}': detector.yaml has `activation`, which would run as code. Remove it.")
+    for layer in [*content["backbone"], *content["head"]]:
+        name = str(layer[2])
+        home, own = (nn, name.removeprefix("nn.")) if name.startswith("nn.") else (modules, name)
+        kind = getattr(home, own, None)
+        if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+            raise ModelError(
+                f"'{folder}': detector.yaml has `{name}`, which is not a layer. Use the YAML of a YOLO-World."
+            )
 
 
 def check_world(model: nn.Module, source_name: str) -> None:

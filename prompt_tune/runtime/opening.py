@@ -40,7 +40,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         try:
             image = _open(file, limit * 1_000_000)
         except Image.DecompressionBombError as error:
-            raise DataError(f"`{path}` has more than {2 * limit} megapixels. {_limit_rule(limit)}") from error
+            raise DataError(f"`{path}` has more than {limit} megapixels. {_limit_rule(limit)}") from error
         with image:
             width, height = image.size
             if width < 1 or height < 1:
@@ -83,7 +83,7 @@ def _open(file: IO[bytes], most_pixels: int) -> Image.Image:
 
     Raises:
         UnidentifiedImageError: No format fits.
-        DecompressionBombError: It has more than twice as many pixels.
+        DecompressionBombError: It has more pixels, which was noticed before its size could be asked for.
     """
     head = file.read(16)
     tried: set[str] = set()
@@ -129,6 +129,13 @@ def _quiet_libtiff() -> None:
         set_handler(None)
 
 
+class _Limit(int):
+    """A limit for Pillow, which warns above it and refuses above twice of it: here both are one."""
+
+    def __rmul__(self, _: int) -> int:
+        return self
+
+
 class _Lifted:
     """How many threads have lifted Pillow's limit, and what it was before."""
 
@@ -139,7 +146,7 @@ class _Lifted:
 
 @contextmanager
 def _pillow_limit(pixels: int, *, only_for: int | None = None) -> Iterator[None]:
-    """Let Pillow warn only above so many pixels, and refuse only twice as many; the last thread puts its limit back.
+    """Let Pillow refuse only what has more pixels, and never warn; the last thread puts its limit back.
 
     Args:
         pixels: The limit.
@@ -149,7 +156,7 @@ def _pillow_limit(pixels: int, *, only_for: int | None = None) -> Iterator[None]
         own = _Lifted.before if _Lifted.count else Image.MAX_IMAGE_PIXELS
         is_needed = own is not None and (only_for is None or only_for > own)
         if is_needed:
-            _Lifted.before, Image.MAX_IMAGE_PIXELS = own, pixels
+            _Lifted.before, Image.MAX_IMAGE_PIXELS = own, _Limit(pixels)
             _Lifted.count += 1
     try:
         yield

@@ -17,6 +17,7 @@ import torch
 from prompt_tune.config import FitConfig
 from prompt_tune.contract import NMS_IOU
 from prompt_tune.datasets.opening import listed, require_all
+from prompt_tune.datasets.reading import MIN_VAL
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.baselines import Baseline
@@ -121,7 +122,7 @@ def fit(
     started = time.perf_counter()
     folds = make_folds([job.dataset.train.samples[i] for i in task.train.kept], job.config.seed) if few else []
     judged = _cross_validate(job, task, folds, run, progress) if folds else None
-    trainer = _trainer(job, task, select=not few)
+    trainer = _trainer(job, task, select=not few, keep_last=_has_few_to_measure(task))
     _train(run, trainer, progress, resume=resume)
     seconds["train"] = time.perf_counter() - started
     chosen = _choose(trainer, job, judged, len(folds))
@@ -186,7 +187,15 @@ def _say_if_no_background(job: Job) -> None:
         )
 
 
-def _trainer(job: Job, task: Task, images: Sequence[int] | None = None, *, select: bool) -> Trainer:
+def _has_few_to_measure(task: Task) -> bool:
+    """Whether fewer than `MIN_VAL` validation images have an object, so that the best epoch on them would be chance."""
+    n_val = len(task.val.files) - task.val.n_replay
+    return sum(task.val.has_object(i) for i in range(n_val)) < MIN_VAL
+
+
+def _trainer(
+    job: Job, task: Task, images: Sequence[int] | None = None, *, select: bool, keep_last: bool = False
+) -> Trainer:
     """A trainer of the job's context; see `Trainer`."""
     return Trainer(
         task,
@@ -197,6 +206,7 @@ def _trainer(job: Job, task: Task, images: Sequence[int] | None = None, *, selec
         frozen=job.frozen,
         images=images,
         select=select,
+        keep_last=keep_last,
     )
 
 

@@ -1,6 +1,5 @@
 """What the report of a fit shows: how the kept prompts do on the cached validation images, and what they changed."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +90,7 @@ def write_fit_report(
     Raises:
         RunError: The report cannot be written.
     """
-    config = json.loads(run.config.read_text())
+    config = run.read_config()
     learned, original = Vocabulary.load(run.learned), Vocabulary.load(run.original)
     facts = _facts(config, learned)
     if len(learned.names) > len(context.classes):  # the others were carried over from an earlier run, not trained

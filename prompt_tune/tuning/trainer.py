@@ -41,6 +41,7 @@ class Trainer:
         frozen: Sequence[bool] = (),
         images: Sequence[int] | None = None,
         select: bool = True,
+        keep_last: bool = False,
     ) -> None:
         """Prepare; nothing is trained yet.
 
@@ -55,9 +56,10 @@ class Trainer:
             images: The labelled images to train on; None takes all.
             select: Whether each epoch is measured on the validation images, and the best one is kept. Otherwise the
                 last one is.
+            keep_last: Whether the last epoch is kept although each is measured: the best one of a few images is chance.
         """
         self.task, self.context, self.config, self.teacher = task, context, config, teacher
-        self.select, self.stand_ins = select, stand_ins
+        self.select, self.keep_last, self.stand_ins = select, keep_last, stand_ins
         n_labelled = len(task.train.files) - task.train.n_replay
         self.images = np.arange(n_labelled) if images is None else np.array(images)
         if any(frozen):
@@ -90,7 +92,7 @@ class Trainer:
             total += loss.item() * len(chosen)
         self.epoch += 1
         metrics = self._measure() if self._is_measured() else None
-        if not self.select or (metrics is not None and metrics.ap > self.best_ap):
+        if not self.select or self.keep_last or (metrics is not None and metrics.ap > self.best_ap):
             self.best_epoch, self.best_ctx = self.epoch, self.context.ctx.detach().clone()
             if metrics is not None:
                 self.best_ap, self.best_ap50 = metrics.ap, metrics.ap50

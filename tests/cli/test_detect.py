@@ -239,6 +239,7 @@ def test_unknown_class_is_a_usage_error_that_lists_near_names(
     [
         (["--conf", "1.5"], 2, "1.5 is not in the range 0<=x<=1"),
         (["--device", "gpu"], 2, "Received: 'gpu'."),
+        (["--device", "cuda:99"], 1, "`device='cuda:99'`"),
         (["--image-size", "100"], 1, "`image_size` must be a multiple of 32. Received: 100."),
         (["--learned", "nowhere.vocab.safetensors"], 1, "nowhere.vocab.safetensors"),
         (["--source", "nowhere"], 1, "`nowhere`: no such file or folder"),
@@ -250,6 +251,16 @@ def test_bad_arguments_have_their_exit_status(
     done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", *arguments)
     assert (done.status, text in done.err) == (status, True), done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["0", "cuda:1"])
+def test_gpu_that_the_environment_hides_is_one_line(
+    device: str, bundle: Path, photos: Path, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run_command(capfd, "detect", bundle, "--source", photos, "--out", tmp_path / "out", "--device", device)
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert f"Error: `device='{device}'`: the environment variable CUDA_VISIBLE_DEVICES is ''" in done.err
 
 
 def test_vocabulary_of_another_detector_is_refused(bundle: Path, photos: Path, tmp_path: Path, capfd: Capture) -> None:

@@ -46,6 +46,8 @@ def test_the_first_five_are_named_and_all_are_listed() -> None:
     assert named(entries).endswith("line 4: bad. Correct it; and 2 more.")
     lines = listed({"train": entries[:2], "val": []}).splitlines()
     assert lines == [f"train: bad label row: `a.txt`, line {k}: bad. Correct it." for k in range(2)]
+    hostile = LeftOut(Reason.IMAGE, "`a\n\x1b[2J.png`: bad.")  # the name of a file may have line breaks
+    assert listed({"train": [hostile]}) == "train: unreadable image: `a\\n\\x1b[2J.png`: bad.\n"
 
 
 def test_strict_refuses_what_is_left_out() -> None:

@@ -1,5 +1,6 @@
 """Text and YAML files with one-line errors, and the paths that descriptions name."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,17 @@ def test_resolve_parent_of_a_linked_folder_is_that_of_the_real_folder(tmp_path: 
     assert resolve(link, "../images", link / "data.yaml") == tmp_path / "real" / "images"
     plain = tmp_path / "real" / "cfg"
     assert resolve(plain, "../images", plain / "data.yaml") == tmp_path / "real" / "images"
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipe_in_a_folder_of_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "other")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    passed: dict[Path, LeftOut] = {}
+    assert files_under(tmp_path, (".png",), passed) == [tmp_path / "a.png"]
+    assert sorted(path.name for path in passed) == ["b.png", "c.png"]
+    assert all("is a pipe, a socket or a device" in entry.what for entry in passed.values())
+    assert {entry.reason for entry in passed.values()} == {Reason.IMAGE}

@@ -217,8 +217,8 @@ def damage_original(run: Path) -> None:
     ("break_it", "kind", "text"),
     [
         (drop_config, RunError, "is not a run folder: no readable config.json. Make one with `prompt-tune fit`."),
-        (damage_config, RunError, "is damaged: it is not JSON"),
-        (empty_config, RunError, "is damaged: it has no `model`"),
+        (damage_config, RunError, "is damaged: Expecting property name"),
+        (empty_config, RunError, "is damaged: it holds no settings"),
         (drop_key, RunError, "is damaged: it has no `image_size`"),
         (lose_model, ModelError, "There is no detector 'gone.pt'"),
         (change_detector, RunError, "config.json' was made for detector aaaaaaaaaaaa, but '"),

@@ -235,6 +235,18 @@ def test_pictures_that_cannot_be_read_are_skipped_counted_and_named(bundle: Path
     assert done.stderr.startswith(f"None of 2 images can be read: {cut} cannot be read as an image: ")
 
 
+def test_names_of_files_are_printed_without_control_sequences(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a\x1b[2J\u202eb"
+    folder.mkdir()
+    (folder / "\u06af\u200c\u0645\n.png").write_bytes(b"nothing")
+    Image.fromarray(photo(64, 96)).save(folder / "whole.png")
+    for source, status in ((folder, 0), (folder / "gone.png", 1)):
+        done = run(source, "--bundle", bundle)
+        assert done.returncode == status and not {"\x1b", "\u202e"} & set(done.stderr + done.stdout)
+        assert "a\\x1b[2J\\u202eb" in done.stderr
+    assert "\u06af\u200c\u0645\\n.png" in run(folder, "--bundle", bundle).stderr
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "L", "LA", "P", "RGBA", "CMYK"])
 @pytest.mark.parametrize("orientation", [1, 2, 5, 6, 8])
 def test_image_is_read_as_the_runtime_reads_it(

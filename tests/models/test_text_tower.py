@@ -281,3 +281,26 @@ def test_teacher_distance_alone_pulls_a_context_to_the_teacher(tower: TextTower)
         optimizer.step()
         distances.append(distance.item())
     assert distances[-1] < 0.5 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_cfg", "hf_tokenizer_name", "somebody/tokenizer"),
+        ("text_cfg", "hf_model_name", "somebody/model"),
+        ("vision_cfg", "timm_model_pretrained", True),
+    ],
+)
+def test_local_tower_that_names_something_to_download_is_refused(
+    text_tower: Path, tmp_path: Path, part: str, key: str, value: object
+) -> None:
+    folder = tmp_path / "tower"
+    shutil.copytree(text_tower, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"].setdefault(part, {})[key] = value
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"would be downloaded in part: open_clip_config\.json has `{key}`"):
+        TextTower.load(f"local-dir:{folder}")
+    config["model_cfg"][part][key] = "" if isinstance(value, str) else False  # says the same as no key
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    TextTower.load(f"local-dir:{folder}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from parity import random_images, unit_rows
-from places import ROOT
+from places import ROOT, WEIGHTS
 from safetensors.torch import save_file
 
 from prompt_tune.errors import ModelError
@@ -157,3 +157,30 @@ def test_import_of_ultralytics_leaves_no_trace(checkpoint: Path, tmp_path: Path)
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"activation": "open('ran', 'w')"}, "has `activation`, which would run as code"),
+        ({"backbone": [[-1, 1, "torch_safe_load", ["x.pt"]]]}, "has `torch_safe_load`, which is not a layer"),
+        ({"head": [[-1, 1, "nn.functional", []]]}, "has `nn.functional`, which is not a layer"),
+        ({"head": [[-1, 1, "torchvision.ops.nms", []]]}, r"has `torchvision\.ops\.nms`, which is not a layer"),
+        ({"head": [[-1, 1, "nn.Upsample.__init__", []]]}, r"has `nn\.Upsample\.__init__`, which is not a layer"),
+        ({"backbone": 7}, "is damaged"),
+        ({"head": [[-1, 1]]}, "is damaged"),
+        ({"head": [[-1, 1, 5, []]]}, "has `5`, which is not a layer"),
+    ],
+)
+def test_folder_with_a_description_that_would_run_code_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], text: str
+) -> None:
+    import yaml
+
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((WEIGHTS / "detector.yaml").read_text()) | change
+    (tmp_path / "detector.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "detector.safetensors").write_bytes((WEIGHTS / "detector.safetensors").read_bytes())
+    with pytest.raises(ModelError, match=text):
+        World.load(tmp_path)
+    assert not (tmp_path / "ran").exists()

@@ -4,6 +4,7 @@ import shutil
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,22 @@ def test_images_one_or_many_arrays_or_paths_give_the_same(detector: Detector, tm
     assert [content(found) for found in detector.detect([paths[0], images[1], str(paths[2])])] == expected
     assert content(detector.detect(str(paths[1]))[0]) == expected[1]
     assert detector.detect([]) == []
+
+
+def test_several_detectors_in_one_process_do_not_disturb_each_other(bundle: Path) -> None:
+    images = [photo(60, 90, seed=seed) for seed in range(4)]
+    expected = [content(found) for found in Detector(bundle, threads=1).detect(images)]
+    detectors = [Detector(bundle, threads=1) for _ in range(3)]
+    detectors[1].unload("learned")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda detector: detector.detect(images), detectors * 3))
+    for k, parts in enumerate(found):
+        if k % 3 == 1:
+            assert all(set(part.vocabularies) <= {"original"} for part in parts)
+        else:
+            assert [content(part) for part in parts] == expected
+    del detectors[0], detectors[0]
+    assert [content(part) for part in detectors[0].detect(images)] == expected
 
 
 def test_batch_whose_scores_are_too_many_goes_in_parts(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import runpy
+import struct
 import subprocess
 import sys
 import threading
@@ -144,19 +145,22 @@ def test_variable_that_is_no_number_is_named(tmp_path: Path, value: str, monkeyp
             reader(path)
 
 
+@pytest.mark.parametrize(("limit", "side"), [(100, 65_535), (100, 12_000), (100, 10_001), (4_000, 65_535)])
 def test_gif_whose_frame_is_far_larger_than_its_header_says_is_above_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, side: int
 ) -> None:
-    """Pillow fills such a frame when it opens the file, before the size can be asked for."""
+    """Pillow fills such a frame when it opens the file, before the size can be asked for, and warns of it."""
     content = bytearray(PICTURES["plain.gif"])
     frame = content.index(b"\x2c")
-    content[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    content[frame + 5 : frame + 9] = struct.pack("<HH", side, side)
     (tmp_path / "a.gif").write_bytes(content)
-    monkeypatch.setenv(LIMIT_VARIABLE, "100")
-    for reader in READERS:
-        with pytest.raises((DataError, ValueError), match="more than 200 megapixels") as caught:
-            reader(tmp_path / "a.gif")
-        assert "PROMPT_TUNE_MAX_MEGAPIXELS" in str(caught.value)
+    monkeypatch.setenv(LIMIT_VARIABLE, str(limit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for reader in READERS:
+            with pytest.raises((DataError, ValueError), match="megapixels") as caught:
+                reader(tmp_path / "a.gif")
+            assert "PROMPT_TUNE_MAX_MEGAPIXELS" in str(caught.value)
 
 
 @pytest.mark.timeout(30)

@@ -56,6 +56,7 @@ def run_cases(check: Check, cases: int, *, seed: int = 0, first: int = 0, patien
     """
     context, result, end = multiprocessing.get_context("fork"), Result(), first + cases
     while first < end:
+        told = result.outcomes.total() + len(result.faults)
         now: Any = context.Value("q", first, lock=False)
         ours, theirs = context.Pipe(duplex=False)
         worker = context.Process(target=_work, args=(check, seed, range(first, end), now, theirs))
@@ -68,6 +69,10 @@ def run_cases(check: Check, cases: int, *, seed: int = 0, first: int = 0, patien
         if not hung and worker.exitcode == 0:
             break
         status = worker.exitcode or 0
+        # a child tells its outcomes once a second
+        result.outcomes["lost with the process"] += (
+            now.value - first - (result.outcomes.total() + len(result.faults) - told)
+        )
         died = signal.Signals(-status).name if status < 0 else f"status {status}"
         result.faults.append(
             f"case {now.value}: {f'longer than {patience:g} s' if hung else f'the process died, {died}'}"

@@ -78,13 +78,14 @@ def one_line_error(ended: Ended) -> str | None:
     return None
 
 
-def tree(folder: Path, leave_out: Sequence[str] = ()) -> dict[str, bytes]:
-    """Content by relative path of all files that are not hidden, and are not in folders of these names."""
+def tree(folder: Path) -> dict[str, bytes]:
+    """Content by relative path of all files that are not hidden."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder) for path in files]
     return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") or part in leave_out for part in path.relative_to(folder).parts)
+        str(name): path.read_bytes()
+        for name, path in zip(names, files, strict=True)
+        if not any(part.startswith(".") for part in name.parts)
     }
 
 

@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from places import TESTS
-from small_bundle import content, learned_for
 from stress.cases import Result, summary
+from vocabularies import learned
 
 from prompt_tune.errors import VocabularyError
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 
 BUNDLE = TESTS / "data" / "bundle"
@@ -39,10 +41,16 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
     rng = np.random.default_rng(seed)
     images = [rng.integers(0, 255, (*shape, 3), np.uint8) for shape in SHAPES]
     alone = Detector(bundle, threads=1)
-    originals = list(alone.vocabularies["original"].names)
+    original = alone.vocabularies["original"]
+    originals = list(original.names)
+    made_for: dict[str, Any] = {
+        "detector": original.detector,
+        "text_tower": original.text_tower,
+        "guide": original.digest,
+    }
     wanted = [content(alone.detect(image, conf=0.01, show=originals)[0].of("original")) for image in images]
     detector = Detector(bundle, threads=1)
-    vocabularies = [learned_for(bundle, *(f"n{n} {i}" for i in range(n)), seed=n) for n in SIZES]
+    vocabularies = [learned(*(f"n{n} {i}" for i in range(n)), seed=n, **made_for) for n in SIZES]
 
     def work(number: int) -> None:
         own = random.Random(f"{seed}-{number}")
@@ -85,6 +93,11 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
     for thread in threads:
         thread.join()
     return result, memory
+
+
+def content(found: Detections) -> tuple[object, ...]:
+    """Boxes, scores and classes, bit for bit."""
+    return (found.boxes_xyxy.tobytes(), found.scores.tobytes(), found.class_names)
 
 
 def resident_mb() -> float:

@@ -1,5 +1,6 @@
 """A run folder in which something was damaged: `--resume` says so in one line, or ends with the same bytes."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -12,7 +13,9 @@ from disks import full_disk
 
 from prompt_tune.config import FitConfig
 from prompt_tune.datasets.sample import write_sample
+from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import PromptTuneError
+from prompt_tune.evaluation.validate import validate_run
 from prompt_tune.files import read_tensors, tensor_bytes
 from prompt_tune.run import RunFolder
 from prompt_tune.tuning.fit import fit
@@ -162,3 +165,34 @@ def test_a_disk_that_fills_late_is_one_line_and_resume_goes_on_to_the_same_bytes
         assert stopped.learned(run) == stopped.learned(whole)
         assert (run / "report.html").stat().st_size > 0.9 * sizes["report.html"]  # paths and times differ
     assert failed > 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *DAMAGES.values(),
+        other_settings,
+        *(
+            lambda file, key=key, value=value: file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+            for key, value in (
+                ("settings", None),
+                ("settings", {"seed": "x"}),
+                ("data", 5),
+                ("model", None),
+                ("digests", [1]),
+            )
+        ),
+    ],
+)
+def test_export_and_validation_of_a_run_with_damaged_settings_are_one_line_or_work(
+    damage: Callable[[Path], object], stopped: Stopped, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped.folder / "whole", run)
+    damage(run / "config.json")
+    for call in (
+        lambda: export_bundle(run, tmp_path / "bundle"),
+        lambda: validate_run(run, stopped.data, split="train"),
+    ):
+        with contextlib.suppress(PromptTuneError):
+            call()

@@ -39,20 +39,26 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample(tmp_path_factory.mktemp("sample") / "set", n_images=10)[0]
 
 
-def test_fit_keeps_the_best_epoch_of_the_validation_images(custom: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_images", "kept"), [(24, "best"), (10, "last")])
+def test_fit_keeps_the_best_epoch_of_the_validation_images_or_the_last_if_they_are_few(
+    n_images: int, kept: str, tmp_path: Path
+) -> None:
+    data = write_sample(tmp_path / "set", n_images=n_images)[0]
     notes: list[str] = []
 
     def progress(stage: str, done: int, total: int | None, note: str) -> None:
         if stage == "train":
             notes.append(note)
 
-    inputs, config = FitInputs("tiny", custom), FitConfig(epochs=6, updates=20, nms_iou=0.7, boxes="frozen")
-    result = fit(inputs, tmp_path / "run", config=config, progress=progress)
+    config = FitConfig(epochs=6, updates=20, learning_rate=1.0, nms_iou=0.7, boxes="frozen")
+    result = fit(FitInputs("tiny", data), tmp_path / "run", config=config, progress=progress)
     lines = RunFolder(tmp_path / "run").read_metrics()
     best = max(lines, key=lambda line: line["ap"])
-    assert result.epoch == best["epoch"]
-    assert notes[-1] == f"kept: epoch {result.epoch}  AP50 {best['ap50']:.3f}  AP {best['ap']:.3f}"
-    assert (result.ap, result.ap50) == pytest.approx((best["ap"], best["ap50"]), abs=0.005)  # of scores below 0.01 too
+    assert best["epoch"] < 6  # else the two would be the same
+    wanted = best if kept == "best" else lines[-1]
+    assert result.epoch == wanted["epoch"]
+    assert notes[-1] == f"kept: epoch {result.epoch}  AP50 {wanted['ap50']:.3f}  AP {wanted['ap']:.3f}"
+    assert (result.ap, result.ap50) == pytest.approx((wanted["ap"], wanted["ap50"]), abs=0.005)  # scores below 0.01 too
     assert result.finished and lines[-1]["loss"] < lines[0]["loss"]
     provenance = Vocabulary.load(tmp_path / "run" / "learned.vocab.safetensors").provenance
     assert provenance["epoch"] == result.epoch and provenance["val_ap"] == round(result.ap, 6)
