@@ -1,9 +1,10 @@
 """Data sets that mean harm: valid ones, changed at random places. Only `DataError` may come out of reading them.
 
 `cases(seed, count)` writes them one after another; `read(place)` reads one as `fit`, `val` and `--replay` do. A stress
-run calls `check(folder, seed, count)` with more cases: `python tests/hostile_labels.py COUNT [SEED]`.
+run calls `check(folder, seed, count)` with more cases: `python tests/hostile_labels.py --cases 10000 --seed 5`.
 """
 
+import argparse
 import contextlib
 import json
 import logging
@@ -11,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -424,8 +424,16 @@ def _damaged(content: bytes, random_: random.Random) -> bytes:
     return content[:at] + bytes([random_.choice(b"\x00\xff\xfe{}[]\"'<>&:,-\n\t\x1b")]) + content[at:]
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Reads many cases and prints what came of them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as place:
-        numbers = [int(word) for word in sys.argv[1:]]
-        print(dict(check(Path(place), numbers[1] if len(numbers) > 1 else 0, numbers[0] if numbers else 1000)))
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"hostile_labels: {dict(check(Path(folder), options.seed, options.cases))}; 0 faults")
+
+
+if __name__ == "__main__":
+    main()

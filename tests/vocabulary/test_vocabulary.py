@@ -194,7 +194,8 @@ def seconds_of(edit: Callable[[Vocabulary], object], n_cls: int) -> float:
     ids=["select", "remove", "rename", "merge"],
 )
 def test_edit_of_twice_the_classes_takes_about_twice_the_time(edit: Callable[[Vocabulary], object]) -> None:
-    assert seconds_of(edit, 16_000) < 3 * seconds_of(edit, 8_000)  # 4 times where each name is looked up in a list
+    # 4 times where each name is looked up in a list; both are larger than a processor's cache
+    assert seconds_of(edit, 32_000) < 3.4 * seconds_of(edit, 16_000)
 
 
 def test_select_of_original_vocabulary_is_a_guide_of_its_own() -> None:
