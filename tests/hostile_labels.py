@@ -4,7 +4,6 @@
 run calls `check(folder, seed, count)` with more cases: `python tests/hostile_labels.py --cases 10000 --seed 5`.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from data_sets import (
     NAMES,
@@ -424,15 +424,14 @@ def _damaged(content: bytes, random_: random.Random) -> bytes:
     return content[:at] + bytes([random_.choice(b"\x00\xff\xfe{}[]\"'<>&:,-\n\t\x1b")]) + content[at:]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Reads many cases and prints what came of them."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+@click.command()
+@click.option("--cases", default=1000, type=click.IntRange(1))
+@click.option("--seed", default=0)
+def main(cases: int, seed: int) -> None:
+    """Read many cases and print what came of them."""
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
-        print(f"hostile_labels: {dict(check(Path(folder), options.seed, options.cases))}; 0 faults")
+        click.echo(f"hostile_labels: {dict(check(Path(folder), seed, cases))}; 0 faults")
 
 
 if __name__ == "__main__":
