@@ -13,6 +13,7 @@ from prompt_tune.tuning.trainer import SELECTION_CONF
 from prompt_tune.vocabulary.names import read_templates
 
 CHOSEN_ON = 30  # validation images on which the template is chosen: all templates on all images would take too long
+MANY = 100  # classes; with more, the template is chosen on fewer images
 TRAINED = 100  # training images whose AP50 is compared with that of the validation images
 NOTHING = 0.05  # a fit with a lower AP50 came to nothing
 FAR = 0.5  # so did one whose AP50 is below this share of that of its own training images: a usual gap is far smaller
@@ -40,7 +41,7 @@ def unlearned(task: Task, context: PromptContext) -> tuple[Baseline, ...]:
         return Baseline.of(template, chosen, coco_evaluation(labels, found, len(rows)), rows)
 
     shown = [i for i in range(count) if task.val.has_object(i)]
-    some = _spread(shown, CHOSEN_ON)
+    some = _spread(shown, max(1, min(CHOSEN_ON, CHOSEN_ON * MANY // len(rows))))
     tried = [measure(template, "", some, SELECTION_CONF) for template in read_templates()]
     known = [part for part in tried if part is not None]
     chosen = best(known)

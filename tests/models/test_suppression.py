@@ -79,13 +79,16 @@ def test_suppress_drops_scores_at_conf_and_keeps_other_classes_of_a_box() -> Non
     assert (label.tolist(), anchor.tolist()) == ([0, 1], [0, 1])
 
 
-def test_only_the_best_candidates_of_each_class_are_looked_at_and_of_equal_ones_the_first() -> None:
-    boxes, scores = boxes_and_scores(300, 3, seed=9)  # scores of two hundredths: many are equal
-    scores[:, 2] *= torch.arange(300) < 40  # fewer candidates than the limit
-    label, anchor = suppress(boxes, scores, conf=0.1, iou=0.6, most=50)
-    for k in range(3):
-        ranked = scores[:, k].argsort(descending=True, stable=True)[:50]
-        alone = torch.zeros_like(scores)
-        alone[ranked, k] = scores[ranked, k]
-        wanted = suppress(boxes, alone, conf=0.1, iou=0.6)
-        assert anchor[label == k].tolist() == wanted[1].tolist() and len(wanted[1]) > 3
+@pytest.mark.parametrize(("spread", "iou"), [(1.0, 0.5), (1.0, 0.9), (40.0, 0.7)])
+def test_looking_at_the_best_candidates_first_changes_nothing(spread: float, iou: float) -> None:
+    """Crowded boxes, of which few are kept, and boxes far apart, of which 300 are."""
+    boxes, scores = boxes_and_scores(3000, 3, seed=9)  # scores of two hundredths: many are equal
+    corner = boxes[:, :2] * spread
+    boxes = torch.cat([corner, corner + boxes[:, 2:] - boxes[:, :2]], 1)
+    scores[:, 2] *= torch.arange(3000) < 40
+    wanted = suppress(boxes, scores, conf=0.1, iou=iou)
+    for prefix in (1, 7, 100, 500, 5000):
+        found = suppress(boxes, scores, conf=0.1, iou=iou, prefix=prefix)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    counts = wanted[0].bincount().tolist()
+    assert (counts[0] == MAX_PER_CLASS) == (spread > 1 or iou > 0.8) and counts[2] <= 40
