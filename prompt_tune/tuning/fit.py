@@ -99,7 +99,7 @@ def fit(
             was learned until then is kept.
 
     Returns:
-        The best epoch, by AP on the validation images.
+        The epoch that is kept: the best one by AP on the validation images, or the last one if those are few.
 
     Raises:
         PromptTuneError: Something cannot be used or written. What was written before is whole.

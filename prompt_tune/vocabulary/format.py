@@ -40,7 +40,7 @@ class Provenance(TypedDict, total=False):
         settings: The settings of `fit`, as `FitConfig.as_json` gives them.
         seed: Of `pretrain`; that of `fit` is in `settings`.
         detector_steps: Training steps of `pretrain`.
-        epoch: The best epoch, from 1.
+        epoch: The epoch that was kept, from 1.
         val_ap: COCO's AP of that epoch on the validation images, in 0..1.
         val_ap50: The same at IoU 0.5.
         train_ap50: The same on training images.
