@@ -32,6 +32,7 @@ from prompt_tune.tuning.regions import (
     read_parts,
 )
 from prompt_tune.tuning.views import View, choose_anchors, make_view
+from prompt_tune.wording import counted
 
 FORWARD_BATCH = 4  # images in every pass of the detector: the last bits of a result may depend on the batch size
 READ_AHEAD = 2  # batches that are decoded while the detector runs, and one more for each worker beyond the first
@@ -107,11 +108,10 @@ def cache_regions(
                     writing.popleft().result()
             yield cache
     if damaged:
-        what, was = ("1 file", "was") if len(damaged) == 1 else (f"{len(damaged)} files", "were")
         logger.warning(
             "%s of the region cache %s damaged, and computed again: %s",
-            what,
-            was,
+            counted(len(damaged), "file"),
+            "was" if len(damaged) == 1 else "were",
             ", ".join(map(str, damaged[:NAMED])) + (", ..." if len(damaged) > NAMED else ""),
         )
     if not cache.files:
