@@ -50,7 +50,7 @@ def environment(extra: str, folder: Path) -> Path:
     paths = [path for path in sys.path if path.endswith("site-packages")]
     lines = [f"import site; site.addsitedir({path!r})" for path in paths]  # their .pth files count too
     (packages / "beneath.pth").write_text("\n".join(lines) + "\n")
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode and any(text in ran.stderr for text in NO_NETWORK):
         pytest.skip(f"no package index can be reached for the extra {extra}")
