@@ -31,7 +31,8 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
 import onnxruntime
 
-DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")  # in the digest of the content
+NEEDED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")
+DIGESTED = (*NEEDED, "background")  # in the digest of the content
 MAX_FILE_BYTES = 2**31 + 2**28
 PAD_GREY = 114
 LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
@@ -83,6 +84,7 @@ class Vocabulary:
     calibration: np.ndarray  # (n_cls, 2): scale and shift of the logit
     nms_iou: np.ndarray  # (n_cls,): a class's own limit of overlap, applied after the graph's
     box_offsets: np.ndarray  # (n_cls, 4): how far edges of the class's boxes move, in shares of width and height
+    hidden: np.ndarray  # (n_cls,) bool: background rows, which guide and score and are never shown
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -105,6 +107,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         tensors.get("calibration", unchanged),
         tensors.get("nms_iou", np.ones(n_cls, np.float32)),
         tensors.get("box_offsets", np.zeros((n_cls, 4), np.float32)),
+        np.isin(about["names"], [name for name, _ in about.get("background", [])]),
     )
 
 
@@ -120,13 +123,15 @@ def read_file(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     version = about["version"]
     known = type(version) is int and version in (1, 2)
     need(known, f"format version {version!r:.50}; this program reads versions 1 and 2")
-    need(about.keys() - {"content"} == {*DIGESTED, "version", "provenance"}, "keys are missing or unknown")
+    keys = {*NEEDED, "version", "provenance"}
+    need(about.keys() - {"content", "background"} == keys, "keys are missing or unknown")
     n_cls, n_prompts = len(about["names"]), header["embeddings"]["shape"][1]
     need(type(n_prompts) is int and n_prompts > 0 and n_cls * n_prompts <= 2**20, "wrong shapes")
     shapes = {"embeddings": [n_cls, n_prompts, 512], "thresholds": [n_cls]}
     shapes |= {"calibration": [n_cls, 2], "nms_iou": [n_cls], "box_offsets": [n_cls, 4]}
     need({"thresholds"} <= header.keys() <= shapes.keys(), "tensors are missing or unknown")
-    need(version == 1 + ("content" in about or "box_offsets" in header), "its version does not go with its parts")
+    second = about.keys() & {"content", "background"} or "box_offsets" in header
+    need(version == 1 + bool(second), "its version does not go with its parts")
     tensors, begin = {}, 0
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         end = begin + 4 * math.prod(shapes[name])
@@ -147,6 +152,16 @@ def check_origin(about: dict[str, Any]) -> None:
     odd = {unicodedata.category(character) for character in "".join(names)} & {"Cc", "Cs", "Zl", "Zp"}
     need(not odd, "a name has control characters")
     need(about["kind"] in ("original", "learned", "plain"), "unknown kind")
+    if "background" in about:  # rows that guide and score and are never shown: pairs of a name and what was encoded
+        pairs = about["background"]
+        texts = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+        need(texts and all(isinstance(part, str) for pair in pairs for part in pair), "background must be pairs")
+        odd = {unicodedata.category(one) for _, text in pairs for one in text} & {"Cc", "Cs", "Zl", "Zp"}
+        marked = [name for name, _ in pairs]
+        known = set(marked)
+        in_order = [name for name in names if name in known]
+        need(not odd and marked == in_order, "background must name rows in their order")
+        need(0 < len(marked) < len(names) and about["kind"] == "original", "it cannot have this background")
     need(about["guide_mode"] in ("original", "own"), "unknown guide mode")
     for what in ("detector", "text_tower", "guide"):
         any_detector = what == "detector" and about["kind"] == "plain" and about[what] == ""
@@ -170,7 +185,8 @@ def check_values(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     if about["kind"] == "original" or about["guide_mode"] == "own":
         need(about["guide"] == hashlib.sha256(embeddings.tobytes()).hexdigest(), "guide must be its own digest")
     if "content" in about:
-        head = [*(about[key] for key in DIGESTED), [[name, list(tensors[name].shape)] for name in sorted(tensors)]]
+        shapes = [[name, list(tensors[name].shape)] for name in sorted(tensors)]
+        head = [*(about[key] for key in DIGESTED if key in about), shapes]
         text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
         digest = hashlib.sha256(b"".join([text, *(tensors[name].tobytes() for name in sorted(tensors))]))
         need(about["content"] == digest.hexdigest(), "damaged or changed: its content has not the digest it states")
@@ -247,7 +263,7 @@ class Detector:
                 vocabulary, index = locate(group, int(row[6]))
                 score = calibrated(row[5], vocabulary.calibration[index])
                 limit = vocabulary.thresholds[index] if conf is None else np.float32(conf)
-                if score > limit and (box[2:] > box[:2]).all():
+                if score > limit and not vocabulary.hidden[index] and (box[2:] > box[:2]).all():
                     found.append(
                         {
                             "vocabulary": vocabulary.label,
@@ -354,7 +370,8 @@ def graph_conf(group: list[Vocabulary], conf: float | None) -> float:
     lowest = 1.0
     for part in group:
         limits = part.thresholds if conf is None else np.full(len(part.thresholds), conf, np.float32)
-        for limit, (scale, shift) in zip(limits, part.calibration.astype(np.float64), strict=True):
+        calibration = part.calibration[~part.hidden].astype(np.float64)
+        for limit, (scale, shift) in zip(limits[~part.hidden], calibration, strict=True):
             changed = (scale, shift) != (1, 0)
             needed = sigmoid((logit(limit) - shift) / scale) * (1 - ROUNDING) if changed else float(limit)
             lowest = min(lowest, needed)

@@ -125,6 +125,7 @@ function keep(rows, packed, conf, placed) {
   const found = [];
   for (const row of distinct(moved(rows, packed), packed)) {
     const one = packed.classes[row[6]];
+    if (one.part.hidden.has(one.id)) continue; // a background row
     const score = calibrated(row[5], one);
     const box = toImage(row.subarray(1, 5), placed);
     if (score <= limitOf(one, conf) || box[2] <= box[0] || box[3] <= box[1]) continue;

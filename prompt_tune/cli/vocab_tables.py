@@ -49,7 +49,8 @@ def origin_table(vocabulary: "Vocabulary") -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for what, value in (
-        ("classes", str(len(vocabulary.names))),
+        ("classes", str(len(vocabulary.class_names))),
+        *((("background", _background(vocabulary)),) if vocabulary.background else ()),
         ("kind", vocabulary.kind),
         ("guide mode", vocabulary.guide_mode),
         ("digest", short(vocabulary.digest)),
@@ -59,6 +60,11 @@ def origin_table(vocabulary: "Vocabulary") -> Table:
     ):
         table.add_row(what, Text(value, overflow="fold"))
     return table
+
+
+def _background(vocabulary: "Vocabulary") -> str:
+    """The rows that guide and score and are never shown, with their texts."""
+    return ", ".join(f"{name} (text {json.dumps(text, ensure_ascii=False)})" for name, text in vocabulary.background)
 
 
 def provenance_lines(vocabulary: "Vocabulary", width: int) -> list[str]:

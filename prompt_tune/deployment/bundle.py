@@ -81,7 +81,7 @@ def export_bundle(
         "%s: detector %s, %d original and %s; the graph agrees with torch on shapes not traced.",
         out,
         short(world.digest),
-        len(original.names),
+        len(original.class_names),
         counted(len(learned.names), "learned class"),
     )
 
@@ -118,7 +118,7 @@ def _readme(out: Path, config: dict[str, Any], original: Vocabulary, learned: Vo
         install_on_cpu=install_on_cpu(package),
         detector=original.detector,
         image_size=config["image_size"],
-        n_original=len(original.names),
+        n_original=len(original.class_names),
         n_learned=len(learned.names),
         learned_names=", ".join(learned.names),
     )

@@ -80,7 +80,7 @@ class GroundTruth:
         names, images = read_split(
             data, split, seed=seed, names=names, recorded=recorded, strict=strict, trained_on_all=few
         )
-        own = {name for vocabulary in vocabularies.values() for name in vocabulary.names}
+        own = {name for vocabulary in vocabularies.values() for name in vocabulary.class_names}
         unknown = tuple(name for name in names if name not in own)
         if len(unknown) == len(names):
             raise DataError(_no_class(data, names, own))
@@ -93,10 +93,11 @@ class GroundTruth:
                 vocabulary.calibration_rows,
                 vocabulary.nms_iou_rows,
                 vocabulary.box_offsets_rows,
+                vocabulary.is_background,
                 strict=True,
             )
-            for name, threshold, scale_shift, limit, offsets in numbers:
-                if name in labelled:
+            for name, threshold, scale_shift, limit, offsets, hidden in numbers:
+                if name in labelled and not hidden:
                     keys.append((label, name))
                     thresholds.append(threshold)
                     calibration.append(scale_shift)

@@ -155,7 +155,12 @@ def _sinks(
 def _info(detector: Detector) -> dict[str, object]:
     """Where the detections come from."""
     vocabularies = {
-        label: {"kind": part.kind, "guide_mode": part.guide_mode, "digest": part.digest, "classes": len(part.names)}
+        label: {
+            "kind": part.kind,
+            "guide_mode": part.guide_mode,
+            "digest": part.digest,
+            "classes": len(part.class_names),
+        }
         for label, part in detector.vocabularies.items()
     }
     return {

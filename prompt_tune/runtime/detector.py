@@ -112,7 +112,7 @@ class Detector:
 
     def __repr__(self) -> str:
         """One line: where it is from, where it runs, and what it detects."""
-        parts = [f"{label} ({counted(len(part.names), 'class')})" for label, part in self.vocabularies.items()]
+        parts = [f"{label} ({counted(len(part.class_names), 'class')})" for label, part in self.vocabularies.items()]
         runs = f"{self.device}, {self.precision}, {self.image_size} px"
         return f"<Detector {str(self.bundle)!r}, {runs}: {', '.join(parts)}>"
 
@@ -127,7 +127,10 @@ class Detector:
 
     @property
     def classes(self) -> tuple[ClassKey, ...]:
-        """(vocabulary label, class name) of every class, in the order of detections: guide mode `own` comes last."""
+        """(vocabulary label, class name) of every class, in the order of detections: guide mode `own` comes last.
+
+        Background rows of the original vocabulary are no classes: they guide and score, and are never shown.
+        """
         return self._state.classes
 
     def load(self, vocabulary: str | Path | Vocabulary, name: str | None = None) -> str:

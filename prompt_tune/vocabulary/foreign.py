@@ -19,6 +19,7 @@ from prompt_tune.contract import EMBED_DIM, Kind
 from prompt_tune.errors import VocabularyError
 from prompt_tune.files import MAX_METADATA_BYTES, is_special, saving
 from prompt_tune.texts import parse_json, regular_bytes
+from prompt_tune.vocabulary.background import named
 from prompt_tune.vocabulary.checks import FloatArray
 from prompt_tune.vocabulary.format import ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
@@ -90,7 +91,7 @@ def from_foreign(
         source: The `.npy` or `.npz` file.
         original: A vocabulary of kind "original". The result is for its detector, text tower and guide.
         classes: See `convert`.
-        kind: Of the result. "original" makes it a guide.
+        kind: Of the result. "original" makes it a guide, in which a class with a blank text is a background row.
         normalise: Divide each row by its norm, which must be within 0.01 of 1. For embeddings made in float16.
 
     Raises:
@@ -104,18 +105,22 @@ def from_foreign(
     names, rows = _read_npz(source) if source.suffix == NPZ else _read_npy(source, classes or _beside(source))
     if normalise:
         rows = _normalised(rows, source)
+    texts, background = named(names) if kind == "original" else (tuple(names), ())
     try:
         vocabulary = Vocabulary(
-            tuple(names),
+            texts,
             rows[:, None],  # (n_cls, 1, 512)
             kind=kind,
             detector=original.detector,
             text_tower=original.text_tower,
             guide=guide_digest(rows) if kind == "original" else original.guide,
+            background=background,
             provenance={"converted": {"format": source.suffix, "sha256": _sha256(source), "normalised": normalise}},
         )
     except VocabularyError as error:
         cure = "" if normalise or "unit" not in str(error) else " Made in float16? Give --normalise."
+        if "" in map(str.strip, names):
+            cure = " Is it a background row? Only --kind original has such rows."
         raise VocabularyError(f"{source}: {error}{cure}") from error
     if kind != "learned":
         _check_tower(vocabulary, original, source)
@@ -139,16 +144,18 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
         VocabularyError: A class has several prompts, or a file cannot be written.
     """
     rows = single_prompts(vocabulary, out)
+    encoded = dict(vocabulary.background)
+    names = [encoded.get(name, name) for name in vocabulary.names]  # background rows as those projects have them
     written = [out]
     if out.suffix == NPZ:
         with saving(out, VocabularyError) as path:  # `NPZ_KEYS`; (1, n_cls, 512)
-            np.savez(path, class_embeddings=rows[None], class_list=np.array(vocabulary.names))
+            np.savez(path, class_embeddings=rows[None], class_list=np.array(names))
     else:
         texts = classes or _beside(out)
         written.append(texts)
         with saving(out, VocabularyError) as path, saving(texts, VocabularyError) as texts_path:
             np.save(path, rows)
-            texts_path.write_text(json.dumps([[name] for name in vocabulary.names], ensure_ascii=False), "utf-8")
+            texts_path.write_text(json.dumps([[name] for name in names], ensure_ascii=False), "utf-8")
     optional = ("calibration", "nms_iou", "box_offsets")
     lost = "".join(f", {name}" for name in optional if getattr(vocabulary, name) is not None)
     logger.info(
@@ -274,7 +281,7 @@ def _normalised(rows: FloatArray, source: Path) -> FloatArray:
 def _check_tower(vocabulary: Vocabulary, original: Vocabulary, source: Path) -> None:
     """Refuse other embeddings of names in `original`: they are from another tower, or tuned."""
     row_of = {name: row for row, name in enumerate(original.names)}
-    shared = [row for row, name in enumerate(vocabulary.names) if name in row_of]
+    shared = [row for row, name in enumerate(vocabulary.names) if name in row_of and not vocabulary.is_background[row]]
     if not shared:
         logger.info(
             "%s shares no name with the original vocabulary, so its text tower was not checked.",

@@ -17,7 +17,7 @@ from bundles import learned_for_tiny, make_bundle
 from damage import cases
 from PIL import Image
 from places import ROOT
-from small_bundle import learned_for, photo, small_bundle
+from small_bundle import learned_for, photo, small_bundle, with_background
 from vocabularies import unit_rows
 
 from prompt_tune.datasets.sample import custom_scene
@@ -398,3 +398,17 @@ def test_drawings_that_their_format_cannot_hold_are_named_and_a_fax_is_drawn_in_
     assert line.startswith(f"{tmp_path / 'out' / 'a.webp'} cannot hold 17000 x 2: ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fax.tif"]
     assert Image.open(tmp_path / "out" / "fax.tif").mode == "RGB"
+
+
+def test_background_row_stays_hidden_in_the_program_too(bundle: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.fromarray(photo(90, 161)).save(image)
+    shown = Detector(bundle).detect([image], conf=0.05)[0].of("original")
+    row = int(np.bincount(shown.class_ids).argmax())
+    marked = with_background(bundle, tmp_path / "marked", row)
+    for conf in (0.05, None):
+        done = run(image, "--bundle", marked, *([] if conf is None else ["--conf", str(conf)]))
+        assert (done.returncode, done.stderr) == (0, "")
+        (answer,) = json.loads(done.stdout)
+        assert answer["detections"] == rows_of(Detector(marked), image, conf)
+        assert row not in {one["class_id"] for one in answer["detections"] if one["vocabulary"] == "original"}

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
-from small_bundle import IMAGE_SIZE, content, learned_for, photo
+from small_bundle import IMAGE_SIZE, content, learned_for, photo, with_background
 
 from prompt_tune.contract import LEAST_SCORE
 from prompt_tune.errors import PromptTuneError, VocabularyError
@@ -473,3 +473,27 @@ def test_detector_and_vocabulary_come_from_the_package() -> None:
     import prompt_tune
 
     assert prompt_tune.Detector is Detector and prompt_tune.Vocabulary is Vocabulary
+
+
+def test_background_row_guides_and_scores_and_is_never_shown(bundle: Path, tmp_path: Path) -> None:
+    images = [photo(60, 150, seed=1), photo(96, 96, seed=3)]
+    plain = Detector(bundle, threads=1)
+    before = plain.detect(images, conf=0.2)
+    row = int(np.bincount(np.concatenate([found.of("original").class_ids for found in before])).argmax())
+    marked = Detector(with_background(bundle, tmp_path / "marked", row), threads=1)
+    hidden = ("original", plain.vocabularies["original"].names[row])
+    assert marked.classes == tuple(key for key in plain.classes if key != hidden)
+    for options in ({"conf": 0.2}, {}, {"conf": 0.2, "show": ["original:*"]}):
+        for one, other in zip(plain.detect(images, **options), marked.detect(images, **options), strict=True):
+            rest = [key != hidden for key in zip(one.vocabularies, one.class_names, strict=True)]
+            assert content(one[rest]) == content(other)  # every other detection keeps every bit
+    assert sum(key == hidden for found in before for key in zip(found.vocabularies, found.class_names, strict=True)) > 0
+    tables = [one.raw(network_input(images[0])) for one in (plain, marked)]
+    assert tables[0][0].tobytes() == tables[1][0].tobytes()  # it scores in the graph, which `verify` compares
+    with pytest.raises(VocabularyError, match="No loaded class is named"):
+        marked.detect(images, show=[hidden[1]])
+    twin = learned_for(tmp_path / "marked", hidden[1], seed=2)  # the mark hides, not the name
+    label = marked.load(twin)
+    found = marked.detect(images, conf=0.2, show=[hidden[1]])
+    assert {key for part in found for key in part.vocabularies} == {label}
+    assert "original (79 classes)" in repr(marked)

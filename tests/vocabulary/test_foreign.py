@@ -270,3 +270,27 @@ def test_pipe_is_refused_at_once(original: Vocabulary, tmp_path: Path, name: str
     os.mkfifo(tmp_path / name)
     with pytest.raises(VocabularyError, match="is a pipe, a socket or a device"):
         from_foreign(tmp_path / name, original)
+
+
+@pytest.mark.parametrize("text", [" ", ""])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_blank_text_is_a_background_row_of_an_original_vocabulary_only(
+    suffix: str, text: str, original: Vocabulary, tmp_path: Path
+) -> None:
+    """YOLO-World's authors end a vocabulary with [" "]."""
+    rows, texts = unit_rows(3, seed=1), ["person", "traffic light", text]
+    if suffix == ".npy":
+        source = write_ailab(tmp_path, rows, [[name] for name in texts])
+    else:
+        source = write_ibai(tmp_path, rows, class_list=np.array(texts))
+    read = from_foreign(source, original, kind="original")
+    assert read.names == ("person", "traffic light", "<background>") and read.background == (("<background>", text),)
+    assert read.embeddings.tobytes() == rows.tobytes() and read.guide == read.digest
+    reason = refusal_of(lambda: from_foreign(source, original))
+    assert reason.endswith("Give every class a name. Is it a background row? Only --kind original has such rows.")
+    there = tmp_path / f"there{suffix}"
+    to_foreign(read, there)
+    if suffix == ".npy":
+        assert json.loads(there.with_suffix(".json").read_text()) == [[name] for name in texts]
+    else:
+        assert np.load(there)["class_list"].tolist() == texts
