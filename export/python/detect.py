@@ -21,7 +21,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import onnxruntime
 NEEDED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")
 DIGESTED = (*NEEDED, "background")  # in the digest of the content
 MAX_FILE_BYTES = 2**31 + 2**28
+TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # they turn the direction of text
 PAD_GREY = 114
 LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
@@ -109,6 +110,28 @@ def read_vocabulary(path: Path) -> Vocabulary:
         tensors.get("box_offsets", np.zeros((n_cls, 4), np.float32)),
         np.isin(about["names"], [name for name, _ in about.get("background", [])]),
     )
+
+
+def read_labelled(place: Path | str, taken: set[str]) -> Vocabulary:
+    """The vocabulary of a file or of NAME=FILE. All runs call theirs learned.vocab.safetensors: see `label` there."""
+    name, equals, file = str(place).partition("=")
+    if not equals or "/" in name or "\\" in name or Path(place).exists():
+        name, file = "", str(place)
+    elif not is_label(name):
+        raise SystemExit(f"{place}: this cannot be a label; give another NAME.")
+    vocabulary = read_vocabulary(Path(file))
+    label = name or vocabulary.label
+    if not name and Path(file).name == "learned.vocab.safetensors":
+        given = vocabulary.about["provenance"].get("label")
+        label = given if isinstance(given, str) and is_label(given) else label
+        label = Path(os.path.abspath(file)).parent.name or label if label in taken else label
+    return replace(vocabulary, label=label)
+
+
+def is_label(name: str) -> bool:
+    """Whether a vocabulary can have this label: not blank, and no control characters."""
+    odd = {unicodedata.category(character) for character in name} & {"Cc", "Cs", "Zl", "Zp"}
+    return bool(name.strip()) and name != "original" and not odd and not TURNING.search(name)
 
 
 def read_file(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -220,11 +243,13 @@ def need(holds: object, reason: str) -> None:
 class Detector:
     """The graph of a bundle, its original vocabulary and any learned ones."""
 
-    def __init__(self, bundle: Path, learned: list[Path]) -> None:
+    def __init__(self, bundle: Path, learned: list[Path | str]) -> None:
         """Load everything; exit with a message if a vocabulary was made for something else."""
         self.session, self.graph = open_graph(bundle / "detector.onnx")
         self.original = read_vocabulary(bundle / "original.vocab.safetensors")
-        self.learned = [read_vocabulary(path) for path in learned]
+        self.learned: list[Vocabulary] = []
+        for place in learned:
+            self.learned.append(read_labelled(place, {part.label for part in self.learned}))
         labels = [vocabulary.label for vocabulary in (self.original, *self.learned)]
         for vocabulary in (self.original, *self.learned):
             if (vocabulary.about["kind"] == "original") != (vocabulary is self.original):
@@ -240,7 +265,7 @@ class Detector:
                 if about[what] != digest:
                     raise SystemExit(f"{vocabulary.label}: made for another {what} ({about[what][:12]}).")
             if labels.count(vocabulary.label) > 1:
-                raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; rename one of the files.")
+                raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; give one another: NAME=FILE.")
 
     def detect(self, image: Image.Image, conf: float | None = None) -> list[dict[str, Any]]:
         """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds."""
@@ -641,7 +666,13 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, help="images, and folders of them")
     parser.add_argument("--no-recursive", action="store_true", help="read folders without their subfolders")
     parser.add_argument("--bundle", type=Path, default=here.parent, help="default: the folder above this program's")
-    parser.add_argument("--learned", action="append", type=Path, default=[], help="another vocabulary; can be repeated")
+    parser.add_argument(
+        "--learned",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="another vocabulary, and its label; can be repeated",
+    )
     parser.add_argument("--conf", type=float, help="score above which a detection counts; default: each class's own")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
     parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")

@@ -3,6 +3,7 @@
 import { sha256 } from "./sha256.js";
 
 export const ORIGINAL = "original"; // label of the vocabulary that the detector is deployed with
+const LEARNED = "learned"; // name of every run's learned vocabulary
 export const SUFFIX = ".vocab.safetensors";
 const VERSIONS = [1, 2]; // 2: with box_offsets, content or background
 const NEEDED = ["names", "kind", "guide_mode", "detector", "text_tower", "guide"];
@@ -23,11 +24,20 @@ const ROUNDING = 1e-5; // the inverse of a calibration rounds, so the graph's th
 /** Reads a file: 8 bytes with the size of the header, a JSON header, raw little-endian float32. Refuses any other. */
 export function readVocabulary(buffer, fileName) {
   try {
-    return { ...read(buffer), label: fileName.endsWith(SUFFIX) ? fileName.slice(0, -SUFFIX.length) : fileName };
+    const vocabulary = read(buffer);
+    return { ...vocabulary, label: labelOf(vocabulary, fileName) };
   } catch (error) {
     const reason = error instanceof Refusal ? error.message : "is not a vocabulary file, or it is damaged or cut short";
     throw new Error(`${fileName} ${reason}.`);
   }
+}
+
+/** The name of the file. All runs call theirs `learned`: that has the label which `export --name` gave, if it gave one. */
+function labelOf({ provenance }, fileName) {
+  const name = fileName.endsWith(SUFFIX) ? fileName.slice(0, -SUFFIX.length) : fileName;
+  const { label } = provenance;
+  const usable = typeof label === "string" && /[^\p{Z}]/u.test(label) && !/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u.test(label);
+  return name === LEARNED && usable && label !== ORIGINAL ? label : name;
 }
 
 /** The content of a file, after all checks of docs/formats.md. */

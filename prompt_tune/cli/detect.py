@@ -63,7 +63,9 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     "--learned",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
+    metavar="[NAME=]FILE",
+    help="Another vocabulary file for the same detector. NAME is its label; default: its file name. Can be given "
+    "several times.",
 )
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
 @click.option("--show", multiple=True, metavar="NAME", help=f"Show, save and label only this class: {NAMES}")

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     "--learned",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector. Can be given several times.",
+    metavar="[NAME=]FILE",
+    help="Another vocabulary file for the same detector. NAME is its label; default: its file name. Can be given "
+    "several times.",
 )
 @click.option(
     "--data",

@@ -54,8 +54,9 @@ LABELS = {
     "--learned",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Needs ONNX Runtime: a bundle, or "
-    "a run with --engine onnx. Can be given several times.",
+    metavar="[NAME=]FILE",
+    help="Another vocabulary file for the same detector. NAME is its label; default: its file name. Needs ONNX "
+    "Runtime: a bundle, or a run with --engine onnx. Can be given several times.",
 )
 @click.option(
     "--engine",

@@ -39,7 +39,9 @@ UNLABELLED = (
     "--learned",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
+    metavar="[NAME=]FILE",
+    help="Another vocabulary file for the same detector. NAME is its label; default: its file name. Can be given "
+    "several times.",
 )
 @click.option(
     "--data",

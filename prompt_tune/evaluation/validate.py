@@ -178,7 +178,7 @@ def validate_bundle(
     Args:
         bundle: A bundle folder of `export`.
         data: A data set in any format that `fit` reads. Its classes are matched to the vocabularies by name.
-        learned: More vocabulary files for the same detector; a file name is the label.
+        learned: More vocabulary files for the same detector, labelled as by `Detector.load`.
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
         device: See `open_session`.
@@ -194,8 +194,7 @@ def validate_bundle(
         ProviderError: The device is not available.
     """
     detector = Detector(bundle, device=device, learned=learned)
-    own = detector.vocabularies.get(LEARNED)
-    provenance = {} if own is None else own.provenance
+    provenance = {} if detector.bundled is None else detector.vocabularies[detector.bundled].provenance
     if recorded is None and "held_out" not in provenance:
         recorded = ()
     truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded, strict=strict)

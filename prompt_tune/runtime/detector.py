@@ -19,6 +19,7 @@ from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
+from prompt_tune.runtime.labels import label_of, named_file
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.session import GraphSession
@@ -32,7 +33,6 @@ from prompt_tune.wording import counted
 # times that in all
 MAX_SCORES = 2**28
 LEARNED = "learned"  # label of a learned vocabulary without a file name
-VOCABULARY_SUFFIX = ".vocab.safetensors"
 
 
 class Detector:
@@ -54,6 +54,8 @@ class Detector:
         precision: Of the graph: "float32" or "float16".
         digest: SHA-256 (hex) of the detector.
         image_size: Side in pixels of the square that images are letterboxed to.
+        bundled: The label of the bundle's own learned vocabulary: "learned", or what `export --name` gave. None if it
+            was not loaded.
     """
 
     def __init__(
@@ -72,7 +74,8 @@ class Detector:
             bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
             device: "cpu", "cuda" (the first GPU), "cuda:1" or 1 (the second), or "auto", which is CUDA if it works and
                 else the CPU. A device that is not available is an error.
-            learned: Further learned or plain vocabularies for the same detector, as files or objects.
+            learned: Further learned or plain vocabularies for the same detector, as files, texts "NAME=FILE" that give
+                a label, or objects. See `load`.
             use_bundled: Whether to load the bundle's own learned vocabulary.
             image_size: Side in pixels of the square that images are letterboxed to, a multiple of 32. By default, the
                 bundle's.
@@ -107,7 +110,9 @@ class Detector:
         self._lock = PerProcess(threading.Lock)
         self._readers = PerProcess(lambda: ThreadPoolExecutor(threads or os.cpu_count(), "letterbox"))
         self._state = State.of(ORIGINAL, self._original, self._session.upload)
-        for vocabulary in ([self.bundle / LEARNED_FILE] if use_bundled else []) + list(learned):
+        own = self.bundle / LEARNED_FILE
+        self.bundled = self._load_file(own, own, None) if use_bundled else None
+        for vocabulary in learned:
             self.load(vocabulary)
 
     def __repr__(self) -> str:
@@ -137,8 +142,10 @@ class Detector:
         """Add a learned or plain vocabulary, from the next call of `detect` on.
 
         Args:
-            vocabulary: A file or an object.
-            name: The label of its detections. By default, the name of the file; objects are labelled "learned",
+            vocabulary: A file, a text "NAME=FILE" that gives a label, or an object.
+            name: The label of its detections. By default, the name of the file. A file called
+                learned.vocab.safetensors, as all runs have one, takes the label that `export --name` gave, or else
+                "learned", or else, if that is taken, the name of its folder. Objects are labelled "learned",
                 "learned-2", and so on.
 
         Returns:
@@ -147,10 +154,17 @@ class Detector:
         Raises:
             VocabularyError: See `Detector`.
         """
-        place = "The vocabulary" if isinstance(vocabulary, Vocabulary) else f"`{vocabulary}`"
-        if not isinstance(vocabulary, Vocabulary):
-            name = name or Path(vocabulary).name.removesuffix(VOCABULARY_SUFFIX)
-            vocabulary = Vocabulary.load(vocabulary)
+        if isinstance(vocabulary, Vocabulary):
+            return self._add(vocabulary, "The vocabulary", name, None)
+        given, file = named_file(vocabulary)
+        return self._load_file(vocabulary, file, name or given)
+
+    def _load_file(self, place: str | Path, file: Path, name: str | None) -> str:
+        """Add the vocabulary of a file, which errors call `place`."""
+        return self._add(Vocabulary.load(file), f"`{place}`", name, file)
+
+    def _add(self, vocabulary: Vocabulary, place: str, name: str | None, file: Path | None) -> str:
+        """Add a vocabulary, with a label of its own if `name` is None."""
         if vocabulary.kind == "original":
             raise VocabularyError(
                 f"{place} is of kind `original`: it guides a detector, and a bundle has its own. Load a vocabulary of "
@@ -159,11 +173,11 @@ class Detector:
         self._check_made_for_this(vocabulary, place)
         with self._lock.get():
             loaded = self._state.learned
-            label = name or _free_label(loaded)
+            label = name or (_free_label(loaded) if file is None else label_of(file, vocabulary, loaded))
             if label == ORIGINAL or label in loaded:
                 raise VocabularyError(
-                    f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Rename the file, give "
-                    "another `name`, or leave the other one out."
+                    f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Give it another one "
+                    "(NAME=FILE), or leave the other vocabulary out."
                 )
             self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload)
         return label

@@ -61,6 +61,7 @@ class Provenance(TypedDict, total=False):
         merged: `digest` and `provenance` of each vocabulary that was merged.
         converted: `format`, `sha256` and `normalised` of the foreign file that was read.
         prompts: SHA-256 (hex) of the prompts file that `vocab build` used.
+        label: The label that `export --name` gave.
         metrics: Further figures by name.
     """
 
@@ -87,6 +88,7 @@ class Provenance(TypedDict, total=False):
     merged: list[dict[str, Any]]
     converted: dict[str, Any]
     prompts: str
+    label: str
     metrics: dict[str, float]
 
 

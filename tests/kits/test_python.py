@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -212,7 +213,8 @@ def test_file_that_is_not_an_image_and_label_that_is_taken_are_refused_in_one_li
     assert done.stderr == f"{tmp_path / 'photo.png'} cannot be read as an image: not an image of a known format\n"
     done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", bundle / "learned.vocab.safetensors")
     assert (
-        done.returncode == 1 and done.stderr == "learned: two vocabularies have this name; rename one of the files.\n"
+        done.returncode == 1
+        and done.stderr == "learned: two vocabularies have this name; give one another: NAME=FILE.\n"
     )
 
 
@@ -412,3 +414,26 @@ def test_background_row_stays_hidden_in_the_program_too(bundle: Path, tmp_path: 
         (answer,) = json.loads(done.stdout)
         assert answer["detections"] == rows_of(Detector(marked), image, conf)
         assert row not in {one["class_id"] for one in answer["detections"] if one["vocabulary"] == "original"}
+
+
+def test_labels_of_the_program_are_those_of_the_runtime(bundle: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.fromarray(photo(90, 161)).save(image)
+    named = tmp_path / "named"
+    shutil.copytree(bundle, named)
+    own = Vocabulary.load(named / "learned.vocab.safetensors")
+    save(replace(own, provenance={"label": "mine"}), named / "learned.vocab.safetensors")
+    places: list[str | Path] = []
+    for run_folder in ("night", "day"):
+        (tmp_path / run_folder).mkdir()
+        vocabulary = learned_for(bundle, run_folder, provenance={"label": "mine"} if run_folder == "day" else {})
+        places.append(save(vocabulary, tmp_path / run_folder / "learned.vocab.safetensors"))
+    places.append(f"third={places[0]}")
+    arguments = [part for place in places for part in ("--learned", place)]
+    done = run(image, "--bundle", named, "--conf", "0.05", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    detector = Detector(named, learned=places)
+    assert list(detector.vocabularies) == ["original", "mine", "learned", "day", "third"]
+    assert json.loads(done.stdout)[0]["detections"] == rows_of(detector, image, 0.05)
+    done = run(image, "--bundle", named, "--learned", f"original={places[0]}")
+    assert done.returncode == 1 and "this cannot be a label" in done.stderr and len(done.stderr.splitlines()) == 1

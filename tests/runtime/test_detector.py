@@ -497,3 +497,18 @@ def test_background_row_guides_and_scores_and_is_never_shown(bundle: Path, tmp_p
     found = marked.detect(images, conf=0.2, show=[hidden[1]])
     assert {key for part in found for key in part.vocabularies} == {label}
     assert "original (79 classes)" in repr(marked)
+
+
+def test_files_of_several_runs_are_loaded_side_by_side(bundle: Path, tmp_path: Path) -> None:
+    places = []
+    for run in ("night", "day"):
+        (tmp_path / run).mkdir()
+        places.append(tmp_path / run / "learned.vocab.safetensors")
+        learned_for(bundle, run).save(places[-1])
+    detector = Detector(bundle, learned=[places[0], f"sun={places[1]}"], threads=1)
+    assert list(detector.vocabularies) == ["original", "learned", "night", "sun"] and detector.bundled == "learned"
+    assert detector.load(f"again={places[0]}") == "again" and detector.load(places[0], "and again") == "and again"
+    with pytest.raises(VocabularyError) as refusal:
+        detector.load(places[0])
+    assert "cannot be loaded as `night`" in str(refusal.value) and "NAME=FILE" in str(refusal.value)
+    assert Detector(bundle, use_bundled=False, learned=places, threads=1).bundled is None
