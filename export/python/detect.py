@@ -37,6 +37,7 @@ MAX_FILE_BYTES = 2**31 + 2**28
 TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # they turn the direction of text
 PAD_GREY = 114
 LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
+SAME_BOX_IOU = 0.7  # an original and a learned box that overlap by this or more are on the same object
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
 ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
@@ -267,8 +268,11 @@ class Detector:
             if labels.count(vocabulary.label) > 1:
                 raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; give one another: NAME=FILE.")
 
-    def detect(self, image: Image.Image, conf: float | None = None) -> list[dict[str, Any]]:
-        """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds."""
+    def detect(self, image: Image.Image, conf: float | None = None, overlap: str = "keep") -> list[dict[str, Any]]:
+        """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds.
+
+        `overlap` other than "keep" adds `hidden`: true for one of an original and a learned box on the same object.
+        """
         pixels, scale, left, top = letterbox(image, self.graph["image_size"])
         images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)  # (1, 3, h, w)
         together = [part for part in self.learned if part.about["guide_mode"] == "original"]
@@ -298,7 +302,35 @@ class Detector:
                             "box_xyxy": [float(value) for value in box],
                         }
                     )
+        if overlap != "keep":
+            hidden = self._hidden(found, overlap)
+            for row, one in enumerate(found):
+                one["hidden"] = row in hidden
         return found
+
+    def _hidden(self, found: list[dict[str, Any]], overlap: str) -> set[int]:
+        """The rows that another box on the same object hides: see docs/detecting.md of prompt-tune."""
+        parts = {part.label: part for part in (self.original, *self.learned)}
+        limits = [float(parts[one["vocabulary"]].thresholds[one["class_id"]]) for one in found]
+        pairs = zip(found, limits, strict=True)
+        margins = [(one["score"] - limit) / max(1 - limit, 1e-9) for one, limit in pairs]
+        boxes = np.array([one["box_xyxy"] for one in found], np.float32).reshape(-1, 4)
+        originals = [row for row, one in enumerate(found) if one["vocabulary"] == "original"]
+        learned = [row for row, one in enumerate(found) if one["vocabulary"] != "original"]
+        theirs, rivals = boxes[originals], {row: set[int]() for row in range(len(found))}
+        for row in learned:
+            offsets = parts[found[row]["vocabulary"]].box_offsets[found[row]["class_id"]]
+            sizes = np.tile(theirs[:, 2:] - theirs[:, :2], 2)
+            drawn = np.where(offsets == 0, theirs, theirs + offsets * sizes)  # as this class draws them
+            for place in np.flatnonzero(overlaps(boxes[row : row + 1], drawn) >= SAME_BOX_IOU):
+                rivals[row].add(originals[place])
+                rivals[originals[place]].add(row)
+        if overlap == "learned":
+            return {other for row in learned if margins[row] > 0 for other in rivals[row]}
+        hidden: set[int] = set()
+        for row in sorted(range(len(found)), key=lambda row: (-margins[row], row in originals)):  # the surest first
+            hidden |= set() if row in hidden else rivals[row]
+        return hidden
 
     def _run(
         self, images: np.ndarray, original: list[Vocabulary], learned: list[Vocabulary], conf: float | None
@@ -558,7 +590,8 @@ def draw(image: Image.Image, found: list[dict[str, Any]], font_file: Path | None
     canvas, side = ImageDraw.Draw(picture), sum(image.size) / 2
     height = max(11, side / 42)
     font = load_font(font_file, height)
-    order = sorted(found, key=lambda one: (one["vocabulary"] != "original", one["score"]))
+    shown = [one for one in found if not one.get("hidden")]
+    order = sorted(shown, key=lambda one: (one["vocabulary"] != "original", one["score"]))
     thick = max(2, round(side / 200))
     for one, box in zip(order, apart([one["box_xyxy"] for one in order[::-1]], thick + 2)[::-1], strict=True):
         original = one["vocabulary"] == "original"
@@ -674,6 +707,12 @@ def main() -> None:
         help="another vocabulary, and its label; can be repeated",
     )
     parser.add_argument("--conf", type=float, help="score above which a detection counts; default: each class's own")
+    parser.add_argument(
+        "--overlap",
+        choices=["keep", "learned", "score"],
+        default="keep",
+        help="which of an original and a learned box on the same object is marked as hidden; default: keep both",
+    )
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
     parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")
     options = parser.parse_args()
@@ -694,7 +733,7 @@ def main() -> None:
         except ValueError as error:
             skipped.append(str(error))
             continue
-        found = detector.detect(image, options.conf)
+        found = detector.detect(image, options.conf, options.overlap)
         results.append({"image": str(path), "width": image.width, "height": image.height, "detections": found})
         if drawings:
             drawings[number].parent.mkdir(parents=True, exist_ok=True)

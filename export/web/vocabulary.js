@@ -252,9 +252,14 @@ export function calibrated(score, one) {
 
 /** Intersection over union of the boxes in two rows. */
 function overlap(one, other) {
+  return iou(one.subarray(1, 5), other.subarray(1, 5));
+}
+
+/** Intersection over union of two boxes: x1, y1, x2, y2. */
+export function iou(one, other) {
   const side = (from, to) => Math.max(0, Math.min(one[to], other[to]) - Math.max(one[from], other[from]));
-  const area = (row) => (row[3] - row[1]) * (row[4] - row[2]);
-  const shared = side(1, 3) * side(2, 4);
+  const area = (box) => Math.max(0, box[2] - box[0]) * Math.max(0, box[3] - box[1]);
+  const shared = side(0, 2) * side(1, 3);
   return shared / Math.max(area(one) + area(other) - shared, 1e-9);
 }
 

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prompt_tune.contract import SAME_BOX_IOU
 from prompt_tune.errors import RunError
-from prompt_tune.evaluation.alarms import SAME_BOX_IOU
 from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.outcomes import ClassOutcome, Example

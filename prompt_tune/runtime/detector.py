@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
 from prompt_tune.runtime.labels import label_of, named_file
+from prompt_tune.runtime.overlap import Overlap, check_overlap, hidden_rows
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.session import GraphSession
@@ -207,6 +209,7 @@ class Detector:
         learned_conf: float | None = None,
         show: Sequence[str] | None = None,
         hide: Sequence[str] | None = None,
+        overlap: Overlap = "keep",
         batch: int = 1,
         bgr: bool = False,
     ) -> list[Detections]:
@@ -223,6 +226,10 @@ class Detector:
             learned_conf: The same for all other vocabularies; overrides `conf`.
             show: Only these classes, see `choose_classes`.
             hide: Not these classes.
+            overlap: What becomes of an original and a learned box on the same object. "keep": both stay. "learned": the
+                original one is hidden. "score": the one that is less far above its class's threshold is hidden. Hidden
+                rows stay in the result: `Detections.hidden` marks them, and `Detections.shown` leaves them out. See
+                `overlap.hidden_rows`.
             batch: Number of images that go through the network at once. With thousands of classes it may be fewer, to
                 fit into memory.
             bgr: Whether arrays are BGR, as `cv2.imread` and `cv2.VideoCapture` give them. Files and PIL images are
@@ -243,6 +250,7 @@ class Detector:
         ):
             if value is not None and not 0 <= value <= 1:
                 raise PromptTuneError(f"`{what}` must be from 0 to 1. Received: {value}.")
+        check_overlap(overlap)
         if batch < 1:
             raise PromptTuneError(f"`batch` must be at least 1. Received: {batch}.")
         state = self._state
@@ -262,7 +270,10 @@ class Detector:
             side_by_side = self._readers.get().map if len(part) > 1 else map  # Pillow works without Python's lock
             pixels = list(side_by_side(partial(self._letterboxed, bgr=bgr), part))
             found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
-        return found
+        if overlap == "keep":
+            return found
+        vocabularies = {ORIGINAL: self._original, **state.learned}
+        return [replace(part, hidden=hidden_rows(part, vocabularies, overlap)) for part in found]
 
     def raw(
         self,

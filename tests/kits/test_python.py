@@ -437,3 +437,26 @@ def test_labels_of_the_program_are_those_of_the_runtime(bundle: Path, tmp_path: 
     assert json.loads(done.stdout)[0]["detections"] == rows_of(detector, image, 0.05)
     done = run(image, "--bundle", named, "--learned", f"original={places[0]}")
     assert done.returncode == 1 and "this cannot be a label" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("overlap", ["learned", "score"])
+def test_program_hides_what_the_runtime_hides(overlap: Any, bundle: Path, tmp_path: Path) -> None:
+    original = Detector(bundle, use_bundled=False).vocabularies["original"]
+    twins = replace(
+        learned_for(bundle, *original.names, box_offsets=np.tile(np.array([0, 0.1, 0, -0.1], np.float32), (80, 1))),
+        embeddings=original.embeddings,
+        thresholds=original.thresholds + np.linspace(-0.1, 0.1, 80, dtype=np.float32),
+    )
+    more = save(twins, tmp_path / "twins.vocab.safetensors")
+    images = [tmp_path / f"{seed}.png" for seed in range(2)]
+    for seed, image in enumerate(images):
+        Image.fromarray(photo(90, 161, seed=seed)).save(image)
+    done = run(*images, "--bundle", bundle, "--learned", more, "--overlap", overlap, "--draw", tmp_path / "drawn")
+    assert (done.returncode, done.stderr) == (0, "")
+    for image, answer in zip(images, json.loads(done.stdout), strict=True):
+        (found,) = Detector(bundle, learned=[more]).detect(image, overlap=overlap)
+        assert [one["score"] for one in answer["detections"]] == found.scores.tolist()
+        assert found.hidden is not None and [one["hidden"] for one in answer["detections"]] == found.hidden.tolist()
+        assert 0 < found.hidden.sum() < len(found)
+        labels = {label for label, hidden in zip(found.vocabularies, found.hidden, strict=True) if hidden}
+        assert labels == ({"original"} if overlap == "learned" else labels)

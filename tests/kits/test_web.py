@@ -435,3 +435,26 @@ def test_background_row_stays_hidden_on_the_page_too(tools: Tools, bundle: Path,
     assert_same(saved, wanted, LOW)
     name = original_vocabulary().names[row]
     assert "79 classes" in chips and f", {name}," not in chips
+
+
+def test_hidden_boxes_are_not_listed_and_stay_in_the_json(tools: Tools, site: str, bundle: Path, scene: Path) -> None:
+    _, before, _, after, saved, _, surer = use(
+        tools,
+        site,
+        ["files", "#photo", str(scene)],
+        ["text", "#total"],
+        ["select", "#overlap", "learned"],
+        ["text", "#total"],
+        ["download", "#save-json"],
+        ["select", "#overlap", "score"],
+        ["download", "#save-json"],
+    )
+    for how, text in (("learned", saved), ("score", surer)):
+        (wanted,) = Detector(bundle).detect([scene], overlap=how)  # type: ignore[arg-type]
+        assert wanted.hidden is not None and 0 < wanted.hidden.sum() < len(wanted)
+        assert_same(text, wanted)
+        hidden = [one for one in json.loads(text)[0]["detections"] if one["hidden"]]
+        assert len(hidden) == wanted.hidden.sum()
+        assert {one["vocabulary"] for one in hidden} == {"original"}
+        count = int(wanted.hidden.sum())
+    assert before == f"· {len(wanted)}" and after == f"· {len(wanted) - count}, {count} hidden"

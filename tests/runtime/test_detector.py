@@ -5,8 +5,9 @@ import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -512,3 +513,24 @@ def test_files_of_several_runs_are_loaded_side_by_side(bundle: Path, tmp_path: P
         detector.load(places[0])
     assert "cannot be loaded as `night`" in str(refusal.value) and "NAME=FILE" in str(refusal.value)
     assert Detector(bundle, use_bundled=False, learned=places, threads=1).bundled is None
+
+
+def test_overlap_is_a_view_that_removes_no_row(bundle: Path) -> None:
+    """Twins of the original classes lie on their boxes, with their scores."""
+    detector = Detector(bundle, use_bundled=False, threads=1)
+    original, images = detector.vocabularies["original"], [photo(60, 150, seed=1), photo(96, 96, seed=3)]
+    twins = replace(
+        learned_for(bundle, *original.names), embeddings=original.embeddings, thresholds=original.thresholds - 0.1
+    )
+    detector.load(twins, "twins")
+    kept = detector.detect(images)
+    how: Literal["learned", "score"]
+    for how in ("learned", "score"):
+        for before, found in zip(kept, detector.detect(images, overlap=how), strict=True):
+            assert content(before) == content(replace(found, hidden=None)) and before.hidden is None
+            assert found.hidden is not None and set(found.shown.vocabularies) == {"twins"}
+    (found,) = detector.detect(images[0], overlap="learned", hide=["twins:*"])  # what is not there hides nothing
+    assert found.hidden is not None and not found.hidden.any() and len(found) > 0
+    assert content(replace(found, hidden=None)) == content(kept[0].of("original"))
+    with pytest.raises(PromptTuneError, match="`overlap` must be one of"):
+        detector.detect(images[0], overlap="both")  # type: ignore[arg-type]
