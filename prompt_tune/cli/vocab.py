@@ -229,6 +229,7 @@ def convert(
     \b
     .npy   AILab-CVC/YOLO-World: embeddings, and class texts as JSON in a second file
     .npz   ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection
+    .npz   ultralytics 8.4, `save_prompt_embeddings` (only read)
 
     Embeddings stay the same, bit for bit. These formats have one embedding per class.
     """
