@@ -119,7 +119,13 @@ def test_command_that_does_not_fail_in_one_line_is_found(status: int, out: str, 
 
 @pytest.mark.parametrize(
     ("memory", "level"),
-    [([100.0] * 60, True), ([1000 - 900 * 0.8**i for i in range(60)], True), ([100.0 + i for i in range(60)], False)],
+    [
+        ([100.0] * 60, True),
+        ([1000 - 900 * 0.8**i for i in range(60)], True),
+        ([100.0 + 20 * (i % 30 == 29) for i in range(60)], True),  # a peak of a moment
+        ([100.0 + i for i in range(60)], False),
+        ([200.0 + 0.2 * i for i in range(60)], False),  # 12 MB in ten minutes
+    ],
 )
 def test_memory_that_still_grows_is_told_from_memory_that_levels_off(memory: list[float], level: bool) -> None:
     assert soak.levels_off(memory) is level

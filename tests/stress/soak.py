@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,7 +29,9 @@ N_THREADS = 8
 SIZES = (1, 3, 20, 150)  # classes of vocabularies that come and go
 SHAPES = ((40, 60), (96, 96), (200, 120), (64, 320))  # images, height and width
 SAMPLES = 60  # measurements of memory
-LEVEL = 0.02  # memory levels off if its last third grows by less than this share a third
+LEVEL = (
+    0.01  # memory levels off if the median of its last third is higher by less than this share than of the one before
+)
 
 
 def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[float]]:
@@ -107,10 +110,9 @@ def resident_mb() -> float:
 
 
 def levels_off(memory: Sequence[float]) -> bool:
-    """Whether the last third is as high as the one before, within `LEVEL`."""
+    """Whether the last third is as high as the one before, within `LEVEL`. Peaks of a moment do not count: medians do."""
     third = len(memory) // 3
-    before, last = max(memory[third : 2 * third]), max(memory[2 * third :])
-    return last <= before * (1 + LEVEL)
+    return median(memory[2 * third :]) <= median(memory[third : 2 * third]) * (1 + LEVEL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
