@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 from small_bundle import IMAGE_SIZE, content, learned_for, photo
+from vocabularies import refusal_of
 
 from prompt_tune.contract import LEAST_SCORE
 from prompt_tune.errors import PromptTuneError, VocabularyError
@@ -473,3 +474,17 @@ def test_detector_and_vocabulary_come_from_the_package() -> None:
     import prompt_tune
 
     assert prompt_tune.Detector is Detector and prompt_tune.Vocabulary is Vocabulary
+
+
+def test_vocabularies_that_do_not_fit_into_memory_are_refused(bundle: Path) -> None:
+    large = Detector(bundle, image_size=4096, use_bundled=False)
+    n_original, limit = len(large.classes), 2**29 // (512**2 + 256**2 + 128**2)
+    fitting = learned_for(bundle, *(f"n {i}" for i in range(limit - n_original)))
+    large.load(fitting)
+    one = learned_for(bundle, "one more")
+    assert refusal_of(lambda: large.load(one, "one")) == (
+        f"The vocabulary cannot be loaded: with it, {limit + 1:,} prompts are compared with an image at once (classes, "
+        f"times the most prompts of a class). At 4096 px, at most {limit:,} fit into memory. Unload other "
+        "vocabularies, or split this one."
+    )
+    assert list(large.vocabularies) == ["original", "learned"]

@@ -110,7 +110,7 @@ def resident_mb() -> float:
 
 
 def levels_off(memory: Sequence[float]) -> bool:
-    """Whether the last third is as high as the one before, within `LEVEL`. Peaks of a moment do not count: medians do."""
+    """Whether the last third is as high as the one before, within `LEVEL`, by their medians: a peak is no growth."""
     third = len(memory) // 3
     return median(memory[2 * third :]) <= median(memory[third : 2 * third]) * (1 + LEVEL)
 
