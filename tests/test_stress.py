@@ -42,10 +42,11 @@ def test_commands_survive_kills_and_full_disks(command: str) -> None:
 
 
 def test_threads_that_load_and_unload_change_no_original_bit() -> None:
-    result, memory = soak.soak(soak.BUNDLE, 2)
+    result, memory, held = soak.soak(soak.BUNDLE, 2)
     assert result.faults == []
     assert result.outcomes["detections"] > soak.N_THREADS and result.outcomes["loads"] > 0
-    assert len(memory) == soak.SAMPLES and min(memory) > 10
+    assert len(memory) == len(held) == soak.SAMPLES and min(held) > 10
+    assert sum(held) < sum(memory)
 
 
 # The commands find what they look for
