@@ -29,8 +29,9 @@ from prompt_tune.evaluation.metrics import Metrics, coco_evaluation
 from prompt_tune.progress import Progress
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
-from prompt_tune.runtime.detector import LEARNED, Detector
+from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.labels import LEARNED
 from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest

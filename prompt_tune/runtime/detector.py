@@ -20,12 +20,12 @@ from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
-from prompt_tune.runtime.labels import label_of, named_file
+from prompt_tune.runtime.labels import free_label, label_of, named_file
 from prompt_tune.runtime.overlap import Overlap, check_overlap, hidden_rows
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.session import GraphSession
-from prompt_tune.runtime.state import State, Wanted
+from prompt_tune.runtime.state import State, Wanted, most_rows
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -34,7 +34,7 @@ from prompt_tune.wording import counted
 # scores of the images in the network at once, one per row of embeddings and anchor: 1 GiB of float32, and at most seven
 # times that in all
 MAX_SCORES = 2**28
-LEARNED = "learned"  # label of a learned vocabulary without a file name
+MOST_SCORES = 2 * MAX_SCORES  # of a single image: vocabularies that need more cannot be loaded beside each other
 
 
 class Detector:
@@ -48,7 +48,8 @@ class Detector:
 
     What a vocabulary can cost is limited: the graph gives at most 300 boxes per class and image
     (`contract.MAX_PER_CLASS`), and by the threshold of a learned or plain vocabulary nothing counts whose score is not
-    above 0.001 (`contract.LEAST_SCORE`), whatever the file says. Both hold for each class for itself.
+    above 0.001 (`contract.LEAST_SCORE`), whatever the file says. Both hold for each class for itself. Vocabularies with
+    more prompts than fit into memory (63,900 at 640 px) are refused.
 
     Attributes:
         bundle: The bundle's folder.
@@ -175,12 +176,13 @@ class Detector:
         self._check_made_for_this(vocabulary, place)
         with self._lock.get():
             loaded = self._state.learned
-            label = name or (_free_label(loaded) if file is None else label_of(file, vocabulary, loaded))
+            label = name or (free_label(loaded) if file is None else label_of(file, vocabulary, loaded))
             if label == ORIGINAL or label in loaded:
                 raise VocabularyError(
                     f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Give it another one "
                     "(NAME=FILE), or leave the other vocabulary out."
                 )
+            self._check_room({**loaded, label: vocabulary}, place)
             self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload)
         return label
 
@@ -355,6 +357,17 @@ class Detector:
                     cure = f"An export was stopped while it replaced the bundle: rename {backup} to get the old one."
                 raise GraphError(f"`{self.bundle}` is not a complete bundle: it has no {name}. {cure}")
 
+    def _check_room(self, learned: Mapping[str, Vocabulary], place: str) -> None:
+        """Refuse a vocabulary with which the scores of one image would not fit into memory."""
+        n_anchors = self._n_anchors()
+        n_rows = most_rows(self._original, learned.values())
+        if n_rows * n_anchors > MOST_SCORES:
+            raise VocabularyError(
+                f"{place} cannot be loaded: with it, {n_rows:,} prompts are compared with an image at once (classes, "
+                f"times the most prompts of a class). At {self.image_size} px, at most {MOST_SCORES // n_anchors:,} "
+                "fit into memory. Unload other vocabularies, or split this one."
+            )
+
     def _check_made_for_this(self, vocabulary: Vocabulary, place: str) -> None:
         """Refuse a vocabulary that was made for another detector, text tower or guide."""
         made_for = {"detector": vocabulary.detector, "text tower": vocabulary.text_tower}
@@ -385,11 +398,3 @@ def _as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """Several images as they are, anything else as a list with one image."""
     single = isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(images, Sequence)
     return [images] if single else images  # type: ignore[list-item, return-value]
-
-
-def _free_label(taken: Mapping[str, Vocabulary]) -> str:
-    """ "learned", "learned-2", ...: the first that is not taken."""
-    number = 1
-    while (label := LEARNED if number == 1 else f"{LEARNED}-{number}") in taken:
-        number += 1
-    return label

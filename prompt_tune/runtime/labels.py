@@ -9,6 +9,7 @@ from prompt_tune.vocabulary.format import LEARNED_FILE
 from prompt_tune.vocabulary.names import unfit
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
+LEARNED = "learned"  # of a learned vocabulary without a file name
 SUFFIX = ".vocab.safetensors"
 LABEL = "label"  # key of the provenance: the label that `export --name` gave
 
@@ -59,6 +60,14 @@ def label_of(file: Path, vocabulary: Vocabulary, taken: Container[str]) -> str:
     if isinstance(given, str) and given.strip() and given != ORIGINAL and not unfit(given):
         label = given
     return file.absolute().parent.name or label if label in taken else label
+
+
+def free_label(taken: Container[str]) -> str:
+    """ "learned", "learned-2", ...: the first that is not taken."""
+    number = 1
+    while (label := LEARNED if number == 1 else f"{LEARNED}-{number}") in taken:
+        number += 1
+    return label
 
 
 def load_labelled(places: Sequence[str | Path]) -> dict[str, Vocabulary]:

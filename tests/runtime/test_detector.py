@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 from small_bundle import IMAGE_SIZE, content, learned_for, photo, with_background
+from vocabularies import refusal_of
 
 from prompt_tune.contract import LEAST_SCORE
 from prompt_tune.errors import PromptTuneError, VocabularyError
@@ -534,3 +535,17 @@ def test_overlap_is_a_view_that_removes_no_row(bundle: Path) -> None:
     assert content(replace(found, hidden=None)) == content(kept[0].of("original"))
     with pytest.raises(PromptTuneError, match="`overlap` must be one of"):
         detector.detect(images[0], overlap="both")  # type: ignore[arg-type]
+
+
+def test_vocabularies_that_do_not_fit_into_memory_are_refused(bundle: Path) -> None:
+    large = Detector(bundle, image_size=4096, use_bundled=False)
+    n_original, limit = len(large.classes), 2**29 // (512**2 + 256**2 + 128**2)
+    fitting = learned_for(bundle, *(f"n {i}" for i in range(limit - n_original)))
+    large.load(fitting)
+    one = learned_for(bundle, "one more")
+    assert refusal_of(lambda: large.load(one, "one")) == (
+        f"The vocabulary cannot be loaded: with it, {limit + 1:,} prompts are compared with an image at once (classes, "
+        f"times the most prompts of a class). At 4096 px, at most {limit:,} fit into memory. Unload other "
+        "vocabularies, or split this one."
+    )
+    assert list(large.vocabularies) == ["original", "learned"]
