@@ -78,6 +78,13 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
 @click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
 @click.option("--image-size", type=int, help="Side of the network's input in pixels; default: the bundle's.")
+@click.option(
+    "--batch",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images that go through the network at once. Frames of a camera or stream go one by one.",
+)
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores.")
 def command(
     bundle: Path,
@@ -99,6 +106,7 @@ def command(
     original_conf: float | None,
     learned_conf: float | None,
     image_size: int | None,
+    batch: int,
     threads: int,
 ) -> None:
     """Detect the classes of BUNDLE, a folder from `prompt-tune export`, in SOURCES: images, videos, cameras, streams.
@@ -147,6 +155,7 @@ def command(
             learned_conf=conf if learned_conf is None else learned_conf,
             show=show or None,
             hide=hide,
+            batch=batch,
             progress=None if on_terminal else progress,
             stop=stop,
         )
