@@ -22,6 +22,7 @@ COMMANDS = {
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
+    "data": ("prompt_tune.cli.data", "Look over a data set without a model: counts, copies, suspicious boxes."),
     "mine": ("prompt_tune.cli.mine", "Find the unlabelled images that are worth labelling next."),
     "vocab": ("prompt_tune.cli.vocab", "Build, show, compare, edit and convert vocabulary files."),
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
