@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,9 +18,9 @@ from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
-from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
+from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, letterbox, to_rgb
 from prompt_tune.runtime.labels import free_label, label_of, named_file
-from prompt_tune.runtime.overlap import Overlap, check_overlap, hidden_rows
+from prompt_tune.runtime.overlap import Overlap, check_overlap, hide_boxes
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.session import GraphSession
@@ -233,7 +232,10 @@ class Detector:
                 rows stay in the result: `Detections.hidden` marks them, and `Detections.shown` leaves them out. See
                 `overlap.hidden_rows`.
             batch: Number of images that go through the network at once. With thousands of classes it may be fewer, to
-                fit into memory.
+                fit into memory. A call with fewer images is filled up with grey ones, at the cost of whole images: on
+                the same device, with the same options and vocabularies, what is found in an image depends on `batch`
+                alone, and not on which images are beside it, how many, or in which order. Another `batch` may change
+                the last bits.
             bgr: Whether arrays are BGR, as `cv2.imread` and `cv2.VideoCapture` give them. Files and PIL images are
                 not affected.
 
@@ -271,11 +273,8 @@ class Detector:
             part = images[first : first + at_once]
             side_by_side = self._readers.get().map if len(part) > 1 else map  # Pillow works without Python's lock
             pixels = list(side_by_side(partial(self._letterboxed, bgr=bgr), part))
-            found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
-        if overlap == "keep":
-            return found
-        vocabularies = {ORIGINAL: self._original, **state.learned}
-        return [replace(part, hidden=hidden_rows(part, vocabularies, overlap)) for part in found]
+            found += self._detect_batch(pixels, at_once, wanted, NMS_IOU if iou is None else iou)
+        return hide_boxes(found, {ORIGINAL: self._original, **state.learned}, overlap)
 
     def raw(
         self,
@@ -316,10 +315,11 @@ class Detector:
         return letterbox(to_rgb(image, bgr=bgr), self.image_size)
 
     def _detect_batch(
-        self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list[Wanted], iou: float
+        self, pixels: list[tuple[np.ndarray, Letterbox]], at_once: int, wanted: list[Wanted], iou: float
     ) -> list[Detections]:
-        """Detections of letterboxed images: a pass for the original guide, and one for each `own` vocabulary."""
-        images = np.stack([image for image, _ in pixels]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
+        """Detections of letterboxed images, filled up to `at_once`: a pass for the original guide and each `own`."""
+        padding = [np.full_like(pixels[0][0], PAD_GREY)] * (at_once - len(pixels))  # last bits depend on the shape
+        images = np.stack([*(image for image, _ in pixels), *padding]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
         images = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
         uploaded = self._session.upload(images)  # once for all passes
         original, together, *own = wanted

@@ -4,6 +4,7 @@ It comes after the results and removes no row. Two boxes of one vocabulary never
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,6 +27,13 @@ def check_overlap(overlap: str) -> None:
     """
     if overlap not in get_args(Overlap):
         raise PromptTuneError(f"`overlap` must be one of {', '.join(get_args(Overlap))}. Received: {overlap!r}.")
+
+
+def hide_boxes(found: list[Detections], vocabularies: Mapping[str, Vocabulary], overlap: Overlap) -> list[Detections]:
+    """The detections of several images, with hidden ones marked. "keep" marks nothing. See `hidden_rows`."""
+    if overlap == "keep":
+        return found
+    return [replace(part, hidden=hidden_rows(part, vocabularies, overlap)) for part in found]
 
 
 def hidden_rows(found: Detections, vocabularies: Mapping[str, Vocabulary], overlap: Overlap) -> np.ndarray:

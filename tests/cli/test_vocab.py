@@ -1,5 +1,6 @@
 """`prompt-tune vocab` as on an inference box, without the packages of `fit`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_vocab_remove_leaves_the_other_classes(files: tuple[Path, Path], tmp_pat
             1,
             "Error: Cannot read the class list nowhere",
         ),
-        (["build", "--model", "m.pt", "--out", "OUT"], 2, "Missing option '--names'."),
+        (["build", "--model", "m.pt", "--out", "OUT"], 2, "Missing option '--names' / '--classes'."),
         (
             ["build", "--model", "m.pt", "--names", "a", "--kind", "original", "--original", "coco", "--out", "OUT"],
             2,
@@ -231,6 +232,8 @@ def test_vocab_show_names_background_rows_apart(tmp_path: Path) -> None:
     learned("car", "void", kind="original", guide=guide_digest(rows), background=(("void", " "),)).save(path)
     lines = [line.split() for line in prompt_tune("vocab", "show", path).stdout.splitlines()]
     assert lines[:2] == [["classes", "1"], ["background", "void", "(text", '"', '")']]
+    rows = json.loads(prompt_tune("vocab", "show", path, "--json").stdout)["classes"]
+    assert [(row["name"], row.get("background")) for row in rows] == [("car", None), ("void", " ")]
 
 
 def test_build_adds_background_rows_to_a_guide_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -127,13 +127,13 @@ def test_batch_whose_scores_are_too_many_goes_in_parts(bundle: Path, monkeypatch
     monkeypatch.setattr(runtime, "MAX_SCORES", 2 * N_ANCHORS * n_rows)
     for one, other in zip(singly, detector.detect(images, batch=4), strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
-    assert sizes == [2, 2, 1]
+    assert sizes == [2, 2, 2]
     monkeypatch.setattr(runtime, "MAX_SCORES", 1)
     detector.detect(images[:2], batch=2)
     assert sizes[3:] == [1, 1]
 
 
-@pytest.mark.parametrize(("n_prompts", "expected"), [(1, [4, 1]), (2, [2, 2, 1]), (8, [1] * 5)])
+@pytest.mark.parametrize(("n_prompts", "expected"), [(1, [4, 4]), (2, [2, 2, 2]), (8, [1] * 5)])
 @pytest.mark.parametrize("guide_mode", ["original", "own"])
 def test_scores_of_all_prompts_count_towards_the_cap(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, n_prompts: int, expected: list[int], guide_mode: str
@@ -157,6 +157,19 @@ def test_batches_keep_images_apart(detector: Detector) -> None:
         assert one.vocabularies == other.vocabularies
         np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-2)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_bits_depend_on_the_size_of_the_batch_and_not_on_what_is_beside_an_image(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [photo(60 + 10 * seed, 90, seed=seed) for seed in range(5)]
+    sizes = counted_batches(detector, monkeypatch)
+    expected = [content(detector.detect(image, batch=4)[0]) for image in images]  # each with three grey ones
+    assert len(set(expected)) == 5 and min(len(found) for found in detector.detect(images)) > 0
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0], [3, 3, 3, 1], [1, 4, 3, 2, 0, 2, 1]):
+        found = detector.detect([images[number] for number in order], batch=4)
+        assert [content(one) for one in found] == [expected[number] for number in order]
+    assert sizes == [4] * 5 + [1] * 5 + [4] * (2 + 1 + 1 + 2)
 
 
 def test_original_detections_are_bit_identical_with_anything_loaded(bundle: Path) -> None:

@@ -39,11 +39,12 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
     """Let the threads work on one detector.
 
     Returns:
-        The outcomes, and the resident memory of the process in MB, `SAMPLES` times: as it was, and after the C library
-        has given what is free back to the system. Only the second can show a leak: the first also has the gaps that
-        eight threads leave in the heaps of glibc.
+        The outcomes, and the resident memory of the process in MB, `SAMPLES` times: as it was, and while all
+        threads wait and the C library has given what is free back to the system. Only the second can show a leak: the
+        first also has what eight calls work on, and the gaps that threads leave in the heaps of glibc.
     """
     result, lock, stop = Result(), threading.Lock(), threading.Event()
+    slots = threading.Semaphore(N_THREADS)  # a thread has one while it does something
     rng = np.random.default_rng(seed)
     images = [rng.integers(0, 255, (*shape, 3), np.uint8) for shape in SHAPES]
     alone = Detector(bundle, threads=1)
@@ -62,29 +63,30 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
         own = random.Random(f"{seed}-{number}")
         counts: dict[str, int] = {"detections": 0, "loads": 0, "refused": 0}
         while not stop.is_set():
-            if own.random() < 0.3:
-                name = f"v{own.randrange(6)}"
-                try:
-                    detector.load(own.choice(vocabularies), name=name)
-                    counts["loads"] += 1
-                except VocabularyError:  # its classes are loaded under another name
-                    counts["refused"] += 1
-                if own.random() < 0.7:
+            with slots:
+                if own.random() < 0.3:
+                    name = f"v{own.randrange(6)}"
                     try:
-                        detector.unload(name)
-                    except VocabularyError:  # another thread was faster
+                        detector.load(own.choice(vocabularies), name=name)
+                        counts["loads"] += 1
+                    except VocabularyError:  # its classes are loaded under another name
                         counts["refused"] += 1
-            at = own.randrange(len(images))
-            try:
-                (found,) = detector.detect(images[at], conf=0.01, show=originals if own.random() < 0.5 else None)
-                same = content(found.of("original")) == wanted[at]
-            except Exception as error:
-                same = False
-                result.faults.append(f"thread {number}: {type(error).__name__}: {error!s:.200}")
-            counts["detections"] += 1
-            if not same:
-                with lock:
-                    result.faults.append(f"thread {number}: original detections of image {at} changed")
+                    if own.random() < 0.7:
+                        try:
+                            detector.unload(name)
+                        except VocabularyError:  # another thread was faster
+                            counts["refused"] += 1
+                at = own.randrange(len(images))
+                try:
+                    (found,) = detector.detect(images[at], conf=0.01, show=originals if own.random() < 0.5 else None)
+                    same = content(found.of("original")) == wanted[at]
+                except Exception as error:
+                    same = False
+                    result.faults.append(f"thread {number}: {type(error).__name__}: {error!s:.200}")
+                counts["detections"] += 1
+                if not same:
+                    with lock:
+                        result.faults.append(f"thread {number}: original detections of image {at} changed")
         with lock:
             result.outcomes.update(counts)
 
@@ -95,8 +97,11 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
     for _ in range(SAMPLES):
         time.sleep(seconds / SAMPLES)
         memory.append(resident_mb())
+        for _ in threads:
+            slots.acquire()
         give_back()
         held.append(resident_mb())
+        slots.release(N_THREADS)
     stop.set()
     for thread in threads:
         thread.join()
