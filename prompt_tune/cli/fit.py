@@ -105,7 +105,13 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     help="Folder of the region cache. Default: 'regions' in the run folder.",
 )
 @_settings
-@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1, or 1 for the same.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Torch device: cpu, cuda, cuda:1, or 1 for the same. cuda:0,1 fills the cache on both GPUs, cpu,cpu in two "
+    "processes. Under torchrun, cuda gives each rank its own GPU.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -136,6 +142,8 @@ def command(
     from prompt_tune.evaluation.baselines import before_and_after
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
+    from prompt_tune.tuning.ranks import device_of_rank, of_torchrun
+    from prompt_tune.tuning.sharing import help_out
     from prompt_tune.vocabulary.names import read_classes
 
     inputs = FitInputs(
@@ -150,14 +158,21 @@ def command(
         cache=cache,
         given=frozenset(name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT),
     )
+    config = FitConfig(**settings)
+    ranks = of_torchrun()
+    device = device if ranks is None else device_of_rank(device)
+    if ranks is not None and ranks.rank:
+        help_out(inputs, out, ranks, config=config, strict=strict, device=device)
+        return
     with stages() as progress:
         result = fit(
             inputs,
             out,
-            config=FitConfig(**settings),
+            config=config,
             resume=resume,
             strict=strict,
             device=device,
+            ranks=ranks,
             progress=progress,
         )
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
