@@ -131,6 +131,10 @@ def parse(command: click.Command, words: Sequence[str]) -> None:
         assert found is not None
         command = found
     context = click.Context(command, info_name=command.name, parent=parent)
+    if "--config" in arguments:  # a file that is not there: it may have any option, those that are required too
+        place = arguments.index("--config")
+        del arguments[place : place + 2]
+        context.resilient_parsing = True
     try:
         command.parse_args(context, arguments)
     except click.exceptions.Exit:  # --help and --version

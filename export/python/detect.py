@@ -35,6 +35,7 @@ DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")  #
 MAX_FILE_BYTES = 2**31 + 2**28
 PAD_GREY = 114
 LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
+MOST_SCORES = 2**29  # of an image, one for each prompt and anchor: 2 GiB, and several times that while it is computed
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
 ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
@@ -225,6 +226,11 @@ class Detector:
                     raise SystemExit(f"{vocabulary.label}: made for another {what} ({about[what][:12]}).")
             if labels.count(vocabulary.label) > 1:
                 raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; rename one of the files.")
+        anchors = sum((self.graph["image_size"] // stride) ** 2 for stride in self.graph["strides"])
+        together = [part for part in self.learned if part.about["guide_mode"] == "original"]
+        own = [n_rows([part]) for part in self.learned if part.about["guide_mode"] == "own"]
+        if max(n_rows([self.original]) + n_rows(together), *own, 0) * anchors > MOST_SCORES:
+            raise SystemExit("The vocabularies have too many prompts for the memory. Give fewer of them.")
 
     def detect(self, image: Image.Image, conf: float | None = None) -> list[dict[str, Any]]:
         """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds."""
@@ -309,6 +315,11 @@ def packed(group: list[Vocabulary]) -> np.ndarray:
     n_prompts = max((part.embeddings.shape[1] for part in group), default=1)
     parts = [part.embeddings[:, np.arange(n_prompts) % part.embeddings.shape[1]] for part in group]
     return np.concatenate([np.zeros((0, n_prompts, 512), np.float32), *parts])  # (n_cls, n_prompts, 512)
+
+
+def n_rows(group: list[Vocabulary]) -> int:
+    """Rows of a packed group."""
+    return sum(len(part.thresholds) for part in group) * max((part.embeddings.shape[1] for part in group), default=1)
 
 
 def locate(group: list[Vocabulary], index: int) -> tuple[Vocabulary, int]:

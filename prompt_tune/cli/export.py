@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from prompt_tune.cli.options import Command
-from prompt_tune.cli.terminal import echo
+from prompt_tune.cli.terminal import note
 
 
 @click.command(name="export", cls=Command)
@@ -42,4 +42,4 @@ def command(run: Path, out: Path, half: bool, with_wheel: bool, no_photo: bool) 
     from prompt_tune.deployment.bundle import export_bundle
 
     export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel)
-    echo(f"Bundle: {out}")
+    note(f"Bundle: {out}")

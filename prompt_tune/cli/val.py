@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import DEVICE_HELP, Command
+from prompt_tune.cli.options import DEVICE_HELP, Command, json_option, learned_option
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE, RunFolder
@@ -50,13 +50,7 @@ LABELS = {
     type=click.Choice(["train", "val", "test"]),
     help="The split of the data set to measure on. The data set needs no other.",
 )
-@click.option(
-    "--learned",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Needs ONNX Runtime: a bundle, or "
-    "a run with --engine onnx. Can be given several times.",
-)
+@learned_option("Needs ONNX Runtime: a bundle, or a run with --engine onnx.")
 @click.option(
     "--engine",
     default=None,
@@ -65,7 +59,10 @@ LABELS = {
     "it to a temporary bundle.",
 )
 @click.option(
-    "--names", default=None, help="Class names to use instead of the data set's own, in its order, or a file of them."
+    "--names",
+    "--classes",
+    default=None,
+    help="Class names to use instead of the data set's own, in its order, or a file of them.",
 )
 @click.option(
     "--device",
@@ -74,7 +71,7 @@ LABELS = {
     help=f"Where it runs. With ONNX Runtime: {DEVICE_HELP} With torch: any of its devices.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a data set of which anything would be left out.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
+@json_option
 @click.option(
     "--curves",
     default=None,
