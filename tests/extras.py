@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES: dict[str, tuple[str, ...]] = {}  # extra of setup.cfg -> test files
+FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "release": ("tests/test_release.py",),
+}
 MORE: dict[str, tuple[str, ...]] = {}  # what these tests need beside the extra
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
