@@ -14,8 +14,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES: dict[str, tuple[str, ...]] = {}  # extra of setup.cfg -> test files
-MORE: dict[str, tuple[str, ...]] = {}  # what these tests need beside the extra
+FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "label": (
+        "tests/cli/test_convert.py",
+        "tests/cli/test_label.py",
+        "tests/services/test_cluster.py",
+        "tests/services/test_conversion.py",
+        "tests/services/test_items.py",
+        "tests/services/test_labelling.py",
+        "tests/services/test_local.py",
+        "tests/services/test_results.py",
+        "tests/services/test_rows.py",
+    ),
+    "ray": ("tests/services/test_ray_engine.py",),
+}
+MORE: dict[str, tuple[str, ...]] = {"label": ("fsspec",)}  # what these tests need beside the extra
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 

@@ -154,7 +154,7 @@ def _sinks(
     if "pictures" in save:
         sinks += [Pictures(out, source.paths), Videos(out, source.paths)]
     if "coco" in save:
-        sinks.append(Coco(out, detector.classes, info={**_info(detector), **options}, skipped=source.skipped))
+        sinks.append(Coco(out, detector.classes, info={**provenance(detector), **options}, skipped=source.skipped))
     if "yolo" in save:
         sinks.append(Yolo(out, labelled))
     if "csv" in save:
@@ -162,7 +162,7 @@ def _sinks(
     return sinks
 
 
-def _info(detector: Detector) -> dict[str, object]:
+def provenance(detector: Detector) -> dict[str, object]:
     """Where the detections come from."""
     vocabularies = {
         label: {"kind": part.kind, "guide_mode": part.guide_mode, "digest": part.digest, "classes": len(part.names)}
