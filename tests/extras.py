@@ -15,10 +15,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "label": (
+        "tests/cli/test_convert.py",
+        "tests/cli/test_label.py",
+        "tests/services/test_cluster.py",
+        "tests/services/test_conversion.py",
+        "tests/services/test_items.py",
+        "tests/services/test_labelling.py",
+        "tests/services/test_local.py",
+        "tests/services/test_results.py",
+        "tests/services/test_rows.py",
+    ),
     "notebook": ("tests/test_notebook.py",),
+    "ray": ("tests/services/test_ray_engine.py",),
     "release": ("tests/test_release.py",),
 }
-MORE: dict[str, tuple[str, ...]] = {"notebook": ("nbmake >= 1.5, < 2",)}  # what these tests need beside the extra
+MORE: dict[str, tuple[str, ...]] = {  # what these tests need beside the extra
+    "label": ("fsspec",),
+    "notebook": ("nbmake >= 1.5, < 2",),
+}
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 

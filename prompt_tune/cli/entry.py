@@ -20,6 +20,8 @@ COMMANDS = {
     "export": ("prompt_tune.cli.export", "Write a bundle: the ONNX graph, the original and the learned vocabulary."),
     "bake": ("prompt_tune.cli.bake", "Write an ultralytics checkpoint with original and learned classes built in."),
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
+    "label": ("prompt_tune.cli.label", "Detect in any number of images, on one machine or a cluster; writes Parquet."),
+    "convert": ("prompt_tune.cli.convert", "Turn what `label` wrote into COCO JSON or a YOLO data set."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
     "data": ("prompt_tune.cli.data", "Look over a data set without a model: counts, copies, suspicious boxes."),

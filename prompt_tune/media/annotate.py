@@ -108,7 +108,7 @@ def annotate(
             raise DataError(MISSING_PLACE)
         shown = tuple(key for key in detector.classes if key in chosen)
         labelled = shown if show is not None else tuple(key for key in shown if key[0] != ORIGINAL) or shown
-        facts = {**_info(detector), **options, **({"overlap": overlap} if may_hide else {})}
+        facts = {**provenance(detector), **options, **({"overlap": overlap} if may_hide else {})}
         sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
     stopped, hidden = False, 0
@@ -175,7 +175,7 @@ def _sinks(
     return sinks
 
 
-def _info(detector: Detector) -> dict[str, object]:
+def provenance(detector: Detector) -> dict[str, object]:
     """Where the detections come from."""
     vocabularies = {
         label: {
