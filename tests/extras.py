@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES: dict[str, tuple[str, ...]] = {}  # extra of setup.cfg -> test files
+FILES: dict[str, tuple[str, ...]] = {
+    "cvat": ("tests/kits/test_cvat_function.py",),
+    "fiftyone": ("tests/runtime/test_to_fiftyone.py",),
+    "label-studio": ("tests/kits/test_label_studio.py",),
+}  # extra of setup.cfg -> test files
 MORE: dict[str, tuple[str, ...]] = {}  # what these tests need beside the extra
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
