@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES: dict[str, tuple[str, ...]] = {
+FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
     "cvat": ("tests/kits/test_cvat_function.py",),
     "fiftyone": ("tests/runtime/test_to_fiftyone.py",),
     "label-studio": ("tests/kits/test_label_studio.py",),
-}  # extra of setup.cfg -> test files
-MORE: dict[str, tuple[str, ...]] = {}  # what these tests need beside the extra
+    "notebook": ("tests/test_notebook.py",),
+    "release": ("tests/test_release.py",),
+}
+MORE: dict[str, tuple[str, ...]] = {"notebook": ("nbmake >= 1.5, < 2",)}  # what these tests need beside the extra
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 

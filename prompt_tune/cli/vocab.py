@@ -1,13 +1,14 @@
 """`prompt-tune vocab`: builds, shows, compares, edits and converts vocabulary files."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import Group
-from prompt_tune.cli.terminal import echo
+from prompt_tune.cli.options import Group, json_option
+from prompt_tune.cli.terminal import echo, note
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def command() -> None:
 @click.option("--model", required=True, help="The detector: `tiny`, a YOLO-World checkpoint, or an official name.")
 @click.option(
     "--names",
+    "--classes",
+    "names",
     required=True,
     help='The classes: names separated by commas, synonyms after semicolons ("lorry; truck, car"), a .txt file '
     "with one class per line, or a built-in list: coco, lvis, objects365, tiny.",
@@ -62,6 +65,13 @@ def command() -> None:
     show_default="that of the run or the detector",
     help="The original vocabulary that the file is made for: a vocabulary file, or classes as for --names.",
 )
+@click.option(
+    "--background",
+    multiple=True,
+    metavar="TEXT",
+    help='A row that guides and scores and is never shown: YOLO-World\'s authors add " ", ultralytics "". '
+    "Only with --kind original. Can be given several times.",
+)
 def build(
     model: str,
     names: str,
@@ -70,10 +80,13 @@ def build(
     text_tower: str | None,
     prompts: Path | None,
     original: str | None,
+    background: tuple[str, ...],
 ) -> None:
     """Make a vocabulary file from class names, with the detector's text tower."""
     if kind == "original" and (prompts is not None or original is not None):
         raise click.UsageError("--kind original takes neither --prompts nor --original: it is a guide itself.")
+    if background and kind != "original":
+        raise click.UsageError("--background needs --kind original: only a guide has background rows.")
     from prompt_tune.vocabulary.names import read_classes
 
     classes = read_classes(names)  # here, so that a mistake shows before anything heavy is loaded
@@ -86,6 +99,7 @@ def build(
         text_tower=text_tower,
         original=original,
         prompts=prompts,
+        background=background,
     )
     _save(vocabulary, out)
 
@@ -93,12 +107,16 @@ def build(
 @command.command()
 @click.argument("file", type=FILE)
 @click.option("--all", "whole", is_flag=True, help="Also print the provenance: how the file was made.")
-def show(file: Path, whole: bool) -> None:
+@json_option
+def show(file: Path, whole: bool, as_json: bool) -> None:
     """Print the classes of a vocabulary file, and what it was made for."""
-    from prompt_tune.cli.vocab_tables import classes_table, origin_table, provenance_lines
+    from prompt_tune.cli.vocab_tables import classes_table, content_json, origin_table, provenance_lines
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(file)
+    if as_json:
+        click.echo(json.dumps(content_json(vocabulary, whole=whole), indent=1))
+        return
     console = _console()
     _print(console, origin_table(vocabulary))
     _print(console, classes_table(vocabulary, console.width))
@@ -147,7 +165,7 @@ def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
 @command.command(name="diff")
 @click.argument("before", metavar="A", type=FILE)
 @click.argument("after", metavar="B", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with full digests instead of a table.")
+@json_option
 @click.option("--all", "whole", is_flag=True, help="Also list changes of the provenance: how the files were made.")
 def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     """Print what changed from file A to file B, to review a vocabulary.
@@ -156,8 +174,6 @@ def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     means the same direction) or whose threshold, calibration, NMS IoU or box offsets changed; and changes of the whole
     file, such as its digests.
     """
-    import json
-
     from prompt_tune.cli.vocab_tables import differences_table, is_provenance
     from prompt_tune.vocabulary.diff import diff
     from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -218,13 +234,14 @@ def convert(
     \b
     .npy   AILab-CVC/YOLO-World: embeddings, and class texts as JSON in a second file
     .npz   ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection
+    .npz   ultralytics 8.4, `save_prompt_embeddings` (only read)
 
     Embeddings stay the same, bit for bit. These formats have one embedding per class.
     """
     from prompt_tune.vocabulary.foreign import convert as convert_file
 
     written = convert_file(source, out, classes=classes, original=original, kind=kind, normalise=normalise)
-    echo(f"Wrote {' and '.join(map(str, written))}.")
+    note(f"Wrote {' and '.join(map(str, written))}.")
 
 
 def _console() -> "Console":
@@ -248,4 +265,4 @@ def _print(console: "Console", table: "Table") -> None:
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    echo(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")
+    note(f"Wrote {out}: {counted(len(vocabulary.class_names), 'class')}, kind {vocabulary.kind}.")

@@ -86,10 +86,10 @@ class LabelledSet(Sink):
             temporary.write_text(text, encoding="utf-8")
 
     def rows(self, found: Detections) -> Iterator[tuple[int, int, tuple[float, float, float, float]]]:
-        """Row, class number and box in pixels of each detection whose class gets labels."""
+        """Row, class number and box in pixels of each detection that is not hidden and whose class gets labels."""
         keys = zip(found.vocabularies, found.class_names, strict=True)
         for row, (box, key) in enumerate(zip(found.boxes_xyxy, keys, strict=True)):
-            if key in self._class_ids:
+            if key in self._class_ids and (found.hidden is None or not found.hidden[row]):
                 left, top, right, bottom = (float(value) for value in box)
                 yield row, self._class_ids[key], (left, top, right, bottom)
 

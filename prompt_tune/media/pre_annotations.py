@@ -35,7 +35,7 @@ def label_studio_prediction(
     regions: list[dict[str, Any]] = []
     for number, one in enumerate(found, start=1):
         name = names.get((one.vocabulary, one.class_name))
-        if name is None:
+        if name is None or one.hidden:
             continue
         left, top, right, bottom = one.box_xyxy
         shares = (left / width, top / height, (right - left) / width, (bottom - top) / height)

@@ -1,5 +1,6 @@
 """Annotated pictures: what is drawn where, in which colour, and on any size of image."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from prompt_tune.errors import DataError
-from prompt_tune.media.draw import PAPER, class_colour, draw, side_by_side
+from prompt_tune.media.draw import PAPER, class_colour, draw, grid, side_by_side
 from prompt_tune.runtime.detections import Detections
 
 Row = tuple[float, float, float, float, float, str, str]
@@ -38,6 +39,21 @@ def test_no_detections_leave_the_image_as_it_is() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     picture = draw(image, found((60, 40)))
     np.testing.assert_array_equal(np.asarray(picture), image)
+
+
+def test_grid_puts_pictures_row_by_row_and_makes_large_ones_smaller() -> None:
+    sizes, colours = [(100, 60), (400, 240), (50, 30)], [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    pictures = [Image.new("RGB", size, colour) for size, colour in zip(sizes, colours, strict=True)]
+    sheet = np.asarray(grid(pictures, ["a", "b" * 500, ""], columns=2, cell_wh=(100, 60)))
+    boxes = []
+    for colour in colours:
+        rows, columns = np.nonzero((sheet == colour).all(axis=2))
+        boxes.append([int(value) for value in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)])
+    assert boxes[0] == [4, 4, 104, 64] and boxes[1] == [108, 4, 208, 64]  # four pixels apart
+    left, top, right, bottom = boxes[2]
+    assert (right - left, bottom - top, left) == (50, 30, 29) and top > 64 + 15  # in the middle of its cell
+    assert sheet.shape[1] == 212 and (sheet[64:, 104:108] == PAPER).all()  # a long caption stays in its cell
+    assert pictures[1].size == (400, 240)
 
 
 @pytest.mark.parametrize("kind", ["array", "RGB", "L", "RGBA"])
@@ -204,3 +220,16 @@ def test_draw_takes_what_the_detector_takes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(public(pixels[:, :, ::-1], detections, bgr=True)), right)
     with pytest.raises(DataError, match="An image must be a path"):
         public(None, detections)  # type: ignore[arg-type]
+
+
+def test_hidden_detections_are_not_drawn() -> None:
+    image = np.full((60, 80, 3), 90, np.uint8)
+    rows = Detections(
+        boxes_xyxy=np.array([[5, 20, 30, 50], [40, 20, 70, 50]], np.float32),
+        scores=np.array([0.5, 0.6], np.float32),
+        class_ids=np.array([0, 0]),
+        class_names=("a", "b"),
+        vocabularies=("original", "learned"),
+    )
+    half_hidden = draw(image, replace(rows, hidden=np.array([True, False])))
+    assert half_hidden.tobytes() == draw(image, rows[1:]).tobytes() != draw(image, rows).tobytes()

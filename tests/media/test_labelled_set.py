@@ -1,7 +1,9 @@
 """Folders of images with labels: names, and what is refused. `test_labels.py` has more, for YOLO."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from frames import CLASSES, clip_frames, files, found, image_frame
 
@@ -30,6 +32,7 @@ def test_rows_are_those_of_the_classes_only(tmp_path: Path) -> None:
     labels = LabelledSet(tmp_path / "set", CLASSES[2:])
     assert labels.names == ["gizmo: [a]"]
     assert list(labels.rows(found(frame))) == [(1, 0, (8.5, 4.5, 24.5, 20.5))]
+    assert list(labels.rows(replace(found(frame), hidden=np.array([False, True])))) == []
     assert LabelledSet(tmp_path / "other", (*CLASSES, ("other", "person"))).names == [
         "original:person",
         "truck",

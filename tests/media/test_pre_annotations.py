@@ -1,6 +1,7 @@
 """What Label Studio, CVAT and labelme get: the files as these tools write them, read back by our own readers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from prompt_tune.datasets.reading import find_labels, read_dataset
 from prompt_tune.datasets.samples import Reason
 from prompt_tune.errors import DataError
 from prompt_tune.media.labelled_set import LabelledSet
-from prompt_tune.media.pre_annotations import Cvat, Labelme, LabelStudio
+from prompt_tune.media.pre_annotations import Cvat, Labelme, LabelStudio, label_studio_prediction
 from prompt_tune.media.sinks import Sink
 
 BOXES = [[8.0, 4.0, 24.0, 20.0], [8.5, 4.5, 24.5, 20.5]]
@@ -64,6 +65,13 @@ def test_label_studio_tasks(tmp_path: Path) -> None:
     config = ElementTree.parse(tmp_path / "label-studio/config.xml").getroot()
     assert [label.get("value") for label in config.iter("Label")] == ["person", "truck", "gizmo: [a]"]
     assert {tag.get("name") for tag in config} == {"image", "label"}
+
+
+def test_a_hidden_detection_is_no_region() -> None:
+    marked = replace(found(image_frame()), hidden=np.array([True, False]))
+    names = {key: key[1] for key in CLASSES}
+    prediction = label_studio_prediction(marked, names, "1", "label", "image")
+    assert [region["id"] for region in prediction["result"]] == ["box2"] and prediction["score"] == 0.25
 
 
 def test_label_studio_tasks_come_back_once_they_are_annotated(tmp_path: Path) -> None:

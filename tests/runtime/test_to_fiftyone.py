@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def test_to_fiftyone() -> None:
     np.testing.assert_allclose(found.detections[0].bounding_box, [0.1, 0.25, 0.4, 0.5])
     sample = fiftyone.Sample(filepath="a.png", found=found)
     assert len(sample.found.detections) == 2
+    hidden = replace(detections(), hidden=np.array([True, False])).to_fiftyone()
+    assert [one.label for one in hidden.detections] == ["traffic light"]
     none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     with pytest.raises(PromptTuneError, match=r"these have no `size_wh`\. Set it\."):
         none.to_fiftyone()
