@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES: dict[str, tuple[str, ...]] = {}  # extra of setup.cfg -> test files
-MORE: dict[str, tuple[str, ...]] = {}  # what these tests need beside the extra
+FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "notebook": ("tests/test_notebook.py",),
+    "release": ("tests/test_release.py",),
+}
+MORE: dict[str, tuple[str, ...]] = {"notebook": ("nbmake >= 1.5, < 2",)}  # what these tests need beside the extra
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 

@@ -1,21 +1,25 @@
 """Detects in all frames of a source and writes pictures, videos and labels, in constant memory."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal, TextIO
 
+import numpy as np
+
 from prompt_tune.errors import DataError
 from prompt_tune.media.fonts import FONTS
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
 from prompt_tune.media.sinks import Pictures, Sink, Videos
-from prompt_tune.media.sources import Source
+from prompt_tune.media.sources import Frame, Source
 from prompt_tune.progress import Progress
+from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.overlap import Overlap
 from prompt_tune.version import __version__
 
 Output = Literal["pictures", "coco", "yolo", "csv"]
@@ -36,6 +40,7 @@ class Annotated:
         stopped: Whether `stop` ended the run, or the reader of `lines` closed them.
         detections: Number of detections by (vocabulary label, class name); classes without any are left out.
         images_with: Number of images or frames that have the class, by the same keys.
+        hidden: Number of detections that `overlap` hid. The other numbers leave them out.
     """
 
     images: int
@@ -46,6 +51,7 @@ class Annotated:
     stopped: bool
     detections: Mapping[ClassKey, int]
     images_with: Mapping[ClassKey, int]
+    hidden: int = 0
 
 
 def annotate(
@@ -60,10 +66,12 @@ def annotate(
     learned_conf: float | None = None,
     show: Sequence[str] | None = None,
     hide: Sequence[str] | None = None,
+    overlap: Overlap = "keep",
+    batch: int = 1,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Annotated:
-    """Detect in the frames of a source one by one, and write what `save` names.
+    """Detect in the frames of a source, and write what `save` names.
 
     Args:
         detector: With its vocabularies loaded.
@@ -72,11 +80,15 @@ def annotate(
         save: "pictures" (annotated pictures and videos), "coco" (detections.json), "yolo" (a data set to learn from,
             with labels of learned classes only unless `show` is given), "csv" (detections.csv).
         lines: File that gets one line of JSON per frame at once.
-        iou: See `Detector.detect`, as for the next four.
+        iou: See `Detector.detect`, as for the next five.
         original_conf: Threshold of the original vocabulary.
         learned_conf: Threshold of all other vocabularies.
         show: Classes to show.
         hide: Classes to hide.
+        overlap: What becomes of an original and a learned box on the same object. Labels of text formats keep hidden
+            ones with a flag; pictures, videos and YOLO labels leave them out.
+        batch: Number of frames that go through the network at once, see `Detector.detect`. Those of a live source go
+            one by one, whatever it is: none waits for the next.
         progress: Called with (stage, done, total, note); total is None where it is unknown.
         stop: Called after each frame; if it returns True, the files are finished with the frames so far.
 
@@ -89,15 +101,17 @@ def annotate(
     """
     chosen = choose_classes(detector.classes, show=show, hide=hide)
     options: dict[str, float | None] = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
+    may_hide = overlap != "keep"
     sinks: list[Sink] = [] if lines is None else [JsonLines(lines)]
     if save:
         if out is None:
             raise DataError(MISSING_PLACE)
         shown = tuple(key for key in detector.classes if key in chosen)
         labelled = shown if show is not None else tuple(key for key in shown if key[0] != ORIGINAL) or shown
-        sinks += _sinks(Path(out), save, detector, source, labelled, options)
+        facts = {**_info(detector), **options, **({"overlap": overlap} if may_hide else {})}
+        sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
-    stopped = False
+    stopped, hidden = False, 0
     with closing(source.frames()) as frames, ExitStack() as opened:
         first = next(frames, None)
         if first is None:
@@ -106,18 +120,25 @@ def annotate(
             FONTS.prepare(name for _, name in chosen)  # here, so that one line names all characters without a font
         for sink in sinks:  # not earlier: a source that cannot be read leaves no file
             opened.enter_context(sink)
-        for frame in chain([first], frames):
-            done = counts.total()
-            if progress:
-                progress("detect", done + len(source.skipped), source.total, frame.name)
-            (found,) = detector.detect(frame.image, **options, show=show, hide=hide)  # type: ignore[arg-type]
+
+        def images() -> Iterator[tuple[Frame, np.ndarray]]:
+            for number, frame in enumerate(chain([first], frames)):
+                if progress:
+                    progress("detect", number + len(source.skipped), source.total, frame.name)
+                yield frame, frame.image
+
+        at_once = 1 if source.live else batch
+        wanted = {**options, "show": show, "hide": hide, "overlap": overlap}
+        for frame, found in detect_in_batches(detector, images(), batch=at_once, **wanted):
             try:
                 for sink in sinks:
                     sink.write(frame, found)
             except BrokenPipeError:  # the reader of the lines has seen enough
                 stopped = True
             counts[frame.index is None] += 1
-            keys = list(zip(found.vocabularies, found.class_names, strict=True))
+            seen = found.shown
+            hidden += len(found) - len(seen)
+            keys = list(zip(seen.vocabularies, seen.class_names, strict=True))
             detections.update(keys)
             images_with.update(set(keys))
             if stopped := stopped or stop():
@@ -127,7 +148,7 @@ def annotate(
         progress("detect", total, source.total if stopped else total, "")
     skipped = tuple(source.skipped.values())
     return Annotated(
-        counts[True], counts[False], skipped, source.missed, source.broken, stopped, detections, images_with
+        counts[True], counts[False], skipped, source.missed, source.broken, stopped, detections, images_with, hidden
     )
 
 
@@ -137,25 +158,32 @@ def _sinks(
     detector: Detector,
     source: Source,
     labelled: Sequence[ClassKey],
-    options: dict[str, float | None],
+    info: Mapping[str, object],
+    *,
+    may_hide: bool,
 ) -> list[Sink]:
     """The sinks that `save` names, pictures first."""
     sinks: list[Sink] = []
     if "pictures" in save:
         sinks += [Pictures(out, source.paths), Videos(out, source.paths)]
     if "coco" in save:
-        sinks.append(Coco(out, detector.classes, info={**_info(detector), **options}, skipped=source.skipped))
+        sinks.append(Coco(out, detector.classes, info=info, skipped=source.skipped))
     if "yolo" in save:
         sinks.append(Yolo(out, labelled))
     if "csv" in save:
-        sinks.append(Csv(out))
+        sinks.append(Csv(out, may_hide=may_hide))
     return sinks
 
 
 def _info(detector: Detector) -> dict[str, object]:
     """Where the detections come from."""
     vocabularies = {
-        label: {"kind": part.kind, "guide_mode": part.guide_mode, "digest": part.digest, "classes": len(part.names)}
+        label: {
+            "kind": part.kind,
+            "guide_mode": part.guide_mode,
+            "digest": part.digest,
+            "classes": len(part.class_names),
+        }
         for label, part in detector.vocabularies.items()
     }
     return {

@@ -27,6 +27,7 @@ from prompt_tune.deployment.graph import DetectorGraph, export_graph, raw_sessio
 from prompt_tune.errors import ModelError, PromptTuneError
 from prompt_tune.evaluation.verify import changed_bits
 from prompt_tune.models.embeddings import check_tower, default_tower, original_vocabulary
+from prompt_tune.models.own_classes import row_texts
 from prompt_tune.models.text_tower import LOCAL_PREFIX, TextTower
 from prompt_tune.models.ultralytics import OFFICIAL
 from prompt_tune.models.world import TINY, World
@@ -221,7 +222,9 @@ class _Chain:
         self._tower = tower
         self._original = original_vocabulary(world, tower).embeddings
         if world.names is not None and world.class_embeddings is not None:
-            cosines = np.einsum("nd,nd->n", tower.embed(world.names), world.class_embeddings.cpu().numpy())
+            texts = self._need(row_texts(world, tower), "one text feature per class name")
+            ours, theirs = tower.embed(texts, blank=True), world.class_embeddings.cpu().numpy()
+            cosines = np.einsum("nd,nd->n", ours, theirs)  # (n,)
             least = f"{cosines.min():.5f} at least, over {len(cosines)} names"
             return f"Cosine of its embeddings and the checkpoint's: {least}."
         if str(self._model) == TINY or Path(self._model).is_dir():
