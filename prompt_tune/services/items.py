@@ -164,6 +164,9 @@ def _in_tar(place: str) -> Iterator[Item]:
                     seen.add(member.name)
                     yield Item(f"{name}/{text_of(member.name)}", place, member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # where tarfile ends without a word
+                raise tarfile.ReadError("it is damaged or cut off after its first images")
     except PromptTuneError:
         raise
     except Exception as error:  # of any class, as above
