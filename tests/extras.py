@@ -14,8 +14,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES: dict[str, tuple[str, ...]] = {}  # extra of setup.cfg -> test files
-MORE: dict[str, tuple[str, ...]] = {}  # what these tests need beside the extra
+FILES: dict[str, tuple[str, ...]] = {
+    "serve": (
+        "tests/services/test_connection.py",
+        "tests/services/test_gate.py",
+        "tests/services/test_refusal.py",
+        "tests/services/test_serve.py",
+        "tests/services/test_serve_app.py",
+        "tests/services/test_serve_metrics.py",
+        "tests/cli/test_serve.py",
+        "tests/test_dockerfile.py",
+    ),
+}  # extra of setup.cfg -> test files
+MORE: dict[str, tuple[str, ...]] = {
+    "serve": ("tritonclient[http] >= 2.60, < 3", "httpx >= 0.28, < 1")
+}  # what these tests need beside the extra
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 

@@ -36,7 +36,18 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 README_LINES, README_COLUMNS = 150, 120  # what a newcomer reads in two minutes, on a narrow screen
 KIT_PROGRAM = "python/detect.py"  # in every bundle; in the checkout it is below export/
-FOREIGN = {"cd", "jq", "mkdocs", "mypy", "npm", "ruff", "truncate"}  # programs whose arguments are not checked
+FOREIGN = {
+    "cd",
+    "curl",
+    "docker",
+    "export",
+    "jq",
+    "mkdocs",
+    "mypy",
+    "npm",
+    "ruff",
+    "truncate",
+}  # programs whose arguments are not checked
 RUN_SECONDS = 300
 BLOCK = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")

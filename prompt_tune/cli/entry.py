@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("prompt_tune.cli.export", "Write a bundle: the ONNX graph, the original and the learned vocabulary."),
     "bake": ("prompt_tune.cli.bake", "Write an ultralytics checkpoint with original and learned classes built in."),
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
+    "serve": ("prompt_tune.cli.serve", "Answer requests over HTTP with a bundle."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
     "data": ("prompt_tune.cli.data", "Look over a data set without a model: counts, copies, suspicious boxes."),
