@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES: dict[str, tuple[str, ...]] = {
+FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "notebook": ("tests/test_notebook.py",),
+    "release": ("tests/test_release.py",),
     "serve": (
         "tests/services/test_connection.py",
         "tests/services/test_gate.py",
@@ -25,10 +27,11 @@ FILES: dict[str, tuple[str, ...]] = {
         "tests/cli/test_serve.py",
         "tests/test_dockerfile.py",
     ),
-}  # extra of setup.cfg -> test files
-MORE: dict[str, tuple[str, ...]] = {
-    "serve": ("tritonclient[http] >= 2.60, < 3", "httpx >= 0.28, < 1")
-}  # what these tests need beside the extra
+}
+MORE: dict[str, tuple[str, ...]] = {  # what these tests need beside the extra
+    "notebook": ("nbmake >= 1.5, < 2",),
+    "serve": ("tritonclient[http] >= 2.60, < 3", "httpx >= 0.28, < 1"),
+}
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 

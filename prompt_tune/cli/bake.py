@@ -37,7 +37,7 @@ def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[st
     from prompt_tune.deployment.bake import bake
 
     baked = bake(run, out, images=(*more_images, *images) or None, device=device)
-    n_learned = len(baked.names) - baked.n_original
+    n_learned = len(baked.names) - baked.n_original - baked.n_background
     note(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
     note("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
     if baked.shift is None or baked.predicted is None:

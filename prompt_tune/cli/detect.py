@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -71,6 +71,15 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
 @click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
 @click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
+@click.option(
+    "--overlap",
+    type=click.Choice(["keep", "learned", "score"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of an original and a learned box on the same object (IoU 0.7 or more). learned: the original "
+    "one is hidden. score: the one that is less far above its class's threshold. Hidden ones stay in JSON and "
+    "CSV, marked.",
+)
 @click.option("--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's.")
 @click.option(
     "--batch",
@@ -107,6 +116,7 @@ def command(
     conf: float | None,
     original_conf: float | None,
     learned_conf: float | None,
+    overlap: Literal["keep", "learned", "score"],
     image_size: int | None,
     batch: int,
     threads: int,
@@ -160,6 +170,7 @@ def command(
             learned_conf=conf if learned_conf is None else learned_conf,
             show=show or None,
             hide=hide,
+            overlap=overlap,
             batch=batch,
             progress=None if on_terminal else progress,
             stop=stop,
@@ -216,6 +227,7 @@ def _as_json(result: "Annotated", out: Path | None) -> dict[str, object]:
         "missed_frames": result.missed,
         "skipped": list(result.skipped),
         "classes": counts,
+        "hidden": result.hidden,
         "out": None if out is None else str(out),
     }
 
@@ -244,4 +256,5 @@ def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
     missed = f", {counted(result.missed, 'frame')} missed" if result.missed else ""
     place = f": {out}" if out else ""
     total = counted(sum(result.detections.values()), "detection")
-    echo(f"{total} in {seen}{skipped}{missed}{place}", err=to_errors)
+    hidden = f" ({result.hidden} more hidden)" if result.hidden else ""
+    echo(f"{total}{hidden} in {seen}{skipped}{missed}{place}", err=to_errors)

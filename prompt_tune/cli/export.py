@@ -31,7 +31,12 @@ from prompt_tune.cli.terminal import note
     is_flag=True,
     help="Leave out the validation photo of the run that the page's Sample button shows, if you may not hand it on.",
 )
-def command(run: Path, out: Path, half: bool, with_wheel: bool, no_photo: bool) -> None:
+@click.option(
+    "--name",
+    metavar="LABEL",
+    help="The label of the learned vocabulary, which every detection of its classes names; default: learned.",
+)
+def command(run: Path, out: Path, half: bool, with_wheel: bool, no_photo: bool, name: str | None) -> None:
     """Write a bundle from RUN, a folder of `prompt-tune fit`.
 
     The bundle holds detector.onnx, original.vocab.safetensors, learned.vocab.safetensors, a README with the command
@@ -41,5 +46,5 @@ def command(run: Path, out: Path, half: bool, with_wheel: bool, no_photo: bool) 
     """
     from prompt_tune.deployment.bundle import export_bundle
 
-    export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel)
+    export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel, name=name)
     note(f"Bundle: {out}")

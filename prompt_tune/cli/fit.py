@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from prompt_tune.cli.config_file import config_options
 from prompt_tune.cli.config_file import save_config as write_config
-from prompt_tune.cli.options import Command, torch_device_option
+from prompt_tune.cli.options import Command
 from prompt_tune.cli.terminal import echo, note
 from prompt_tune.config import FitConfig
 
@@ -109,7 +109,13 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     help="Folder of the region cache. Default: 'regions' in the run folder.",
 )
 @_settings
-@torch_device_option
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Torch device: cpu, cuda, cuda:1, or 1 for the same. cuda:0,1 fills the cache on both GPUs, cpu,cpu in two "
+    "processes. Under torchrun, cuda gives each rank its own GPU.",
+)
 @config_options
 @click.pass_context
 def command(
@@ -142,9 +148,13 @@ def command(
     from prompt_tune.evaluation.baselines import before_and_after
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
+    from prompt_tune.tuning.ranks import device_of_rank, of_torchrun
+    from prompt_tune.tuning.sharing import help_out
     from prompt_tune.vocabulary.names import read_classes
 
-    if save_config is not None:
+    ranks = of_torchrun()
+    helps = ranks is not None and ranks.rank > 0
+    if save_config is not None and not helps:
         write_config(context, save_config)
     inputs = FitInputs(
         model=model,
@@ -158,14 +168,20 @@ def command(
         cache=cache,
         given=frozenset(name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT),
     )
+    config = FitConfig(**settings)
+    device = device if ranks is None else device_of_rank(device)
+    if ranks is not None and helps:
+        help_out(inputs, out, ranks, config=config, strict=strict, device=device)
+        return
     with stages() as progress:
         result = fit(
             inputs,
             out,
-            config=FitConfig(**settings),
+            config=config,
             resume=resume,
             strict=strict,
             device=device,
+            ranks=ranks,
             progress=progress,
         )
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"

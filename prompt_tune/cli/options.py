@@ -55,11 +55,12 @@ def learned_option(note: str = "") -> Callable[[Function], Function]:
     Args:
         note: What else its help says.
     """
-    words = ("Another vocabulary file for the same detector; its file name is its label.", note)
+    words = ("Another vocabulary file for the same detector. NAME is its label; default: its file name.", note)
     return click.option(
         "--learned",
         multiple=True,
         type=click.Path(path_type=Path),
+        metavar="[NAME=]FILE",
         help=" ".join(filter(None, (*words, "Can be given several times."))),
     )
 

@@ -65,6 +65,13 @@ def command() -> None:
     show_default="that of the run or the detector",
     help="The original vocabulary that the file is made for: a vocabulary file, or classes as for --names.",
 )
+@click.option(
+    "--background",
+    multiple=True,
+    metavar="TEXT",
+    help='A row that guides and scores and is never shown: YOLO-World\'s authors add " ", ultralytics "". '
+    "Only with --kind original. Can be given several times.",
+)
 def build(
     model: str,
     names: str,
@@ -73,10 +80,13 @@ def build(
     text_tower: str | None,
     prompts: Path | None,
     original: str | None,
+    background: tuple[str, ...],
 ) -> None:
     """Make a vocabulary file from class names, with the detector's text tower."""
     if kind == "original" and (prompts is not None or original is not None):
         raise click.UsageError("--kind original takes neither --prompts nor --original: it is a guide itself.")
+    if background and kind != "original":
+        raise click.UsageError("--background needs --kind original: only a guide has background rows.")
     from prompt_tune.vocabulary.names import read_classes
 
     classes = read_classes(names)  # here, so that a mistake shows before anything heavy is loaded
@@ -89,6 +99,7 @@ def build(
         text_tower=text_tower,
         original=original,
         prompts=prompts,
+        background=background,
     )
     _save(vocabulary, out)
 
@@ -223,6 +234,7 @@ def convert(
     \b
     .npy   AILab-CVC/YOLO-World: embeddings, and class texts as JSON in a second file
     .npz   ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection
+    .npz   ultralytics 8.4, `save_prompt_embeddings` (only read)
 
     Embeddings stay the same, bit for bit. These formats have one embedding per class.
     """
@@ -253,4 +265,4 @@ def _print(console: "Console", table: "Table") -> None:
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    note(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")
+    note(f"Wrote {out}: {counted(len(vocabulary.class_names), 'class')}, kind {vocabulary.kind}.")

@@ -24,6 +24,7 @@ COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"
 YOLO_FOLDER = "yolo"
 ORIGIN = ("file_name", "video", "frame", "seconds")
+HIDDEN = "hidden"  # a further field where boxes on the same object may be hidden
 ROW = ("vocabulary", "class", "score", "box_xyxy")
 ESCAPED = "backslashreplace"  # a file name that is not valid text: JSON reads its escapes back, and CSV shows them
 LABEL_QUALITY = 95  # JPEG quality of frames that a detector will be trained on
@@ -155,6 +156,7 @@ class Yolo(Sink):
 
     def _rows(self, found: Detections) -> Iterator[str]:
         """Lines `class x y w h`: centre and size as shares of the image's size. Boxes without an area are left out."""
+        found = found.shown
         width, height = found.size_wh
         for box, key in zip(found.boxes_xyxy, zip(found.vocabularies, found.class_names, strict=True), strict=True):
             if key not in self._class_ids:
@@ -185,28 +187,31 @@ class Yolo(Sink):
 class Csv(Sink):
     """detections.csv for spreadsheets: one line per detection, boxes in pixels of the image."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, may_hide: bool = False) -> None:
         """Prepare the table.
 
         Args:
             out: Folder to write to.
+            may_hide: Whether detections may be hidden: a last column then says which.
         """
         super().__init__()
+        self._may_hide = may_hide
         self._path = out / CSV_FILE
 
     def __enter__(self) -> Self:
         temporary = self._files.enter_context(saving(self._path, DataError, cure=OTHER_OUT))
         self._file = self._files.enter_context(open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline=""))
         self._writer = csv.writer(self._file)
-        self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2"))
+        self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2", *([HIDDEN] if self._may_hide else [])))
         return self
 
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
         origin = _origin(frame)
         with told(self._path, DataError, cure=OTHER_OUT):
-            for *row, box in _rows(found):
-                self._writer.writerow(map(csv_cell, (*(origin.get(name) for name in ORIGIN), *row, *box)))
+            for number, (*row, box) in enumerate(_rows(found)):
+                marks = [int(found[number].hidden)] if self._may_hide else []
+                self._writer.writerow(map(csv_cell, (*(origin.get(name) for name in ORIGIN), *row, *box, *marks)))
 
 
 class JsonLines(Sink):
@@ -229,7 +234,9 @@ class JsonLines(Sink):
             DataError: The file cannot be written.
         """
         width, height = found.size_wh
-        rows = [dict(zip(ROW, (*row, box), strict=True)) for *row, box in _rows(found)]
+        rows: list[dict[str, object]] = [dict(zip(ROW, (*row, box), strict=True)) for *row, box in _rows(found)]
+        for row, hidden in zip(rows, () if found.hidden is None else found.hidden.tolist(), strict=False):
+            row[HIDDEN] = hidden
         entry = {**_origin(frame), "width": width, "height": height, "detections": rows}
         try:
             self._file.write(json.dumps(entry) + "\n")

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -32,6 +32,7 @@ class Detection:
         score: In 0..1.
         box_xyxy: Left, top, right and bottom in pixels of the original image.
         class_id: The row of the class in its own vocabulary.
+        hidden: Whether `overlap` of `Detector.detect` hid it behind another box on the same object.
     """
 
     class_name: str
@@ -39,6 +40,7 @@ class Detection:
     score: float
     box_xyxy: tuple[float, float, float, float]
     class_id: int
+    hidden: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,8 @@ class Detections:
         class_names: n class names, or empty.
         vocabularies: n vocabulary labels, "original" or that of a learned vocabulary, or empty.
         size_wh: Width and height of the original image in pixels, or (0, 0) if it does not matter.
+        hidden: (n,) bool, the rows that `overlap` of `Detector.detect` hid behind another box on the same object. They
+            are still here; `shown` has the others. None if nothing was to be hidden.
     """
 
     boxes_xyxy: np.ndarray
@@ -66,6 +70,7 @@ class Detections:
     class_names: tuple[str, ...] = ()
     vocabularies: tuple[str, ...] = ()
     size_wh: tuple[int, int] = (0, 0)
+    hidden: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -96,10 +101,13 @@ class Detections:
             score=float(self.scores[row]),
             box_xyxy=(left, top, right, bottom),
             class_id=int(self.class_ids[row]),
+            hidden=self.hidden is not None and bool(self.hidden[row]),
         )
 
     def __repr__(self) -> str:
-        """One line: how many there are of each class, those of learned vocabularies first."""
+        """One line: how many there are of each class, those of learned vocabularies first. Hidden ones are counted."""
+        if self.hidden is not None and self.hidden.any():
+            return f"{repr(self.shown)[:-1]}; {int(self.hidden.sum())} hidden>"
         counts: dict[tuple[str, str], int] = {}
         names = self.class_names or tuple(f"class {number}" for number in self.class_ids)
         for key in zip(self.vocabularies or ("",) * len(self), names, strict=True):
@@ -125,7 +133,13 @@ class Detections:
             class_names=tuple(self.class_names[row] for row in rows) if self.class_names else (),
             vocabularies=tuple(self.vocabularies[row] for row in rows) if self.vocabularies else (),
             size_wh=self.size_wh,
+            hidden=None if self.hidden is None else self.hidden[rows],
         )
+
+    @property
+    def shown(self) -> "Detections":
+        """Those that are not hidden."""
+        return self if self.hidden is None else replace(self.select(~self.hidden), hidden=None)
 
     def distinct(self, nms_iou: np.ndarray) -> "Detections":
         """The detections that a further suppression keeps, see `boxes.distinct`.
@@ -151,7 +165,8 @@ class Detections:
 
         Returns:
             One dictionary per detection: `id`, `image_id`, `category_id`, `bbox` [x, y, width, height] and `area` in
-            original pixels, `iscrowd` 0, `score`, and `vocabulary`, the label of its vocabulary.
+            original pixels, `iscrowd` 0, `score`, and `vocabulary`, the label of its vocabulary. If some may be hidden,
+            `hidden` says which.
         """
         entries: list[dict[str, object]] = []
         for row, (label, name) in enumerate(zip(self.vocabularies, self.class_names, strict=True)):
@@ -167,6 +182,7 @@ class Detections:
                     "score": round(float(self.scores[row]), SCORE_DECIMALS),
                     "vocabulary": label,
                 }
+                | ({} if self.hidden is None else {"hidden": bool(self.hidden[row])})
             )
         return entries
 
@@ -181,7 +197,8 @@ class Detections:
             classes: (vocabulary label, class name) of all classes, such as `Detector.classes`.
 
         Returns:
-            `xyxy` in original pixels, `confidence`, `class_id` and, in `data`, `class_name` and `vocabulary`.
+            `xyxy` in original pixels, `confidence`, `class_id` and, in `data`, `class_name` and `vocabulary`. Hidden
+            rows are left out.
 
         Raises:
             PromptTuneError: supervision is not installed.
@@ -193,6 +210,8 @@ class Detections:
             raise PromptTuneError(
                 f"supervision is not installed, and this needs it: {install('supervision')}"
             ) from error
+        if self.hidden is not None:
+            return self.shown.to_supervision(classes)
         row_of = {key: row for row, key in enumerate(classes)}
         keys = list(zip(self.vocabularies, self.class_names, strict=True))
         if unknown := [key for key in keys if key not in row_of]:
@@ -212,7 +231,12 @@ class Detections:
 
 
 def concatenate(parts: Iterable[Detections], size_wh: tuple[int, int]) -> Detections:
-    """The detections of one image from several vocabularies as one, in the order given. `parts` may be empty."""
+    """The detections of one image from several vocabularies as one, in the order given.
+
+    Args:
+        parts: Those of each vocabulary, of which none is hidden. There may be none.
+        size_wh: Width and height of the image in pixels.
+    """
     parts = list(parts)
     return Detections(
         boxes_xyxy=np.concatenate([part.boxes_xyxy for part in parts] or [np.zeros((0, 4), np.float32)]),  # (n, 4)

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import TRAIN, VAL, Boxes, write_voc, write_yolo
-from vocabularies import learned
+from vocabularies import learned, unit_rows
 
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.ground_truth import GroundTruth
-from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 SHARED_NAME = "traffic light"
 CALIBRATION = np.array([[1, 0], [2, -1]], np.float32)
@@ -28,14 +28,19 @@ def test_class_with_two_vocabularies_is_measured_in_both(vocabularies: dict[str,
     truth = GroundTruth.read(write_voc(tmp_path, {"train": TRAIN, "val": VAL}), "train", None, vocabularies)
     keys = [("original", SHARED_NAME), ("learned", "lorry"), ("learned", SHARED_NAME)]
     assert list(truth.keys) == keys
-    assert truth.thresholds.tolist() == [0.25, 0.75, 0.75]
-    assert truth.calibration.tolist() == [[1, 0], [1, 0], [2, -1]] and truth.nms_iou.tolist() == [1, 1, 1]
+    assert truth.others == (("original", "bus"),) and truth.others_of("original") == [3]
+    assert truth.thresholds.tolist() == [0.25, 0.75, 0.75, 0.5]
+    assert truth.calibration.tolist() == [[1, 0], [1, 0], [2, -1], [1, 0]] and truth.nms_iou.tolist() == [1] * 4
+    np.testing.assert_allclose(truth.least_scores, [0.001, 0.001, 0.001, 0.5])  # no metric needs the bus below 0.5
     assert (truth.of_vocabulary("original"), truth.of_vocabulary("learned")) == ([0], [1, 2])
     a, b, c = (truth.labels(sample) for sample in truth.samples)
     # a lorry and a traffic light, the latter once for each vocabulary; a traffic light and an ignored lorry; nothing
     assert sorted(a.classes.tolist()) == [0, 1, 2] and not a.ignore.any()
     assert dict(zip(b.classes.tolist(), b.ignore.tolist(), strict=True)) == {0: False, 1: True, 2: False}
     assert a.boxes_xyxy[a.classes == 0].tolist() == a.boxes_xyxy[a.classes == 2].tolist()
+    places = truth.places(truth.samples[0])
+    assert truth.samples[0].labels.boxes_xyxy[places].tolist() == a.boxes_xyxy.tolist()
+    assert [truth.names[truth.samples[0].labels.classes[k]] for k in places] == [keys[k][1] for k in a.classes]
     assert c.boxes_xyxy.shape == (0, 4) and len(c) == 0
 
 
@@ -83,3 +88,11 @@ def test_held_out_images_are_those_of_the_seed_in_the_provenance(tmp_path: Path)
         truth = GroundTruth.read(data, "val", None, {"learned": learned("lorry", provenance=provenance)})
         held_out[seed] = [sample.path.stem for sample in truth.samples]
     assert len(held_out[0]) == 4 and held_out[None] == held_out[0] != held_out[1]
+
+
+def test_label_named_like_a_background_row_is_not_measured_as_it(tmp_path: Path) -> None:
+    rows = unit_rows(2, 1)
+    guide = guide_digest(rows)
+    original = learned("lorry", SHARED_NAME, kind="original", guide=guide, background=((SHARED_NAME, " "),))
+    truth = GroundTruth.read(write_voc(tmp_path, {"train": TRAIN, "val": VAL}), "train", None, {"original": original})
+    assert truth.keys == (("original", "lorry"),) and truth.unknown == (SHARED_NAME,)
