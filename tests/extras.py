@@ -15,7 +15,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "cvat": ("tests/kits/test_cvat_function.py",),
+    "fiftyone": ("tests/runtime/test_to_fiftyone.py",),
+    "label": (
+        "tests/cli/test_convert.py",
+        "tests/cli/test_label.py",
+        "tests/services/test_cluster.py",
+        "tests/services/test_conversion.py",
+        "tests/services/test_items.py",
+        "tests/services/test_labelling.py",
+        "tests/services/test_local.py",
+        "tests/services/test_results.py",
+        "tests/services/test_rows.py",
+    ),
+    "label-studio": ("tests/kits/test_label_studio.py",),
     "notebook": ("tests/test_notebook.py",),
+    "ray": ("tests/services/test_ray_engine.py",),
     "release": ("tests/test_release.py",),
     "serve": (
         "tests/services/test_connection.py",
@@ -29,6 +44,7 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
     ),
 }
 MORE: dict[str, tuple[str, ...]] = {  # what these tests need beside the extra
+    "label": ("fsspec",),
     "notebook": ("nbmake >= 1.5, < 2",),
     "serve": ("tritonclient[http] >= 2.60, < 3", "httpx >= 0.28, < 1"),
 }

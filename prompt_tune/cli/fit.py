@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from prompt_tune.cli.config_file import config_options
 from prompt_tune.cli.config_file import save_config as write_config
-from prompt_tune.cli.options import Command
+from prompt_tune.cli.options import PLACE, Command, model_option, text_tower_option
 from prompt_tune.cli.terminal import echo, note
 from prompt_tune.config import FitConfig
 
@@ -46,25 +46,21 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(cls=Command)
-@click.option(
-    "--model",
-    required=True,
-    help="'tiny', a YOLO-World checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.",
-)
+@model_option
 @click.option(
     "--data",
+    type=PLACE,
     required=True,
     help="The data set: ultralytics YAML, COCO JSON (YAML or Roboflow folder), or Pascal VOC folder.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
 @click.option(
     "--original",
+    type=PLACE,
     default=None,
     help="The original vocabulary, which guides the neck: a file, a built-in list or names. Default: the model's own.",
 )
-@click.option(
-    "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG. Default: the model's own."
-)
+@text_tower_option
 @click.option(
     "--names",
     "--classes",
@@ -73,6 +69,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--replay",
+    type=PLACE,
     multiple=True,
     metavar="DATA[=RATIO]",
     help="Images without the new objects, which teach the classes what they are not: a data set, a folder of images, "
