@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "cvat": ("tests/kits/test_cvat_function.py",),
+    "fiftyone": ("tests/runtime/test_to_fiftyone.py",),
     "label": (
         "tests/cli/test_convert.py",
         "tests/cli/test_label.py",
@@ -26,8 +28,6 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
         "tests/services/test_results.py",
         "tests/services/test_rows.py",
     ),
-    "cvat": ("tests/kits/test_cvat_function.py",),
-    "fiftyone": ("tests/runtime/test_to_fiftyone.py",),
     "label-studio": ("tests/kits/test_label_studio.py",),
     "tensorboard": ("tests/services/test_tensorboard.py",),
     "mlflow": ("tests/services/test_mlflow.py",),
@@ -35,10 +35,21 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
     "notebook": ("tests/test_notebook.py",),
     "ray": ("tests/services/test_ray_engine.py",),
     "release": ("tests/test_release.py",),
+    "serve": (
+        "tests/services/test_connection.py",
+        "tests/services/test_gate.py",
+        "tests/services/test_refusal.py",
+        "tests/services/test_serve.py",
+        "tests/services/test_serve_app.py",
+        "tests/services/test_serve_metrics.py",
+        "tests/cli/test_serve.py",
+        "tests/test_dockerfile.py",
+    ),
 }
 MORE: dict[str, tuple[str, ...]] = {  # what these tests need beside the extra
     "label": ("fsspec",),
     "notebook": ("nbmake >= 1.5, < 2",),
+    "serve": ("tritonclient[http] >= 2.60, < 3", "httpx >= 0.28, < 1"),
 }
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
