@@ -1,11 +1,6 @@
-"""The version of the installed package, and how it is installed."""
+"""The version of the package, and how it is installed."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("prompt-tune")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0.0.0"
+__version__ = "0.1.0"  # its only home: setup.cfg reads it from here
 
 PUBLISHED = False  # whether `pip install prompt-tune` works: True from the day that the package is on PyPI
 NAME = "prompt-tune" if PUBLISHED else "."  # what pip installs

@@ -15,10 +15,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
-    "triton": ("tests/deployment/test_triton_configs.py",),
+    "notebook": ("tests/test_notebook.py",),
     "ray-serve": ("tests/deployment/test_ray_serve.py",),
+    "release": ("tests/test_release.py",),
+    "triton": ("tests/deployment/test_triton_configs.py",),
 }
-MORE: dict[str, tuple[str, ...]] = {}  # what these tests need beside the extra
+MORE: dict[str, tuple[str, ...]] = {"notebook": ("nbmake >= 1.5, < 2",)}  # what these tests need beside the extra
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 

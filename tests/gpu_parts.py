@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import full_size
 import numpy as np
+from PIL import Image
 from small_bundle import photo
 from vocabularies import TOWER, unit_rows
 
@@ -14,9 +15,11 @@ from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FIL
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 if TYPE_CHECKING:
+    from prompt_tune.datasets.samples import Sample
     from prompt_tune.models.world import World
 
 N_ORIGINAL = 80
+BOXES = 8  # of a labelled image
 Json = dict[str, Any]
 
 
@@ -104,6 +107,25 @@ class Parts:
             guide=guide_digest(unit_rows(N_ORIGINAL, 1)),
             thresholds=low(n_cls),
         )
+
+    def labelled(self, count: int, n_cls: int) -> "list[Sample]":
+        """JPEGs with eight random boxes each, of classes that come in turn."""
+        from prompt_tune.datasets.samples import Labels, Sample
+
+        folder = self.folder / "photos"
+        folder.mkdir(exist_ok=True)
+        photos, rng, samples = self.photos(16), np.random.default_rng(0), []
+        for i in range(count):
+            picture = photos[i % len(photos)]
+            path = folder / f"{i}.jpg"
+            if not path.is_file():
+                Image.fromarray(np.roll(picture, i // len(photos), axis=1)).save(path, quality=90)
+            size_wh = picture.shape[1], picture.shape[0]
+            corners = rng.uniform(0, 0.6, (BOXES, 2))
+            boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.4, (BOXES, 2))], 1) * (size_wh * 2)
+            classes = (BOXES * i + np.arange(BOXES)) % n_cls
+            samples.append(Sample(path, Labels(boxes.astype(np.float32), classes, np.zeros(BOXES, bool)), size_wh))
+        return samples
 
     def photos(self, count: int) -> list[np.ndarray]:
         """Random pictures of 1280 x 720, or smaller ones for a small network: uint8 (h, w, 3)."""

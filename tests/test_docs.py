@@ -7,6 +7,7 @@ import ast
 import configparser
 import importlib
 import inspect
+import itertools
 import os
 import re
 import runpy
@@ -36,10 +37,20 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 README_LINES, README_COLUMNS = 150, 120  # what a newcomer reads in two minutes, on a narrow screen
 KIT_PROGRAM = "python/detect.py"  # in every bundle; in the checkout it is below export/
-FOREIGN = {"cd", "jq", "mkdocs", "mypy", "npm", "ruff", "truncate"}  # programs whose arguments are not checked
+FOREIGN = {
+    "cd",
+    "jq",
+    "mkdocs",
+    "mypy",
+    "npm",
+    "ruff",
+    "sha256sum",
+    "truncate",
+}  # programs whose arguments are not checked
 RUN_SECONDS = 300
 BLOCK = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")  # of a variable, before a command
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -120,6 +131,10 @@ def parse(command: click.Command, words: Sequence[str]) -> None:
         assert found is not None
         command = found
     context = click.Context(command, info_name=command.name, parent=parent)
+    if "--config" in arguments:  # a file that is not there: it may have any option, those that are required too
+        place = arguments.index("--config")
+        del arguments[place : place + 2]
+        context.resilient_parsing = True
     try:
         command.parse_args(context, arguments)
     except click.exceptions.Exit:  # --help and --version
@@ -152,11 +167,22 @@ def check_python(words: Sequence[str]) -> None:
         parse(importlib.import_module(program.stem).main, words[1:])
 
 
+def check_torchrun(words: Sequence[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    arguments = get_args_parser().parse_args(words)
+    assert arguments.module and arguments.training_script == "prompt_tune", words
+    parse(prompt_tune, arguments.training_script_args)
+
+
 def check_command(words: Sequence[str]) -> None:
     """Refuse a command that cannot be right."""
+    words = list(itertools.dropwhile(ASSIGNMENT.fullmatch, words))
     program = words[0]
     if program == "prompt-tune":
         parse(prompt_tune, words[1:])
+    elif program == "torchrun":
+        check_torchrun(words[1:])
     elif program == "pip":
         check_pip(words[1:])
     elif program == "python":
@@ -189,6 +215,9 @@ def test_every_command_of_a_shell_block_is_right(block: Block) -> None:
         ("pip install '.[fits]'", AssertionError),
         ("pip install prompt-tune", AssertionError),
         ("python tests/bench_nothing.py", AssertionError),
+        ("OMP_NUM_THREADS=1 torchrun --nproc-per-node=2 -m prompt_tune fit --model tiny", click.MissingParameter),
+        ("torchrun --processes=2 -m prompt_tune sample --out a", SystemExit),
+        ("torchrun --nproc-per-node=2 -m prompt_tone sample --out a", AssertionError),
         ("python tests/bench_fit.py --epoch 0", click.NoSuchOption),
         ("conda install prompt-tune", AssertionError),
     ],

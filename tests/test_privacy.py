@@ -68,7 +68,7 @@ def test_export_writes_its_bundle_and_nothing_else(job: Path, exported: Outcome)
 
 BUNDLE_COMMANDS = {
     "detect": "detect out/bundle set/custom/images/test --out out/{name}",
-    "val": "val out/bundle --data set/custom/custom.yaml --curves out/{name}/curves.png",
+    "val": "val out/bundle --data set/custom/custom.yaml --curves out/{name}/curves.png --out out/{name}/val",
     "val of a run": "val out/run --data set/custom/custom.yaml",
     "verify": "verify out/bundle --images set/original/images --data set/original/original.yaml --report out/{name}/v",
     "mine": "mine out/bundle set/custom/images/test --out out/{name}",

@@ -42,10 +42,11 @@ def test_commands_survive_kills_and_full_disks(command: str) -> None:
 
 
 def test_threads_that_load_and_unload_change_no_original_bit() -> None:
-    result, memory = soak.soak(soak.BUNDLE, 2)
+    result, memory, held = soak.soak(soak.BUNDLE, 2)
     assert result.faults == []
     assert result.outcomes["detections"] > soak.N_THREADS and result.outcomes["loads"] > 0
-    assert len(memory) == soak.SAMPLES and min(memory) > 10
+    assert len(memory) == len(held) == soak.SAMPLES and min(held) > 10
+    assert sum(held) < sum(memory)
 
 
 # The commands find what they look for
@@ -119,7 +120,13 @@ def test_command_that_does_not_fail_in_one_line_is_found(status: int, out: str, 
 
 @pytest.mark.parametrize(
     ("memory", "level"),
-    [([100.0] * 60, True), ([1000 - 900 * 0.8**i for i in range(60)], True), ([100.0 + i for i in range(60)], False)],
+    [
+        ([100.0] * 60, True),
+        ([1000 - 900 * 0.8**i for i in range(60)], True),
+        ([100.0 + 20 * (i % 30 == 29) for i in range(60)], True),  # a peak of a moment
+        ([100.0 + i for i in range(60)], False),
+        ([200.0 + 0.2 * i for i in range(60)], False),  # 12 MB in ten minutes
+    ],
 )
 def test_memory_that_still_grows_is_told_from_memory_that_levels_off(memory: list[float], level: bool) -> None:
     assert soak.levels_off(memory) is level

@@ -6,7 +6,7 @@ import re
 import pytest
 from places import ROOT
 
-from prompt_tune.version import CPU_PACKAGES, NAME, PUBLISHED, install, install_on_cpu
+from prompt_tune.version import CPU_PACKAGES, NAME, PUBLISHED, __version__, install, install_on_cpu
 
 PAGES = ("README.md", "docs/deployment.md", "docs/index.md", "docs/troubleshooting.md", "docs/other-tools.md")
 
@@ -36,3 +36,11 @@ def test_page_has_the_commands_for_the_cpu_and_says_whether_the_package_is_publi
     text = (ROOT / page).read_text(encoding="utf-8")
     assert install_on_cpu() in text
     assert ("prompt-tune is not on PyPI yet" in text) is not PUBLISHED
+
+
+def test_version_has_one_home_and_the_changelog_names_it() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    for name in ("setup.cfg", "pyproject.toml", "CITATION.cff", "mkdocs.yml", "README.md"):
+        assert __version__ not in (ROOT / name).read_text(encoding="utf-8"), name
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", __version__]

@@ -23,7 +23,7 @@ Row = tuple[bytes, bytes, bytes, bytes]  # box, score, class, vocabulary: all bi
 def config_of(repository: Path) -> dict[str, Any]:
     """What the Python model reads of its configuration. test_triton_configs.py has all of it read by Triton."""
     text = (repository / MODEL / "config.pbtxt").read_text()
-    parameters = re.findall(r'key: "(\w+)"\s+value: \{ string_value: "(\w+)" \}', text)
+    parameters = re.findall(r'key: "(\w+)"\s+value: \{ string_value: "([^"]+)" \}', text)
     (size,) = re.findall(r"^max_batch_size: (\d+)$", text, re.MULTILINE)
     return {"max_batch_size": int(size), "parameters": {key: {"string_value": value} for key, value in parameters}}
 

@@ -33,6 +33,7 @@ DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")  #
 MAX_FILE_BYTES = 2**31 + 2**28
 PAD_GREY = 114
 LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
+MOST_SCORES = 2**29  # of an image, one for each prompt and anchor: 2 GiB, and several times that while it is computed
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
 ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
@@ -207,7 +208,7 @@ class Detector:
         self.session, self.graph = open_graph(bundle / "detector.onnx")
         self.original = read_vocabulary(bundle / "original.vocab.safetensors")
         self.learned = [read_vocabulary(path) for path in learned]
-        check_together(self.original, self.learned, self.graph["detector"])
+        check_together(self.original, self.learned, self.graph)
 
     def detect(self, image: Image.Image, conf: float | None = None) -> list[dict[str, Any]]:
         """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds."""
@@ -239,15 +240,15 @@ class Detector:
         return tables
 
 
-def check_together(original: Vocabulary, learned: list[Vocabulary], detector: str) -> None:
-    """End the program with a line that names a vocabulary of the wrong kind, or made for something else."""
+def check_together(original: Vocabulary, learned: list[Vocabulary], graph: dict[str, Any]) -> None:
+    """End the program with a line if a vocabulary is of the wrong kind, made for something else or one too many."""
     labels = [vocabulary.label for vocabulary in (original, *learned)]
     for vocabulary in (original, *learned):
         about = vocabulary.about
         if (about["kind"] == "original") != (vocabulary is original):
             kinds = "original" if vocabulary is original else "learned or plain"
             raise SystemExit(f"{vocabulary.label}: of kind {about['kind']}; it must be {kinds}.")
-        wanted = {"detector": detector, "text_tower": original.about["text_tower"]}
+        wanted = {"detector": graph["detector"], "text_tower": original.about["text_tower"]}
         if about["kind"] == "plain" and about["detector"] == "":
             del wanted["detector"]  # made for any detector
         if about["kind"] == "learned" and about["guide_mode"] == "original":
@@ -257,6 +258,8 @@ def check_together(original: Vocabulary, learned: list[Vocabulary], detector: st
                 raise SystemExit(f"{vocabulary.label}: made for another {what} ({about[what][:12]}).")
         if labels.count(vocabulary.label) > 1:
             raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; rename one of the files.")
+    if n_scores(original, learned, graph) > MOST_SCORES:
+        raise SystemExit("The vocabularies have too many prompts for the memory. Give fewer of them.")
 
 
 def open_graph(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -299,6 +302,17 @@ def packed(group: list[Vocabulary]) -> np.ndarray:
     n_prompts = max((part.embeddings.shape[1] for part in group), default=1)
     parts = [part.embeddings[:, np.arange(n_prompts) % part.embeddings.shape[1]] for part in group]
     return np.concatenate([np.zeros((0, n_prompts, 512), np.float32), *parts])  # (n_cls, n_prompts, 512)
+
+
+def n_rows(group: list[Vocabulary]) -> int:
+    """Rows of a packed group."""
+    return sum(len(part.thresholds) for part in group) * max((part.embeddings.shape[1] for part in group), default=1)
+
+
+def n_scores(original: Vocabulary, learned: list[Vocabulary], graph: dict[str, Any]) -> int:
+    """Scores of one image in the largest pass."""
+    anchors = sum((graph["image_size"] // stride) ** 2 for stride in graph["strides"])
+    return max(n_rows(guide) + n_rows(beside) for guide, beside in passes(original, learned)) * anchors
 
 
 def detections(

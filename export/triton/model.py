@@ -41,14 +41,17 @@ class TritonPythonModel:
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.side = int(settings["image_size"])
         self.batched = config.get("max_batch_size", 0) > 0  # then tensors begin with one more dimension, of one image
-        self.batch = max(1, config.get("max_batch_size", 0))
+        strides = [int(stride) for stride in settings["strides"].split()]
+        graph = {"detector": settings["detector"], "image_size": self.side, "strides": strides}
         try:
             original = detect.read_vocabulary(HERE / "original.vocab.safetensors")
             files = sorted((HERE / "vocabularies").glob("*.vocab.safetensors"))
             learned = [detect.read_vocabulary(path) for path in files]
-            detect.check_together(original, learned, settings["detector"])
+            detect.check_together(original, learned, graph)
         except SystemExit as error:  # the message of a program
             raise pb_utils.TritonModelException(str(error.code)) from error
+        fits = detect.MOST_SCORES // 2 // detect.n_scores(original, learned, graph)  # images, as in prompt-tune
+        self.batch = max(1, min(config.get("max_batch_size", 0), fits))
         self.labels = [vocabulary.label for vocabulary in (original, *learned)]
         self.passes = detect.passes(original, learned)
         self.embeddings = [[detect.packed(group) if group else NO_CLASSES for group in one] for one in self.passes]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command
-from prompt_tune.cli.terminal import echo
+from prompt_tune.cli.options import Command, torch_device_option
+from prompt_tune.cli.terminal import echo, note
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ SKIPPED_SHOWN = 5  # unreadable images that are listed
     "checkpoint itself and in ultralytics' `predict`. Take images that show learned objects too. Can be given several "
     "times, and also as an argument.",
 )
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    help="Torch device for measuring: cpu, cuda, cuda:1 (or 1).",
-)
+@torch_device_option
 def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[str, ...], device: str) -> None:
     """Write an ultralytics checkpoint from RUN, a folder of `prompt-tune fit`, with original and learned classes set.
 
@@ -43,10 +38,10 @@ def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[st
 
     baked = bake(run, out, images=(*more_images, *images) or None, device=device)
     n_learned = len(baked.names) - baked.n_original
-    echo(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
-    echo("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
+    note(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
+    note("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
     if baked.shift is None or baked.predicted is None:
-        echo("To measure how much, give --images FOLDER.")
+        note("To measure how much, give --images FOLDER.")
     else:
         _print(baked.shift)
         _print_predicted(baked.predicted)

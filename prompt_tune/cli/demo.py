@@ -1,11 +1,13 @@
 """`prompt-tune demo`: the whole workflow on `tiny`."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from prompt_tune.cli.options import Command
-from prompt_tune.cli.terminal import echo
+from prompt_tune.cli.options import Command, json_option
+from prompt_tune.cli.terminal import note
 
 
 @click.command(cls=Command)
@@ -20,7 +22,8 @@ from prompt_tune.cli.terminal import echo
     show_default=True,
     help="Device of the fit and of ONNX Runtime: cpu, cuda, or the number of a GPU.",
 )
-def command(out: Path, n_images: int, seed: int, device: str) -> None:
+@json_option
+def command(out: Path, n_images: int, seed: int, device: str, as_json: bool) -> None:
     """Teach tiny six new classes, export them, and detect with ONNX Runtime, with and without them.
 
     Prints a table, and writes summary.json and demo.png to --out. Takes a few minutes on two CPU cores.
@@ -33,6 +36,9 @@ def command(out: Path, n_images: int, seed: int, device: str) -> None:
 
     with stages() as progress:
         summary = demo(out, n_images=n_images, seed=seed, device=device, progress=progress)
+    if as_json:
+        click.echo(json.dumps(asdict(summary), indent=1))
+        return
     table = Table("", "before", "after", title="tiny, six new classes, ONNX Runtime")
     table.add_row("new classes, AP50 (test images)", f"{summary.zero_shot_ap50:.3f}", f"{summary.learned_ap50:.3f}")
     table.add_row(
@@ -41,5 +47,5 @@ def command(out: Path, n_images: int, seed: int, device: str) -> None:
     table.add_row("bits of original detections changed", "", f"{summary.original_bits_changed}")
     table.add_row("seconds", "", f"{summary.seconds:.1f}")
     Console().print(table)
-    echo("New classes: with plain names, then with learned prompts. Original classes: without, then with them.")
-    echo(f"See {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")
+    note("New classes: with plain names, then with learned prompts. Original classes: without, then with them.")
+    note(f"See {out / 'demo.png'}; try `prompt-tune detect {out / 'bundle'} --source IMAGE --out FOLDER`.")

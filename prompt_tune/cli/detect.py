@@ -1,5 +1,6 @@
 """`prompt-tune detect`: runs a bundle on images, videos, cameras and streams with ONNX Runtime, without torch."""
 
+import json
 import os
 import signal
 import sys
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, device_option
+from prompt_tune.cli.options import Command, device_option, json_option, learned_option, recursive_option
 from prompt_tune.cli.terminal import cell, echo
+from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -33,12 +35,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
     "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",
 )
-@click.option(
-    "--recursive/--no-recursive",
-    default=True,
-    show_default=True,
-    help="Whether folders are read with their subfolders.",
-)
+@recursive_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for what is saved. Needed without --stream.")
 @click.option(
     "--save",
@@ -59,14 +56,11 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     type=click.FloatRange(0.1),
     help="Seconds after which a camera or stream that sends nothing is an error.",
 )
-@click.option(
-    "--learned",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
-)
+@learned_option()
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
-@click.option("--show", multiple=True, metavar="NAME", help=f"Show, save and label only this class: {NAMES}")
+@click.option(
+    "--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Show, save and label only this class: {NAMES}"
+)
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
 @device_option
 @click.option(
@@ -77,8 +71,23 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
 @click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
 @click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
-@click.option("--image-size", type=int, help="Side of the network's input in pixels; default: the bundle's.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores.")
+@click.option("--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's.")
+@click.option(
+    "--batch",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images that go through the network at once. Frames of a camera or stream go one by one.",
+)
+@click.option(
+    "--threads",
+    "--workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="CPU threads; 0: all cores.",
+)
+@json_option
 def command(
     bundle: Path,
     sources: tuple[str, ...],
@@ -99,7 +108,9 @@ def command(
     original_conf: float | None,
     learned_conf: float | None,
     image_size: int | None,
+    batch: int,
     threads: int,
+    as_json: bool,
 ) -> None:
     """Detect the classes of BUNDLE, a folder from `prompt-tune export`, in SOURCES: images, videos, cameras, streams.
 
@@ -120,6 +131,8 @@ def command(
         raise click.UsageError(
             "Missing option '--out', the folder to write to. Only --stream without --save needs none."
         )
+    if stream and as_json:
+        raise click.UsageError("--stream prints JSON line by line, and --json the summary alone. Give one of them.")
     opened = open_source((*more_sources, *sources), every=every, timeout=timeout, recursive=recursive, without=out)
     detector = Detector(
         bundle,
@@ -147,12 +160,18 @@ def command(
             learned_conf=conf if learned_conf is None else learned_conf,
             show=show or None,
             hide=hide,
+            batch=batch,
             progress=None if on_terminal else progress,
             stop=stop,
         )
     if stream:
         _leave_quietly()
-    _print(result, out, to_errors=stream)
+    for reason in result.skipped:
+        echo(f"Skipped: {reason}", err=True)
+    if as_json:
+        click.echo(json.dumps(_as_json(result, out), indent=1))
+    elif not is_quiet():
+        _print(result, out, to_errors=stream)
     if result.broken:
         raise DataError(result.broken)
     if stop() and not opened.live:
@@ -185,15 +204,29 @@ def _leave_quietly() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _as_json(result: "Annotated", out: Path | None) -> dict[str, object]:
+    """What the table and the summary line say."""
+    counts = [
+        {"vocabulary": label, "class": name, "detections": count, "images": result.images_with[label, name]}
+        for (label, name), count in result.detections.items()
+    ]
+    return {
+        "images": result.images,
+        "frames": result.frames,
+        "missed_frames": result.missed,
+        "skipped": list(result.skipped),
+        "classes": counts,
+        "out": None if out is None else str(out),
+    }
+
+
 def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
-    """Print one line per skipped file, a small table, and a summary line."""
+    """Print a small table and a summary line."""
     from rich.console import Console
     from rich.table import Table
 
     from prompt_tune.runtime.detections import ORIGINAL
 
-    for reason in result.skipped:
-        echo(f"Skipped: {reason}", err=True)
     if result.detections:
         table = Table("vocabulary", "class", box=None, pad_edge=False)
         table.add_column("detections", justify="right")

@@ -4,10 +4,12 @@ import importlib
 import io
 import logging
 import sys
+import traceback
 import warnings
 
 import click
 
+from prompt_tune.cli import verbosity
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.version import __version__, install
 
@@ -20,6 +22,7 @@ COMMANDS = {
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
+    "data": ("prompt_tune.cli.data", "Look over a data set without a model: counts, copies, suspicious boxes."),
     "mine": ("prompt_tune.cli.mine", "Find the unlabelled images that are worth labelling next."),
     "vocab": ("prompt_tune.cli.vocab", "Build, show, compare, edit and convert vocabulary files."),
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
@@ -32,7 +35,7 @@ COMMANDS = {
 FIT_PACKAGES = {"torch", "torchvision", "ultralytics", "open_clip", "onnx", "faster_coco_eval", "matplotlib", "yaml"}
 
 
-class LazyGroup(click.Group):
+class LazyGroup(verbosity.Verbosity, click.Group):
     """Imports a command's module only when that command runs, so that `--help` is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -62,7 +65,8 @@ class _EchoHandler(logging.Handler):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="prompt-tune")
-def command() -> None:
+@click.pass_context
+def command(context: click.Context) -> None:
     """Teach YOLO-World new classes without changing what it knows.
 
     Only context vectors in front of the class names are learned. The detector and its text tower stay frozen. The
@@ -71,7 +75,7 @@ def command() -> None:
     logger = logging.getLogger("prompt_tune")
     if not logger.handlers:
         logger.addHandler(_EchoHandler())
-    logger.setLevel(logging.INFO)
+    verbosity.apply(context)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a broken EXIF tag counts as none, which needs no word
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # an image that cannot be read gets a line of ours
     logger.propagate = False  # what other libraries set up at the root does not matter here
@@ -98,9 +102,11 @@ def main() -> None:
         _say(f"Error: {package} is not installed, and this needs it: {install('fit')}")
         sys.exit(1)
     except PromptTuneError as error:
+        _trace()
         _say(f"Error: {error}")
         sys.exit(1)
     except OSError as error:  # of a path that no rule of ours has caught
+        _trace()
         place = f"`{error.filename}`: " if error.filename is not None else ""
         _say(f"Error: {place}{error.strerror or error}. Check the path.")
         sys.exit(1)
@@ -111,6 +117,12 @@ def _say(*lines: str) -> None:
     from prompt_tune.cli.terminal import echo
 
     echo(*lines, err=True)
+
+
+def _trace() -> None:
+    """With `--verbose`, print where the error that is handled comes from."""
+    if verbosity.is_verbose():
+        _say(*traceback.format_exc().splitlines())
 
 
 def _escape_what_does_not_fit(stream: object) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from prompt_tune.cli.options import Command
-from prompt_tune.cli.terminal import echo
+from prompt_tune.cli.terminal import note
 
 
 @click.command(name="export", cls=Command)
@@ -58,11 +58,11 @@ def command(run: Path, out: Path, target: str, batch: int | None, half: bool, wi
         from prompt_tune.deployment.triton import export_triton
 
         export_triton(run, out, half=half, batch=batch or 1)
-        echo(f"Model repository: {out}")
+        note(f"Model repository: {out}")
         return
     if batch is not None:
         raise click.UsageError("--batch is for --target triton.")
     from prompt_tune.deployment.bundle import export_bundle
 
     export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel)
-    echo(f"Bundle: {out}")
+    note(f"Bundle: {out}")

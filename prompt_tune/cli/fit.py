@@ -8,8 +8,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from prompt_tune.cli.config_file import config_options
+from prompt_tune.cli.config_file import save_config as write_config
 from prompt_tune.cli.options import Command
-from prompt_tune.cli.terminal import echo
+from prompt_tune.cli.terminal import echo, note
 from prompt_tune.config import FitConfig
 
 _FIELDS = {part.name: part for part in fields(FitConfig)}
@@ -18,6 +20,7 @@ _SWITCHES = {  # settings that are on or off, and the option that says so
     "freeze_old": "--freeze-old/--free-old",
     "calibrate": "--calibrate",
 }
+_ALIASES = {"image_size": ("--imgsz",), "nms_iou": ("--iou",)}  # what users of ultralytics type
 _APART = "freeze_old"  # stands beside --from
 
 
@@ -31,7 +34,7 @@ def _setting(name: str) -> Callable[[Any], Any]:
         more["type"] = click.Choice(part.metadata["choices"])
     elif isinstance(part.default, tuple):
         more |= {"type": type(part.default[0]), "nargs": len(part.default)}
-    return click.option("--" + name.replace("_", "-"), **more)
+    return click.option("--" + name.replace("_", "-"), *_ALIASES.get(name, ()), **more)
 
 
 def _settings(function: Callable[..., None]) -> Callable[..., None]:
@@ -64,6 +67,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--names",
+    "--classes",
     default=None,
     help="Names for the data set's classes, in its order ('lorry; truck, car'), or a file of them.",
 )
@@ -105,7 +109,14 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     help="Folder of the region cache. Default: 'regions' in the run folder.",
 )
 @_settings
-@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1, or 1 for the same.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Torch device: cpu, cuda, cuda:1, or 1 for the same. cuda:0,1 fills the cache on both GPUs, cpu,cpu in two "
+    "processes. Under torchrun, cuda gives each rank its own GPU.",
+)
+@config_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -123,6 +134,7 @@ def command(
     resume: bool,
     cache: Path | None,
     device: str,
+    save_config: Path | None,
     **settings: Any,
 ) -> None:
     """Learn context vectors for the classes of a data set. Detector and text tower stay as they are.
@@ -136,8 +148,14 @@ def command(
     from prompt_tune.evaluation.baselines import before_and_after
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
+    from prompt_tune.tuning.ranks import device_of_rank, of_torchrun
+    from prompt_tune.tuning.sharing import help_out
     from prompt_tune.vocabulary.names import read_classes
 
+    ranks = of_torchrun()
+    helps = ranks is not None and ranks.rank > 0
+    if save_config is not None and not helps:
+        write_config(context, save_config)
     inputs = FitInputs(
         model=model,
         data=data,
@@ -150,23 +168,30 @@ def command(
         cache=cache,
         given=frozenset(name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT),
     )
+    config = FitConfig(**settings)
+    device = device if ranks is None else device_of_rank(device)
+    if ranks is not None and helps:
+        help_out(inputs, out, ranks, config=config, strict=strict, device=device)
+        return
     with stages() as progress:
         result = fit(
             inputs,
             out,
-            config=FitConfig(**settings),
+            config=config,
             resume=resume,
             strict=strict,
             device=device,
+            ranks=ranks,
             progress=progress,
         )
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
     if result.folds == 1:
         measured = "on the images that were trained on"
-    echo(
+    say = note if result.finished else echo
+    say(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
         f"{result.ap:.3f} {measured}. Cached in {result.seconds['cache']:.1f} s, trained in "
         f"{result.seconds['train']:.1f} s."
     )
-    echo(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
-    echo(f"Next: prompt-tune export {result.run} --out BUNDLE")
+    note(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
+    note(f"Next: prompt-tune export {result.run} --out BUNDLE")

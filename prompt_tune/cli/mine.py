@@ -1,16 +1,18 @@
 """`prompt-tune mine`: which unlabelled images to label next."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, device_option
-from prompt_tune.cli.terminal import cell, echo
+from prompt_tune.cli.options import Command, device_option, json_option, learned_option
+from prompt_tune.cli.terminal import cell, echo, note
+from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
-    from prompt_tune.evaluation.mining import Candidate
+    from prompt_tune.evaluation.mining import Candidate, Mined
 
 
 @click.command(name="mine", cls=Command)
@@ -24,12 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new or empty folder.")
 @click.option("--top", default=20, show_default=True, help="How many images to write.")
-@click.option(
-    "--learned",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector. Can be given several times.",
-)
+@learned_option()
 @click.option(
     "--data",
     "join",
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     help="The ultralytics YAML that the classes were learned from: data.yaml in --out adds the images to it.",
 )
 @device_option
+@json_option
 def command(
     bundle: Path,
     sources: tuple[str, ...],
@@ -46,6 +44,7 @@ def command(
     learned: tuple[Path, ...],
     join: Path | None,
     device: str,
+    as_json: bool,
 ) -> None:
     """Find the unlabelled images that teach BUNDLE, a folder of `prompt-tune export`, most.
 
@@ -65,9 +64,20 @@ def command(
         mined = mine(detector, (*more_sources, *sources), out, top=top, join=join, progress=progress)
     for line in mined.skipped:
         echo(f"Skipped: {line}", err=True)
+    if as_json:
+        click.echo(json.dumps(_as_json(mined), indent=1))
+        return
+    if is_quiet():
+        return
     _print(mined.candidates)
-    echo(f"{counted(len(mined.candidates), 'image')} of {mined.images} to label: {out}")
-    echo(f"Next: correct the labels in {out / 'yolo'}, then prompt-tune fit --from RUN --data {mined.data} ...")
+    note(f"{counted(len(mined.candidates), 'image')} of {mined.images} to label: {out}")
+    note(f"Next: correct the labels in {out / 'yolo'}, then prompt-tune fit --from RUN --data {mined.data} ...")
+
+
+def _as_json(mined: "Mined") -> dict[str, object]:
+    """What the table and the lines below it say; paths as text."""
+    ranked = [{"image": str(row.path), "value": row.value, "reason": row.reason} for row in mined.candidates]
+    return {"images": mined.images, "candidates": ranked, "skipped": list(mined.skipped), "data": str(mined.data)}
 
 
 def _print(candidates: "tuple[Candidate, ...]") -> None:

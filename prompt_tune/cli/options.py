@@ -1,12 +1,17 @@
 """Options that several commands share."""
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
+from prompt_tune.cli.verbosity import Verbosity
 from prompt_tune.errors import ProviderError
 from prompt_tune.runtime.providers import check_device_name
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICE_HELP = (
     "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; cuda:1 or 1: the second GPU; auto: cuda if "
     "it works, otherwise cpu, with a message."
@@ -29,9 +34,37 @@ device_option = click.option(
     callback=_device,
     help=f"Where ONNX Runtime runs. {DEVICE_HELP}",
 )
+torch_device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Torch device: cpu, cuda, cuda:1, or 1 for the same.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
+recursive_option = click.option(
+    "--recursive/--no-recursive",
+    default=True,
+    show_default=True,
+    help="Whether folders are read with their subfolders.",
+)
 
 
-class Command(click.Command):
+def learned_option(note: str = "") -> Callable[[Function], Function]:
+    """The option for vocabularies that are loaded beside the bundle's own.
+
+    Args:
+        note: What else its help says.
+    """
+    words = ("Another vocabulary file for the same detector; its file name is its label.", note)
+    return click.option(
+        "--learned",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help=" ".join(filter(None, (*words, "Can be given several times."))),
+    )
+
+
+class Command(Verbosity):
     """A command that refuses an option given twice. Click would take the last one and drop the others in silence."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -45,7 +78,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
-class Group(click.Group):
+class Group(Verbosity, click.Group):
     """A group of such commands."""
 
     command_class = Command

@@ -1,15 +1,23 @@
 """Progress bars for work in stages, with rate and remaining time."""
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.progress import Progress
 from prompt_tune.wording import printable
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def stages() -> Iterator[Progress]:
-    """A `Progress` callback that shows one bar per stage on standard error."""
+    """A `Progress` callback that shows one bar per stage on standard error; none with `--quiet`.
+
+    When the block ends, the time of each stage is logged for `--verbose`.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -39,11 +47,16 @@ def stages() -> Iterator[Progress]:
         TextColumn("{task.fields[note]}", markup=False),  # a file name may have [ ]
     )
     tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    spans: dict[str, tuple[float, float]] = {}
+    with Bars(*columns, console=Console(stderr=True), disable=is_quiet()) as bars:
 
         def progress(stage: str, done: int, total: int | None, note: str) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total, note="")
             bars.update(tasks[stage], completed=done, total=total, note=printable(note))
+            now = time.perf_counter()
+            spans[stage] = (spans.get(stage, (now, now))[0], now)
 
         yield progress
+    for stage, (first, last) in spans.items():
+        logger.debug("%s: %.1f s from its first step to its last", stage, last - first)

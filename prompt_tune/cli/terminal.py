@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import printable
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ def echo(*lines: str, err: bool = False) -> None:
     """
     for line in lines:
         click.echo(printable(line), err=err)
+
+
+def note(*lines: str, err: bool = False) -> None:
+    """Like `echo`, for what `--quiet` leaves out: what was written where, and what to do next."""
+    if not is_quiet():
+        echo(*lines, err=err)
 
 
 def cell(text: str) -> "Text":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import DEVICE_HELP, Command
+from prompt_tune.cli.options import DEVICE_HELP, Command, json_option, learned_option
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE, RunFolder
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prompt_tune.progress import Progress
 
 TABLE_ROWS = 100  # classes listed in the table; --json lists all
+WORST = 3  # pairs of classes named that are taken for one another
 LABELS = {
     "ap": "AP",
     "ap50": "AP50",
@@ -50,13 +51,7 @@ LABELS = {
     type=click.Choice(["train", "val", "test"]),
     help="The split of the data set to measure on. The data set needs no other.",
 )
-@click.option(
-    "--learned",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Needs ONNX Runtime: a bundle, or "
-    "a run with --engine onnx. Can be given several times.",
-)
+@learned_option("Needs ONNX Runtime: a bundle, or a run with --engine onnx.")
 @click.option(
     "--engine",
     default=None,
@@ -65,7 +60,10 @@ LABELS = {
     "it to a temporary bundle.",
 )
 @click.option(
-    "--names", default=None, help="Class names to use instead of the data set's own, in its order, or a file of them."
+    "--names",
+    "--classes",
+    default=None,
+    help="Class names to use instead of the data set's own, in its order, or a file of them.",
 )
 @click.option(
     "--device",
@@ -74,7 +72,14 @@ LABELS = {
     help=f"Where it runs. With ONNX Runtime: {DEVICE_HELP} With torch: any of its devices.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a data set of which anything would be left out.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
+@json_option
+@click.option(
+    "--out",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Also write to this folder: confusion.png, precision_recall.png, f1.png, images.csv (hits, misses and false "
+    "alarms of each image) and val.json, which is what --json prints.",
+)
 @click.option(
     "--curves",
     default=None,
@@ -91,6 +96,7 @@ def command(
     device: str,
     strict: bool,
     as_json: bool,
+    out: Path | None,
     curves: Path | None,
 ) -> None:
     """Measure RUN, a folder of `fit`, or BUNDLE, a folder of `export`, on a data set.
@@ -101,9 +107,10 @@ def command(
     """
     from prompt_tune.cli.progress import stages
     from prompt_tune.report.figures import draw_precision_recall, import_matplotlib
+    from prompt_tune.report.validation import FILES, title, write_validation
     from prompt_tune.vocabulary.names import read_classes
 
-    if curves is not None:
+    if curves is not None or out is not None:
         import_matplotlib()  # if it is missing, say so before the images are measured
 
     with stages() as progress:
@@ -124,9 +131,13 @@ def command(
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
         _print(result)
-    if curves is not None:  # last: if it cannot be written, the numbers are not lost
-        titles = [_title(row.vocabulary, row.name, result) for row in result.classes]
-        draw_precision_recall(curves, result.curves, titles)
+    # last: if a file cannot be written, the numbers are not lost
+    if curves is not None:
+        draw_precision_recall(curves, result.curves, [title(row, result) for row in result.classes])
+    if out is not None:
+        write_validation(out, result)
+        if not as_json:
+            echo(f"Written to {out}: {', '.join(FILES)}.")
 
 
 def validate(
@@ -192,6 +203,8 @@ def _print(result: "Validation") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from prompt_tune.report.validation import title
+
     console = Console(highlight=False)
     where = {"torch": "torch", "onnx": "ONNX Runtime"}[result.engine]
     echo(f"{counted(result.images, 'image')} of `{result.split}`, measured through {where}.")
@@ -222,21 +235,22 @@ def _print(result: "Validation") -> None:
         table.add_column(label, justify="right")
     for row in result.classes[:TABLE_ROWS]:
         numbers = (row.metrics.ap, row.metrics.ap50, row.metrics.ap75, row.threshold, row.precision, row.recall)
-        table.add_row(cell(_title(row.vocabulary, row.name, result)), str(row.objects), *map(_number, numbers))
+        table.add_row(cell(title(row, result)), str(row.objects), *map(_number, numbers))
     console.print(table)
     if len(result.classes) > TABLE_ROWS:
         echo(f"... and {counted(len(result.classes) - TABLE_ROWS, 'more class')}; --json lists all.")
+    if worst := result.confusion.worst()[:WORST]:
+        pairs = [
+            f"{count} {column.name} ({column.vocabulary}) on {row.name} ({counted(row.objects, 'object')})"
+            for row, column, count in worst
+        ]
+        echo(f"Detections on objects of other classes, most often: {'; '.join(pairs)}.")
     for what, names in (
         ("Left out, because no vocabulary has them", result.unknown),
         (f"Left out, because `{result.split}` has no label of them", result.unlabelled),
     ):
         if names:
             echo(f"{what}: {', '.join(names)}.")
-
-
-def _title(vocabulary: str, name: str, result: "Validation") -> str:
-    """The name of a class, with its vocabulary if several vocabularies are measured."""
-    return f"{vocabulary}: {name}" if len({row.vocabulary for row in result.classes}) > 1 else name
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, device_option
+from prompt_tune.cli.options import Command, device_option, json_option, learned_option, recursive_option
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.wording import counted
@@ -35,12 +35,7 @@ UNLABELLED = (
     "images need no labels, but must not show any object of a learned class: every learned detection in them counts as "
     "a false alarm.",
 )
-@click.option(
-    "--learned",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
-)
+@learned_option()
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -53,12 +48,7 @@ UNLABELLED = (
     metavar="N",
     help="How many false alarms per 1,000 images are allowed. With more, the exit status is 3.",
 )
-@click.option(
-    "--recursive/--no-recursive",
-    default=True,
-    show_default=True,
-    help="Whether folders are read with their subfolders.",
-)
+@recursive_option
 @click.option("--strict", is_flag=True, help="Refuse images and a data set of which anything would be left out.")
 @device_option
 @click.option(
@@ -68,7 +58,7 @@ UNLABELLED = (
     help="Also write the result to this HTML file, with pictures of the false alarms that have the highest scores. The "
     "page is self-contained.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
+@json_option
 def command(
     bundle: Path,
     images: tuple[str, ...],

@@ -1,13 +1,14 @@
 """`prompt-tune vocab`: builds, shows, compares, edits and converts vocabulary files."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import Group
-from prompt_tune.cli.terminal import echo
+from prompt_tune.cli.options import Group, json_option
+from prompt_tune.cli.terminal import echo, note
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def command() -> None:
 @click.option("--model", required=True, help="The detector: `tiny`, a YOLO-World checkpoint, or an official name.")
 @click.option(
     "--names",
+    "--classes",
+    "names",
     required=True,
     help='The classes: names separated by commas, synonyms after semicolons ("lorry; truck, car"), a .txt file '
     "with one class per line, or a built-in list: coco, lvis, objects365, tiny.",
@@ -93,12 +96,16 @@ def build(
 @command.command()
 @click.argument("file", type=FILE)
 @click.option("--all", "whole", is_flag=True, help="Also print the provenance: how the file was made.")
-def show(file: Path, whole: bool) -> None:
+@json_option
+def show(file: Path, whole: bool, as_json: bool) -> None:
     """Print the classes of a vocabulary file, and what it was made for."""
-    from prompt_tune.cli.vocab_tables import classes_table, origin_table, provenance_lines
+    from prompt_tune.cli.vocab_tables import classes_table, content_json, origin_table, provenance_lines
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.load(file)
+    if as_json:
+        click.echo(json.dumps(content_json(vocabulary, whole=whole), indent=1))
+        return
     console = _console()
     _print(console, origin_table(vocabulary))
     _print(console, classes_table(vocabulary, console.width))
@@ -147,7 +154,7 @@ def remove(file: Path, names: tuple[str, ...], out: Path) -> None:
 @command.command(name="diff")
 @click.argument("before", metavar="A", type=FILE)
 @click.argument("after", metavar="B", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with full digests instead of a table.")
+@json_option
 @click.option("--all", "whole", is_flag=True, help="Also list changes of the provenance: how the files were made.")
 def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     """Print what changed from file A to file B, to review a vocabulary.
@@ -156,8 +163,6 @@ def diff_files(before: Path, after: Path, as_json: bool, whole: bool) -> None:
     means the same direction) or whose threshold, calibration, NMS IoU or box offsets changed; and changes of the whole
     file, such as its digests.
     """
-    import json
-
     from prompt_tune.cli.vocab_tables import differences_table, is_provenance
     from prompt_tune.vocabulary.diff import diff
     from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -224,7 +229,7 @@ def convert(
     from prompt_tune.vocabulary.foreign import convert as convert_file
 
     written = convert_file(source, out, classes=classes, original=original, kind=kind, normalise=normalise)
-    echo(f"Wrote {' and '.join(map(str, written))}.")
+    note(f"Wrote {' and '.join(map(str, written))}.")
 
 
 def _console() -> "Console":
@@ -248,4 +253,4 @@ def _print(console: "Console", table: "Table") -> None:
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    echo(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")
+    note(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")

@@ -4,7 +4,7 @@ import json
 import re
 import textwrap
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.cells import cell_len
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 KEY_WIDTH = 20  # characters of a dotted key in a line of a narrow table
+DIGESTS = ("detector", "text_tower", "guide")  # of what a vocabulary was made for
 _KEY = re.compile(r"provenance\..*")
 _PART = re.compile(r"[^.]*\.|[^.]+")
 
@@ -42,6 +43,23 @@ def classes_table(vocabulary: "Vocabulary", width: int) -> Table:
             cells.append(" ".join(f"{100 * value:+.1f}" for value in vocabulary.box_offsets[i]))
         rows.append(cells)
     return fitted(columns, rows, width, left=("class",))
+
+
+def content_json(vocabulary: "Vocabulary", *, whole: bool) -> dict[str, Any]:
+    """What the tables show, with full digests and numbers; the provenance too if `whole`."""
+    classes = []
+    for i, name in enumerate(vocabulary.names):
+        n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # padding repeats prompts
+        row: dict[str, Any] = {"name": name, "prompts": n_prompts, "threshold": float(vocabulary.thresholds[i])}
+        if vocabulary.calibration is not None:
+            row["calibration"] = vocabulary.calibration[i].tolist()
+        if vocabulary.nms_iou is not None:
+            row["nms_iou"] = float(vocabulary.nms_iou[i])
+        if vocabulary.box_offsets is not None:
+            row["box_offsets"] = vocabulary.box_offsets[i].tolist()
+        classes.append(row)
+    content = {name: getattr(vocabulary, name) for name in ("kind", "guide_mode", "digest", *DIGESTS)}
+    return content | {"classes": classes} | ({"provenance": vocabulary.provenance} if whole else {})
 
 
 def origin_table(vocabulary: "Vocabulary") -> Table:
@@ -80,7 +98,7 @@ def differences_table(found: "VocabularyDiff", width: int, *, whole: bool = Fals
     def shown(value: object, name: str = "") -> str:
         if value is None:
             return "none"
-        if name in ("detector", "text_tower", "guide"):
+        if name in DIGESTS:
             return short(str(value))
         return value if isinstance(value, str) else json.dumps(value, sort_keys=True).strip("[]")
 

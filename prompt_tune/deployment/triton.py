@@ -58,6 +58,7 @@ def export_triton(run: Path | str, out: Path | str, *, half: bool = False, batch
     config, world, original, learned = load_run(run)
     values = {
         "image_size": config["image_size"],
+        "strides": " ".join(map(str, world.strides)),
         "detector": world.digest,
         # a server that joins requests needs a batch dimension in each tensor, so without a reason there is none
         "max_batch_size": batch if batch > 1 else 0,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prompt_tune.contract import IDENTITY, METRIC_CONF
 from prompt_tune.datasets.samples import Labels, Sample
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.detections import ClassKey
@@ -21,14 +22,17 @@ NAMED = 10  # class names listed in an error
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The classes that can be measured, and their labels. Class i of everything here is `keys[i]`.
+    """The classes that can be measured, and their labels.
 
-    A class can be measured if a vocabulary has it and the split has a label of it.
+    A class can be measured if a vocabulary has it and the split has a label of it. Class i of everything here is
+    that of `keys` followed by `others`.
 
     Attributes:
         split: The split of the data set.
         samples: Its images.
-        keys: Vocabulary label and name of each of the n_cls classes.
+        names: The classes of the data set, by class number.
+        keys: Vocabulary label and name of each class that can be measured.
+        others: The same of the classes that a vocabulary has, but that have no label here.
         rows: For each class of the data set, its classes here: two if both vocabularies have the name.
         thresholds: (n_cls,) float32, from the vocabularies.
         calibration: (n_cls, 2) float32, scale and shift of the logit.
@@ -40,7 +44,9 @@ class GroundTruth:
 
     split: "SplitName"
     samples: tuple[Sample, ...]
+    names: tuple[str, ...]
     keys: tuple[ClassKey, ...]
+    others: tuple[ClassKey, ...]
     rows: Mapping[int, Sequence[int]]
     thresholds: np.ndarray
     calibration: np.ndarray
@@ -48,6 +54,17 @@ class GroundTruth:
     box_offsets: np.ndarray
     unknown: tuple[str, ...]
     unlabelled: tuple[str, ...]
+
+    @property
+    def least_scores(self) -> np.ndarray:
+        """(n_cls,) float32: no uncalibrated score below matters.
+
+        For metrics it is COCO's cut. For a class without labels it is the threshold, unless the class is calibrated.
+        """
+        plain = (self.calibration == IDENTITY).all(axis=1)
+        plain[: len(self.keys)] = False
+        least: np.ndarray = np.where(plain, self.thresholds, np.float32(METRIC_CONF))
+        return least
 
     @classmethod
     def read(
@@ -85,9 +102,10 @@ class GroundTruth:
         if len(unknown) == len(names):
             raise DataError(_no_class(data, names, own))
         labelled = {names[k] for sample in images.samples for k in sample.labels.classes[~sample.labels.ignore]}
-        keys, thresholds, calibration, nms_iou, box_offsets = [], [], [], [], []
-        for label, vocabulary in vocabularies.items():
-            numbers = zip(
+        classes = [
+            ((label, name), threshold, scale_shift, limit, offsets)
+            for label, vocabulary in vocabularies.items()
+            for name, threshold, scale_shift, limit, offsets in zip(
                 vocabulary.names,
                 vocabulary.thresholds,
                 vocabulary.calibration_rows,
@@ -95,13 +113,11 @@ class GroundTruth:
                 vocabulary.box_offsets_rows,
                 strict=True,
             )
-            for name, threshold, scale_shift, limit, offsets in numbers:
-                if name in labelled:
-                    keys.append((label, name))
-                    thresholds.append(threshold)
-                    calibration.append(scale_shift)
-                    nms_iou.append(limit)
-                    box_offsets.append(offsets)
+        ]
+        classes.sort(key=lambda part: part[0][1] not in labelled)  # stable: those that can be measured first
+        n_cls = sum(key[1] in labelled for key, *_ in classes)
+        all_keys, thresholds, calibration, nms_iou, box_offsets = zip(*classes, strict=True)
+        keys = all_keys[:n_cls]
         if not keys:
             shown = ", ".join(sorted(labelled)[:NAMED])
             raise DataError(
@@ -112,7 +128,9 @@ class GroundTruth:
         return cls(
             split,
             images.samples,
-            tuple(keys),
+            tuple(names),
+            keys,
+            all_keys[n_cls:],
             rows,
             np.array(thresholds, np.float32),
             np.array(calibration, np.float32),
@@ -124,13 +142,26 @@ class GroundTruth:
 
     def labels(self, sample: Sample) -> Labels:
         """The labels of one image, in original pixels, with class ids as in `keys`."""
-        pairs = [(box, row) for box, k in enumerate(sample.labels.classes) for row in self.rows[int(k)]]
-        boxes, classes = np.array(pairs, np.int64).reshape(-1, 2).T  # (n,) each
+        boxes, classes = self._pairs(sample).T  # (n,) each
         return Labels(sample.labels.boxes_xyxy[boxes], classes, sample.labels.ignore[boxes])
+
+    def places(self, sample: Sample) -> np.ndarray:
+        """(n,) int64: where each of `labels` stands in the labels of the image."""
+        places: np.ndarray = self._pairs(sample)[:, 0]
+        return places
 
     def of_vocabulary(self, label: str) -> list[int]:
         """The classes of one vocabulary, by its label."""
         return [row for row, key in enumerate(self.keys) if key[0] == label]
+
+    def others_of(self, label: str) -> list[int]:
+        """The classes without labels of one vocabulary, by its label."""
+        return [row for row, key in enumerate(self.others, len(self.keys)) if key[0] == label]
+
+    def _pairs(self, sample: Sample) -> np.ndarray:
+        """(n, 2) int64: a label of the image and a class of `keys`. A label with two classes stands twice."""
+        pairs = [(box, row) for box, k in enumerate(sample.labels.classes) for row in self.rows[int(k)]]
+        return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _seed(vocabularies: Mapping[str, Vocabulary]) -> int:

@@ -90,3 +90,19 @@ def match_classes(labels: Sequence[Labels], found: Sequence[Detections], n_cls: 
     rows = rows[np.lexsort((-scores[rows], classes[rows]))]  # stable
     parts = np.split(rows, np.searchsorted(classes[rows], np.arange(1, n_cls)))
     return [Matched(scores[part], correct[part], int(n)) for part, n in zip(parts, n_objects, strict=True)]
+
+
+def f1_scores(matched: Matched, least: np.ndarray) -> np.ndarray:
+    """F1 at IoU 0.5 of the detections of one class.
+
+    Args:
+        matched: The detections.
+        least: (k,) scores; detections above count.
+
+    Returns:
+        (k,) in 0..1; 0 where no detection is right.
+    """
+    counted = np.searchsorted(-matched.scores, -np.asarray(least, np.float32))  # (k,): those above come first
+    right = np.append(0, matched.correct.cumsum())[counted]
+    scores: np.ndarray = 2 * right / np.maximum(counted + matched.n_objects, 1)
+    return scores

@@ -23,9 +23,11 @@ from prompt_tune.evaluation.baselines import (
     recorded_baselines,
 )
 from prompt_tune.evaluation.baselines import best as best_baseline
+from prompt_tune.evaluation.confusion import Confusion, ConfusionCounts
 from prompt_tune.evaluation.ground_truth import GroundTruth
-from prompt_tune.evaluation.matching import match_classes
+from prompt_tune.evaluation.matching import Matched, match_classes
 from prompt_tune.evaluation.metrics import Metrics, coco_evaluation
+from prompt_tune.evaluation.per_image import ImageResult, image_results
 from prompt_tune.progress import Progress
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
     from prompt_tune.models.world import World
 
 Engine = Literal["torch", "onnx"]
-# RGB image uint8 (h, w, 3) -> detections in its pixels, by `GroundTruth`: of the vocabularies, then of each baseline
+# RGB image uint8 (h, w, 3) -> detections in its pixels, with classes of `GroundTruth`: of the vocabularies (those of
+# classes without labels only above their thresholds), then of each baseline
 Detect = Callable[[np.ndarray], list[Detections]]
 
 
@@ -81,6 +84,9 @@ class Validation:
         together: Means over all classes.
         classes: The classes that have labels.
         curves: (len(classes), 101) precision at IoU 0.5 by recall.
+        matched: The detections of each class.
+        confusion: Which classes were taken for which.
+        per_image: Hits, misses and false alarms of each image and vocabulary.
         unknown: Classes of the data set that no vocabulary has.
         unlabelled: Classes that a vocabulary has, but that have no label in this split.
         unlearned: What the names of the learned classes give on the same images without learning.
@@ -97,6 +103,9 @@ class Validation:
     together: Metrics
     classes: tuple[ClassResult, ...]
     curves: np.ndarray
+    matched: tuple[Matched, ...]
+    confusion: Confusion
+    per_image: tuple[ImageResult, ...]
     unknown: tuple[str, ...]
     unlabelled: tuple[str, ...]
     unlearned: tuple[Baseline, ...] = ()
@@ -104,7 +113,7 @@ class Validation:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the curves as plain JSON, with null for nan."""
+        """Everything but the curves and single images as plain JSON, with null for nan."""
         own = {name: getattr(self, name) for name in ("engine", "split", "images")}
         lists = {name: list(getattr(self, name)) for name in ("skipped", "unknown", "unlabelled")}
         means = {name: getattr(self, name) for name in ("learned", "original", "together")}
@@ -116,7 +125,9 @@ class Validation:
             "unlearned_in_fit": [part.to_record() for part in self.in_fit],
             "note": self.note,
         }
-        plain: dict[str, Any] = _without_nan(own | means | {"classes": classes} | lists | before)
+        plain: dict[str, Any] = _without_nan(
+            own | means | {"classes": classes, "confusion": self.confusion.to_json()} | lists | before
+        )
         return plain
 
 
@@ -261,17 +272,22 @@ def _torch_detector(
     from prompt_tune.models.world import region_logits
 
     level = world.anchors(image_size, image_size)[2]
-    parts = []  # the place in what `detect` returns, rows of `truth`, their embeddings, digest and rows of the guide
+    parts = []  # place in what `detect` returns, rows of `truth`, their embeddings and limits, digest and rows of guide
     learned = vocabularies[LEARNED]
     alternatives = [(place, learned, rows) for place, rows in enumerate(baselines, 1)]
     for place, vocabulary, all_rows in [(0, part, part.embeddings) for part in vocabularies.values()] + alternatives:
         label = LEARNED if vocabulary is learned else ORIGINAL
         rows = truth.of_vocabulary(label)
+        if place == 0:
+            rows += truth.others_of(label)
         if rows:
-            chosen = all_rows[[vocabulary.names.index(truth.keys[row][1]) for row in rows]]
+            keys = truth.keys + truth.others
+            chosen = all_rows[[vocabulary.names.index(keys[row][1]) for row in rows]]
             guide = all_rows if vocabulary.guide_mode == "own" else vocabularies[ORIGINAL].embeddings
             flat = torch.tensor(guide, device=world.device).flatten(0, 1)  # (n_cls * n_prompts, 512)
-            parts.append((place, np.array(rows), torch.tensor(chosen, device=world.device), guide_digest(guide), flat))
+            least = torch.tensor(truth.least_scores[rows], device=world.device)
+            chosen = torch.tensor(chosen, device=world.device)
+            parts.append((place, np.array(rows), chosen, least, guide_digest(guide), flat))
 
     @torch.no_grad()
     def detect(image: np.ndarray) -> list[Detections]:
@@ -279,17 +295,19 @@ def _torch_detector(
         network_input = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).to(world.device)  # (1, 3, size, size)
         passes: dict[str, tuple[Any, Any]] = {}  # by digest of the guide: head features and boxes
         founds: list[list[Detections]] = [[] for _ in range(1 + len(baselines))]
-        for place, rows, embeddings, digest, guide in parts:
+        for place, rows, embeddings, least, digest, guide in parts:
             if digest not in passes:
                 passes[digest] = world.features(network_input.float() / 255, guide)
             head, boxes = passes[digest]
-            found = find(boxes[0], region_logits(world, head[0], level, embeddings).sigmoid())
+            region_scores = region_logits(world, head[0], level, embeddings).sigmoid()  # (A, n_cls)
+            found = find(boxes[0], region_scores.where(region_scores > least, 0))
             if place == 0:  # names without learning have no offsets and NMS IoU of their own, and no calibration
                 found = move(found, truth.box_offsets[rows]).distinct(truth.nms_iou[rows])
             boxes_xyxy, classes = placed.to_original(found.boxes_xyxy), rows[found.class_ids]
             scores = found.scores if place else calibrated(found.scores, truth.calibration[classes])
-            inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)  # not entirely in the grey border
-            founds[place].append(Detections(boxes_xyxy[inside], scores[inside], classes[inside]))
+            kept = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)  # not entirely in the grey border
+            kept &= (classes < len(truth.keys)) | (scores > truth.thresholds[classes])
+            founds[place].append(Detections(boxes_xyxy[kept], scores[kept], classes[kept]))
         return [
             Detections(
                 boxes_xyxy=np.concatenate([found.boxes_xyxy for found in part]),
@@ -304,18 +322,19 @@ def _torch_detector(
 
 def _onnx_detector(detector: Detector, truth: GroundTruth) -> Detect:
     """A function that detects with ONNX Runtime and keeps uncalibrated scores above the cut."""
-    row_of = {key: row for row, key in enumerate(truth.keys)}
-    lowest = np.full(len(truth.keys), METRIC_CONF, np.float32)
+    keys = truth.keys + truth.others
+    row_of = {key: row for row, key in enumerate(keys)}
+    lowest = np.full(len(keys), METRIC_CONF, np.float32)
     cut = calibrated(lowest, truth.calibration)  # (n_cls,): the cut on the calibrated scale
-    show = [":".join(key) for key in truth.keys]
-    original = np.array([label == ORIGINAL for label, _ in truth.keys])
+    cut[len(truth.keys) :] = truth.thresholds[len(truth.keys) :]  # of these, no metric is measured
+    original = np.array([label == ORIGINAL for label, _ in keys])
     confs = [float(cut[of].min(initial=1.0)) for of in (original, ~original)]
 
     def detect(image: np.ndarray) -> list[Detections]:
-        found = detector.detect([image], show=show, original_conf=confs[0], learned_conf=confs[1])[0]
-        keys = zip(found.vocabularies, found.class_names, strict=True)
-        classes = np.array([row_of.get(key, -1) for key in keys], np.int64)  # (n,)
-        kept = (classes >= 0) & (found.scores > cut[classes])
+        found = detector.detect([image], original_conf=confs[0], learned_conf=confs[1])[0]
+        found_keys = zip(found.vocabularies, found.class_names, strict=True)
+        classes = np.array([row_of[key] for key in found_keys], np.int64)  # (n,)
+        kept = found.scores > cut[classes]
         return [Detections(found.boxes_xyxy[kept], found.scores[kept], classes[kept])]
 
     return detect
@@ -331,7 +350,8 @@ def _measure(
     strict: bool,
 ) -> Validation:
     """Detect in all images, and evaluate."""
-    labels, founds, skipped = [], [], []
+    labels, founds, skipped, paths = [], [], [], []
+    confusion = ConfusionCounts(truth.names, truth.keys + truth.others, len(truth.keys))
     for done, sample in enumerate(truth.samples, 1):
         try:
             image = read_rgb(sample.path)
@@ -341,18 +361,23 @@ def _measure(
             skipped.append(str(error))
             continue
         labels.append(truth.labels(sample))
-        founds.append(detect(image))
+        found, *others = detect(image)
+        above = found.select(found.scores > truth.thresholds[found.class_ids])
+        confusion.add(sample.labels, labels[-1], truth.places(sample), above)
+        founds.append([found.select(found.class_ids < len(truth.keys)), *others])
+        paths.append(sample.path)
         if progress:
             progress("validate", done, len(truth.samples), "")
     if not founds:
         raise DataError(f"None of the {len(truth.samples)} images can be read. The first: {skipped[0]}")
     of_vocabularies, *of_baselines = zip(*founds, strict=True)  # each has the detections of all images
     evaluation = coco_evaluation(labels, of_vocabularies, len(truth.keys))
+    matched = match_classes(labels, of_vocabularies, len(truth.keys))
     classes = []
-    for row, matched in enumerate(match_classes(labels, of_vocabularies, len(truth.keys))):
+    for row, part in enumerate(matched):
         threshold = float(truth.thresholds[row])
         metrics = evaluation.metrics([row])
-        classes.append(ClassResult(*truth.keys[row], matched.n_objects, metrics, threshold, *matched.above(threshold)))
+        classes.append(ClassResult(*truth.keys[row], part.n_objects, metrics, threshold, *part.above(threshold)))
     original = truth.of_vocabulary(ORIGINAL)
     learned = [row for row in range(len(truth.keys)) if row not in original]
     return Validation(
@@ -365,6 +390,9 @@ def _measure(
         together=evaluation.metrics(range(len(truth.keys))),
         classes=tuple(classes),
         curves=evaluation.curves,
+        matched=tuple(matched),
+        confusion=confusion.result(),
+        per_image=tuple(image_results(paths, labels, of_vocabularies, truth.keys, truth.thresholds)),
         unknown=truth.unknown,
         unlabelled=truth.unlabelled,
         unlearned=_evaluated(baselines, truth, labels, of_baselines),

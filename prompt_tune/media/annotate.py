@@ -1,19 +1,22 @@
 """Detects in all frames of a source and writes pictures, videos and labels, in constant memory."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal, TextIO
 
+import numpy as np
+
 from prompt_tune.errors import DataError
 from prompt_tune.media.fonts import FONTS
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
 from prompt_tune.media.sinks import Pictures, Sink, Videos
-from prompt_tune.media.sources import Source
+from prompt_tune.media.sources import Frame, Source
 from prompt_tune.progress import Progress
+from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.version import __version__
@@ -60,10 +63,11 @@ def annotate(
     learned_conf: float | None = None,
     show: Sequence[str] | None = None,
     hide: Sequence[str] | None = None,
+    batch: int = 1,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Annotated:
-    """Detect in the frames of a source one by one, and write what `save` names.
+    """Detect in the frames of a source, and write what `save` names.
 
     Args:
         detector: With its vocabularies loaded.
@@ -77,6 +81,8 @@ def annotate(
         learned_conf: Threshold of all other vocabularies.
         show: Classes to show.
         hide: Classes to hide.
+        batch: Number of frames that go through the network at once, see `Detector.detect`. Those of a live source go
+            one by one, whatever it is: none waits for the next.
         progress: Called with (stage, done, total, note); total is None where it is unknown.
         stop: Called after each frame; if it returns True, the files are finished with the frames so far.
 
@@ -106,11 +112,15 @@ def annotate(
             FONTS.prepare(name for _, name in chosen)  # here, so that one line names all characters without a font
         for sink in sinks:  # not earlier: a source that cannot be read leaves no file
             opened.enter_context(sink)
-        for frame in chain([first], frames):
-            done = counts.total()
-            if progress:
-                progress("detect", done + len(source.skipped), source.total, frame.name)
-            (found,) = detector.detect(frame.image, **options, show=show, hide=hide)  # type: ignore[arg-type]
+
+        def images() -> Iterator[tuple[Frame, np.ndarray]]:
+            for number, frame in enumerate(chain([first], frames)):
+                if progress:
+                    progress("detect", number + len(source.skipped), source.total, frame.name)
+                yield frame, frame.image
+
+        at_once = 1 if source.live else batch
+        for frame, found in detect_in_batches(detector, images(), batch=at_once, **options, show=show, hide=hide):
             try:
                 for sink in sinks:
                     sink.write(frame, found)

@@ -99,6 +99,31 @@ def side_by_side(
     return sheet
 
 
+def grid(
+    pictures: Sequence[Image.Image], captions: Sequence[str], *, columns: int, cell_wh: tuple[int, int]
+) -> Image.Image:
+    """Put pictures on a sheet, row by row, each as large as its cell allows and above its caption.
+
+    Args:
+        pictures: At least one.
+        captions: One for each picture; a caption that is wider than a cell is cut short.
+        columns: The most pictures in a row.
+        cell_wh: Room for a picture, in pixels. Larger pictures are made smaller, and small ones stay as they are.
+    """
+    gap = max(4, cell_wh[1] // 30)
+    texts = [_shortened(caption, cell_wh[1] / 22, cell_wh[0]) for caption in captions]
+    step_x, step_y = cell_wh[0] + gap, cell_wh[1] + gap + round(texts[0].pixels * 1.7)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (min(columns, len(pictures)) * step_x + gap, rows * step_y + gap), PAPER)
+    for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        small = picture.copy()
+        small.thumbnail(cell_wh, Image.Resampling.LANCZOS)
+        left, top = gap + i % columns * step_x, gap + i // columns * step_y
+        sheet.paste(small, (left + (cell_wh[0] - small.width) // 2, top + (cell_wh[1] - small.height) // 2))
+        text.draw(sheet, (left, top + (cell_wh[1] + step_y - gap) / 2), INK)
+    return sheet
+
+
 def class_colour(name: str, *, learned: bool) -> Colour:
     """The colour of a class, from its name alone: bright for learned classes, muted for original ones."""
     hue = zlib.crc32(name.encode()) * GOLDEN_RATIO % 1

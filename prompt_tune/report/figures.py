@@ -12,7 +12,8 @@ import numpy as np
 
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.calibration import N_BINS, reliability
-from prompt_tune.evaluation.matching import Matched
+from prompt_tune.evaluation.confusion import Confusion
+from prompt_tune.evaluation.matching import Matched, f1_scores
 from prompt_tune.evaluation.metrics import RECALLS
 from prompt_tune.evaluation.outcomes import ClassOutcome
 from prompt_tune.files import saving
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
 
+F1_SCORES = np.linspace(0, 1, 1001)  # where F1 is drawn
 DPI = 110  # resolution of the PNG files
 MAX_LINES = 20  # with more classes than this, curves are grey and have no legend
+MAX_ROWS, MAX_COLUMNS = 30, 40  # of the confusion matrix: with more, the classes with the most mistakes are drawn
 SVG_SIDE = 100  # side of a class's curve in the page, in SVG units
 SVG_POINTS = 400  # about how many corners of a class's curve are kept
 
@@ -58,6 +61,105 @@ def draw_precision_recall(path: Path, curves: np.ndarray, names: Sequence[str]) 
     axes.set(title="precision and recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", prop=_legend_font())
+    _save(figure, path)
+
+
+def draw_f1(path: Path, matched: Sequence[Matched], names: Sequence[str], thresholds: Sequence[float]) -> None:
+    """Draw F1 at IoU 0.5 over the score from which detections count: a line for each class, and their mean.
+
+    A dot shows what each class has at its threshold.
+
+    Args:
+        path: The .png file to write.
+        matched: The detections of each class.
+        names: The n_cls class names.
+        thresholds: (n_cls,) in 0..1.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    figure = _new_figure(8, 4.8)
+    axes = figure.subplots()
+    curves = np.array([f1_scores(part, F1_SCORES) for part in matched])  # (n_cls, 1001)
+    few = len(names) <= MAX_LINES
+    for name, part, curve, threshold in zip(names, matched, curves, thresholds, strict=True):
+        style: dict[str, Any] = {"label": FONTS.legible(name)} if few else {"color": "grey", "alpha": 0.4}
+        (line,) = axes.plot(F1_SCORES, curve, linewidth=1, **style)
+        at = f1_scores(part, np.array([threshold]))
+        style = {"color": line.get_color(), "alpha": line.get_alpha(), "markersize": 5 if few else 3, "zorder": 3}
+        axes.plot([threshold], at, "o", **style)
+    mean = curves.mean(0)
+    best = int(mean.argmax())
+    label = f"mean of {len(names)}, best {mean[best]:.3f} at {F1_SCORES[best]:.3f}"
+    axes.plot(F1_SCORES, mean, color="black", linewidth=2.5, label=label)
+    axes.plot([], [], "o", color="grey", label="at the threshold")
+    axes.set(title="F1 at IoU 0.5", xlabel="lowest score that counts", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", prop=_legend_font())
+    _save(figure, path)
+
+
+def draw_confusion(path: Path, confusion: Confusion) -> None:
+    """Draw which classes were taken for which.
+
+    Blue cells are right, red ones wrong. A cell is the darker, the larger its share of the objects of its row; in the
+    last two rows, of the detections of its column. Of many classes, those with the most mistakes are drawn.
+
+    Args:
+        path: The .png file to write.
+        confusion: The counts.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    rows, columns = _most_mistaken(confusion)
+    shown_rows, shown_columns = [confusion.rows[r] for r in rows], [confusion.columns[c] for c in columns]
+    counts, right = _cells(confusion, rows, columns)
+    objects = np.array([row.objects for row in shown_rows], float)[:, None]
+    detections = np.nansum(counts, axis=0)
+    share = np.full(counts.shape, np.nan)
+    share[:-2] = counts[:-2] / np.maximum(objects, 1)
+    share[-2:] = counts[-2:] / np.maximum(detections, 1)
+    share = np.where(counts > 0, 0.12 + 0.78 * np.minimum(share, 1), share)  # one in a thousand can be seen too
+    figure = _new_figure(3.2 + 0.42 * counts.shape[1], 2.6 + 0.36 * counts.shape[0])
+    axes = figure.subplots()
+    for colours, wanted in (("Blues", right), ("Reds", ~right)):
+        axes.imshow(np.where(wanted & (counts > 0), share, np.nan), cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for (r, c), count in np.ndenumerate(counts):
+        if np.isnan(count) and (r < len(rows) or c < len(columns)):
+            axes.text(c, r, "-", ha="center", va="center", size=7, color="grey")
+        elif count > 0:
+            colour = "white" if share[r, c] > 0.6 else "black"
+            axes.text(c, r, f"{count:.0f}", ha="center", va="center", size=7, color=colour)
+    font = _legend_font()
+    axes.set_xticks(
+        range(counts.shape[1]),
+        [FONTS.legible(column.name) for column in shown_columns] + ["missed"],
+        rotation=90,
+        fontproperties=font,
+    )
+    labels = [FONTS.legible(f"{row.name} ({row.objects})") for row in shown_rows]
+    axes.set_yticks(range(counts.shape[0]), [*labels, "second box", "nothing labelled"], fontproperties=font)
+    axes.set_xticks(np.arange(counts.shape[1] - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(counts.shape[0] - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="0.9", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    axes.axhline(len(rows) - 0.5, color="k", linewidth=1)
+    first = 0
+    for c in range(1, len(columns) + 1):
+        if c == len(columns) or shown_columns[c].vocabulary != shown_columns[c - 1].vocabulary:
+            axes.axvline(c - 0.5, color="k", linewidth=1)
+            label = FONTS.legible(shown_columns[first].vocabulary)
+            axes.text((first + c - 1) / 2, -0.6, label, ha="center", va="bottom", fontproperties=font)
+            first = c
+    left_out = [
+        f"{len(part)} of {len(every)} {what}"
+        for part, every, what in ((rows, confusion.rows, "rows"), (columns, confusion.columns, "columns"))
+        if len(part) < len(every)
+    ]
+    note = f"\nthe {' and '.join(left_out)} with the most mistakes; val.json has all" if left_out else ""
+    axes.set_title(f"detections above their thresholds{note}", size=10, pad=20)
+    axes.set(xlabel="detected class", ylabel="what the detection lies on (objects)")
     _save(figure, path)
 
 
@@ -134,6 +236,36 @@ def svg_precision_recall(outcome: ClassOutcome) -> str:
     rows = corners[:: 1 + len(corners) // SVG_POINTS]
     points = [(outcome.recalls[row] * SVG_SIDE, (1 - outcome.precisions[row]) * SVG_SIDE) for row in rows]
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _most_mistaken(confusion: Confusion) -> tuple[list[int], list[int]]:
+    """The rows and columns of the matrix that are drawn, in its order: all, or those with the most mistakes."""
+    wrong = np.where(confusion.is_own(), 0, confusion.counts)
+    missed = np.array([row.missed or 0 for row in confusion.rows], int)
+    rows = _largest(wrong.sum(1) + missed, MAX_ROWS)
+    alarms = np.array([column.second_boxes + (column.on_nothing or 0) for column in confusion.columns], int)
+    of_rows = confusion.is_own()[rows].any(0)  # the diagonal of the rows that are drawn comes first
+    weight = wrong[rows].sum(0) + alarms
+    return rows, _largest(weight + of_rows * (1 + weight.max(initial=0)), MAX_COLUMNS)
+
+
+def _largest(values: np.ndarray, most: int) -> list[int]:
+    """The places of the largest values, in rising order."""
+    chosen: list[int] = sorted(np.argsort(-values, kind="stable")[:most].tolist())
+    return chosen
+
+
+def _cells(confusion: Confusion, rows: Sequence[int], columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """What is drawn: (r + 2, c + 1) numbers, nan where nothing is known, and whether each cell is right."""
+    counts = np.full((len(rows) + 2, len(columns) + 1), np.nan)
+    right = np.zeros(counts.shape, bool)
+    counts[:-2, :-1] = confusion.counts[np.ix_(rows, columns)]
+    right[:-2, :-1] = confusion.is_own()[np.ix_(rows, columns)]
+    unknown = np.nan
+    counts[:-2, -1] = [unknown if (missed := confusion.rows[r].missed) is None else missed for r in rows]
+    for c, column in enumerate(confusion.columns[k] for k in columns):
+        counts[-2:, c] = column.second_boxes, unknown if column.on_nothing is None else column.on_nothing
+    return counts, right
 
 
 def _legend_font() -> "FontProperties":

@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw
 from prompt_tune.datasets.samples import Sample
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.outcomes import Example
-from prompt_tune.media.draw import OUTLINE, PAPER, class_colour, draw
+from prompt_tune.media.draw import OUTLINE, PAPER, class_colour, draw, grid
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.images import read_rgb
 
 TILE_PIXELS = 220  # longer side of a picture
 WHOLE_PIXELS = 400  # longer side of a whole image
+SHEET_COLUMNS, SHEET_CELL = 5, (400, 300)  # of a contact sheet; a cell in pixels
 SURROUNDINGS = 1.9  # side of the crop as a multiple of the box's longer side
 SMALLEST_CROP = 72  # original pixels: a tiny object is shown in its surroundings, not blown up to blocks
 JPEG_QUALITY = 80  # about 8 kB per picture
@@ -95,11 +96,38 @@ def labelled_picture(sample: Sample, names: Sequence[str]) -> Picture | None:
         sample: The image and its labels.
         names: The class names, in class-id order.
     """
+    drawn = _labelled(sample, names, (WHOLE_PIXELS, WHOLE_PIXELS))
+    if drawn is None:
+        return None
+    small, counts = drawn
+    caption = f"{sample.path.name}: {counts}"
+    return Picture(_jpeg(small), f"Training image with its boxes, {caption}", caption, *small.size)
+
+
+def contact_sheet(samples: Sequence[Sample], names: Sequence[str]) -> Image.Image:
+    """Images with their labelled boxes, side by side on one sheet. Those that cannot be read are left out.
+
+    Args:
+        samples: The images and their labels.
+        names: The class names, in class-id order.
+
+    Raises:
+        DataError: None of the images can be read.
+    """
+    drawn = [(sample, _labelled(sample, names, SHEET_CELL)) for sample in samples]
+    shown = [(part[0], f"{sample.path.name}: {part[1]}") for sample, part in drawn if part is not None]
+    if not shown:
+        raise DataError("No image for the contact sheet can be read. Check the image files.")
+    return grid(*zip(*shown, strict=True), columns=SHEET_COLUMNS, cell_wh=SHEET_CELL)
+
+
+def _labelled(sample: Sample, names: Sequence[str], most_wh: tuple[int, int]) -> tuple[Image.Image, str] | None:
+    """An image with its boxes drawn, no larger than `most_wh`, and what it shows; None if it cannot be read."""
     try:
         image = Image.fromarray(read_rgb(sample.path))
     except DataError:
         return None
-    scale = min(1.0, WHOLE_PIXELS / max(image.size))
+    scale = min(1.0, *(most / side for most, side in zip(most_wh, image.size, strict=True)))
     small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     kept = np.flatnonzero(~sample.labels.ignore)
     shown = tuple(names[k] for k in sample.labels.classes[kept])
@@ -112,8 +140,7 @@ def labelled_picture(sample: Sample, names: Sequence[str]) -> Picture | None:
         ("labels",) * len(kept),
         small.size,
     )
-    caption = f"{sample.path.name}: " + ", ".join(f"{count} {name}" for name, count in Counter(shown).items())
-    return Picture(_jpeg(draw(small, labels)), f"Training image with its boxes, {caption}", caption, *small.size)
+    return draw(small, labels), ", ".join(f"{count} {name}" for name, count in Counter(shown).items())
 
 
 def pictures(wanted: Iterable[tuple[Example, str, str]]) -> tuple[dict[Example, Picture], tuple[str, ...]]:

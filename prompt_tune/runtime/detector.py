@@ -18,11 +18,11 @@ from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
 from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
-from prompt_tune.runtime.images import ImageInput, Letterbox, letterbox, to_rgb
+from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, letterbox, to_rgb
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.session import GraphSession
-from prompt_tune.runtime.state import State, Wanted
+from prompt_tune.runtime.state import State, Wanted, most_rows
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -31,6 +31,7 @@ from prompt_tune.wording import counted
 # scores of the images in the network at once, one per row of embeddings and anchor: 1 GiB of float32, and at most seven
 # times that in all
 MAX_SCORES = 2**28
+MOST_SCORES = 2 * MAX_SCORES  # of a single image: vocabularies that need more cannot be loaded beside each other
 LEARNED = "learned"  # label of a learned vocabulary without a file name
 VOCABULARY_SUFFIX = ".vocab.safetensors"
 
@@ -46,7 +47,8 @@ class Detector:
 
     What a vocabulary can cost is limited: the graph gives at most 300 boxes per class and image
     (`contract.MAX_PER_CLASS`), and by the threshold of a learned or plain vocabulary nothing counts whose score is not
-    above 0.001 (`contract.LEAST_SCORE`), whatever the file says. Both hold for each class for itself.
+    above 0.001 (`contract.LEAST_SCORE`), whatever the file says. Both hold for each class for itself. Vocabularies with
+    more prompts than fit into memory (63,900 at 640 px) are refused.
 
     Attributes:
         bundle: The bundle's folder.
@@ -162,6 +164,7 @@ class Detector:
                     f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Rename the file, give "
                     "another `name`, or leave the other one out."
                 )
+            self._check_room({**loaded, label: vocabulary}, place)
             self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload)
         return label
 
@@ -207,7 +210,10 @@ class Detector:
             show: Only these classes, see `choose_classes`.
             hide: Not these classes.
             batch: Number of images that go through the network at once. With thousands of classes it may be fewer, to
-                fit into memory.
+                fit into memory. A call with fewer images is filled up with grey ones, at the cost of whole images: on
+                the same device, with the same options and vocabularies, what is found in an image depends on `batch`
+                alone, and not on which images are beside it, how many, or in which order. Another `batch` may change
+                the last bits.
             bgr: Whether arrays are BGR, as `cv2.imread` and `cv2.VideoCapture` give them. Files and PIL images are
                 not affected.
 
@@ -244,7 +250,7 @@ class Detector:
             part = images[first : first + at_once]
             side_by_side = self._readers.get().map if len(part) > 1 else map  # Pillow works without Python's lock
             pixels = list(side_by_side(partial(self._letterboxed, bgr=bgr), part))
-            found += self._detect_batch(pixels, wanted, NMS_IOU if iou is None else iou)
+            found += self._detect_batch(pixels, at_once, wanted, NMS_IOU if iou is None else iou)
         return found
 
     def raw(
@@ -286,10 +292,11 @@ class Detector:
         return letterbox(to_rgb(image, bgr=bgr), self.image_size)
 
     def _detect_batch(
-        self, pixels: list[tuple[np.ndarray, Letterbox]], wanted: list[Wanted], iou: float
+        self, pixels: list[tuple[np.ndarray, Letterbox]], at_once: int, wanted: list[Wanted], iou: float
     ) -> list[Detections]:
-        """Detections of letterboxed images: a pass for the original guide, and one for each `own` vocabulary."""
-        images = np.stack([image for image, _ in pixels]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
+        """Detections of letterboxed images, filled up to `at_once`: a pass for the original guide and each `own`."""
+        padding = [np.full_like(pixels[0][0], PAD_GREY)] * (at_once - len(pixels))  # last bits depend on the shape
+        images = np.stack([*(image for image, _ in pixels), *padding]).transpose(0, 3, 1, 2)  # (b, 3, h, w)
         images = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
         uploaded = self._session.upload(images)  # once for all passes
         original, together, *own = wanted
@@ -326,6 +333,17 @@ class Detector:
                 if backup.is_dir():
                     cure = f"An export was stopped while it replaced the bundle: rename {backup} to get the old one."
                 raise GraphError(f"`{self.bundle}` is not a complete bundle: it has no {name}. {cure}")
+
+    def _check_room(self, learned: Mapping[str, Vocabulary], place: str) -> None:
+        """Refuse a vocabulary with which the scores of one image would not fit into memory."""
+        n_anchors = self._n_anchors()
+        n_rows = most_rows(self._original, learned.values())
+        if n_rows * n_anchors > MOST_SCORES:
+            raise VocabularyError(
+                f"{place} cannot be loaded: with it, {n_rows:,} prompts are compared with an image at once (classes, "
+                f"times the most prompts of a class). At {self.image_size} px, at most {MOST_SCORES // n_anchors:,} "
+                "fit into memory. Unload other vocabularies, or split this one."
+            )
 
     def _check_made_for_this(self, vocabulary: Vocabulary, place: str) -> None:
         """Refuse a vocabulary that was made for another detector, text tower or guide."""

@@ -25,6 +25,32 @@ def gpu_index(device: str | int) -> int | None:
     return int(found[1]) if found else None
 
 
+def several(device: str | int) -> list[str]:
+    """The devices that a name means: those of a list such as "cuda:0,1" or "cpu,cpu", or the one.
+
+    Args:
+        device: A list separated by commas: GPUs by number, as ultralytics takes them ("0,1", "cuda:0,1"), or "cpu" as
+            often as there are to be processes. Any other name is one device.
+
+    Returns:
+        Their names in full.
+
+    Raises:
+        ProviderError: Something in a list is neither, or the list has both, or a GPU twice.
+    """
+    parts = [part.strip() for part in str(device).split(",")]
+    if len(parts) == 1:
+        return [str(device)]
+    indices = [None if part == "cuda" else gpu_index(part) for part in parts]
+    gpus = [f"cuda:{index}" for index in indices if index is not None]
+    if parts.count("cpu") == len(parts) or len(set(gpus)) == len(parts):
+        return gpus or parts
+    raise ProviderError(
+        "A list of devices names different GPUs by number (cuda:0,1), or the CPU once for each process (cpu,cpu). "
+        f"Received: '{device}'."
+    )
+
+
 def check_visible(device: str | int) -> None:
     """Refuse a GPU that the environment hides from this process, before a library says so in its own words.
 

@@ -31,6 +31,7 @@ from prompt_tune.tuning.regions import (
     checksum,
     read_parts,
 )
+from prompt_tune.tuning.transfers import Uploads, beside, mark
 from prompt_tune.tuning.views import View, choose_anchors, make_view
 from prompt_tune.wording import counted
 
@@ -83,6 +84,7 @@ def cache_regions(
     key = _run_key(world, guide, image_size, budget, seed)
     cache, weights = RegionCache(), None if guide is None else world.fold(guide)
     damaged: list[Path] = []
+    uploads = Uploads(world.device)
     workers = n_workers(world)
     jobs = deque(range(len(samples))[i : i + FORWARD_BATCH] for i in range(0, len(samples), FORWARD_BATCH))
     ahead: deque[Future[tuple[list[list[_Item]], list[int], list[str]]]] = deque()
@@ -99,7 +101,7 @@ def cache_regions(
             missing = [item for items in loaded for item in items if item.view is not None]
             damaged.extend(item.file for item in missing if item.was_damaged)
             for first in range(0, len(missing), FORWARD_BATCH):
-                finishing = _compute(world, guide, weights, missing[first : first + FORWARD_BATCH], budget)
+                finishing = _compute(world, guide, weights, missing[first : first + FORWARD_BATCH], budget, uploads)
                 writing.extend(writers.submit(finish) for finish in finishing)
                 while len(writing) > FORWARD_BATCH * workers:  # their features wait in memory
                     writing.popleft().result()
@@ -200,6 +202,7 @@ def _compute(
     weights: tuple[Tensor, Tensor] | None,
     items: list[_Item],
     budget: RegionBudget | None,
+    uploads: Uploads,
 ) -> list[Callable[[], None]]:
     """Run the detector once over a few views.
 
@@ -211,19 +214,18 @@ def _compute(
     for place, view, item in zip(batch, views, items, strict=False):
         place[:] = view.image
         item.view = replace(view, image=view.image[:0])  # only its labels are still needed
-    pixels = torch.from_numpy(batch)
-    if world.device.type == "cuda":
-        pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU still computes
-    images = pixels.to(world.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
+    images = uploads.copy(torch.from_numpy(batch)).permute(0, 3, 1, 2).float() / 255  # (b, 3, size, size)
     if guide is None or weights is None:
         outputs = {f"{BACKBONE}{i}": output for i, output in world.backbone(images).items()}
         rows = [{name: output[i] for name, output in outputs.items()} for i in range(len(items))]
-        return [partial(_write, world, item, row) for item, row in zip(items, rows, strict=True)]
+        done = mark(world.device)
+        return [partial(_write, world, item, row, done) for item, row in zip(items, rows, strict=True)]
     head, boxes = world.features(images, guide)
     points, _, level = world.anchors(*images.shape[2:])
+    done = mark(world.device)
     ends, points = level.bincount().cumsum(0).tolist(), points.cpu()
     return [
-        partial(_choose_and_write, world, item, head[i], boxes[i], points, ends, weights, budget)
+        partial(_choose_and_write, world, item, head[i], boxes[i], points, ends, weights, budget, done)
         for i, item in enumerate(items)
     ]
 
@@ -238,20 +240,36 @@ def _choose_and_write(
     ends: list[int],
     weights: tuple[Tensor, Tensor],
     budget: RegionBudget | None,
+    done: "torch.cuda.Event | None",
 ) -> None:
     """Write head features (A, c3) and boxes (A, 4) of the anchors of a view that are kept."""
-    keep = torch.arange(len(points))
-    if budget is not None and item.view is not None:
-        scores = level_logits(head, ends, *weights).amax(1).cpu()  # (A,)
-        labels = item.view.labels
-        objects = torch.from_numpy(labels.boxes_xyxy[~labels.ignore])  # (n, 4)
-        generator = torch.Generator().manual_seed(item.seed)
-        keep = choose_anchors(points, boxes.cpu(), scores, objects, budget, generator)
-    at = keep.to(head.device)
-    _write(world, item, {"head": head[at], "boxes_xyxy": boxes[at], "anchor": keep.int()})
+    with beside(done, head, boxes, *weights):
+        keep = torch.arange(len(points))
+        if budget is not None and item.view is not None:
+            scores = level_logits(head, ends, *weights).amax(1).cpu()  # (A,)
+            labels = item.view.labels
+            objects = torch.from_numpy(labels.boxes_xyxy[~labels.ignore])  # (n, 4)
+            generator = torch.Generator().manual_seed(item.seed)
+            keep = choose_anchors(points, boxes.cpu(), scores, objects, budget, generator)
+        at = keep.to(head.device)
+        row = {"head": head[at], "boxes_xyxy": boxes[at]}
+        parts = _of_host(row)
+    _save(world, item, parts | {"anchor": keep.int()})
 
 
-def _write(world: World, item: _Item, row: dict[str, Tensor]) -> None:
+def _write(world: World, item: _Item, row: dict[str, Tensor], done: "torch.cuda.Event | None") -> None:
+    """Write what the backbone gives for a view."""
+    with beside(done, *row.values()):
+        parts = _of_host(row)
+    _save(world, item, parts)
+
+
+def _of_host(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in the types of the file, on the CPU: the boxes are float32, the rest float16."""
+    return {name: (part if name == "boxes_xyxy" else part.half()).cpu().contiguous() for name, part in row.items()}
+
+
+def _save(world: World, item: _Item, parts: dict[str, Tensor]) -> None:
     """Write the file of a view: what the detector gives, and the labels."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -259,16 +277,12 @@ def _write(world: World, item: _Item, row: dict[str, Tensor]) -> None:
     view = item.view
     if view is None:
         return
-    parts = {
-        name: part if name == "boxes_xyxy" or not part.is_floating_point() else part.half()
-        for name, part in row.items()
-    }
     if not all(bool(part.isfinite().all()) for part in parts.values()):
         raise ModelError(
             f"The detector '{world.source_name}' gives numbers that are not finite, or too large for float16. "
             "Its weights are damaged: give another file."
         )
-    parts = {name: part.cpu().contiguous() for name, part in parts.items()} | {
+    parts = parts | {
         "label_boxes": torch.from_numpy(view.labels.boxes_xyxy),
         "label_classes": torch.from_numpy(view.labels.classes),
         "label_ignore": torch.from_numpy(view.labels.ignore).to(torch.uint8),

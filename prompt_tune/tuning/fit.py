@@ -7,7 +7,7 @@ prompts. What is left to train is `ctx` (CoOp, arXiv 2109.01134), through the fr
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +30,19 @@ from prompt_tune.models.prompts_file import save_context
 from prompt_tune.models.world import torch_device
 from prompt_tune.progress import Progress, silent
 from prompt_tune.report.figures import draw_reliability, draw_training
-from prompt_tune.run import CACHE_FOLDER, RESUME, RunFolder
+from prompt_tune.run import RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.runtime.devices import several
 from prompt_tune.tuning.comparison import training_ap50, unlearned, why_nothing
 from prompt_tune.tuning.convention import draw_as_labelled
 from prompt_tune.tuning.folds import Judged, cross_validate, make_folds
 from prompt_tune.tuning.job import FitInputs, Job, prepare
+from prompt_tune.tuning.job_cache import Caching
+from prompt_tune.tuning.ranks import Ranks
+from prompt_tune.tuning.sharing import check_all, helpers, lead
 from prompt_tune.tuning.state import load_state, save_state
 from prompt_tune.tuning.summary import write_fit_report
-from prompt_tune.tuning.tasks import Caching, Task
+from prompt_tune.tuning.tasks import Task
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import Provenance
@@ -83,6 +87,7 @@ def fit(
     resume: bool = False,
     strict: bool = False,
     device: str = "cpu",
+    ranks: Ranks | None = None,
     progress: Progress = silent,
 ) -> FitResult:
     """Learn prompts for the classes of a data set.
@@ -94,7 +99,9 @@ def fit(
         resume: Continue the run in `out`.
         strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
             Otherwise it is counted, and the run folder lists it.
-        device: A torch device.
+        device: A torch device, or several: "cuda:0,1" or "cpu,cpu" starts a process for each further one, which helps
+            to fill the cache (see `sharing`). In a script, this needs `if __name__ == "__main__":`.
+        ranks: The processes that torchrun has started; this one is rank 0.
         progress: Called as the work proceeds. KeyboardInterrupt, raised by it or by the user, ends the training; what
             was learned until then is kept.
 
@@ -104,18 +111,26 @@ def fit(
     Raises:
         PromptTuneError: Something cannot be used or written. What was written before is whole.
     """
-    device = torch_device(device)
+    devices, config = several(device), config or FitConfig()
+    device = torch_device(devices[0])
+    check_all(devices)
     run = RunFolder(Path(out))
-    recorded = run.held_out() if resume and run.config.is_file() else None
-    job = prepare(inputs, config or FitConfig(), device, recorded, strict=strict)
-    few = job.dataset.few
-    run.open(job.as_json() | inputs.as_json(), resume=resume)
-    job.original.save(run.original)
-    _say_if_no_background(job)
-    started = time.perf_counter()
-    folder = run.folder / CACHE_FOLDER if inputs.cache is None else Path(inputs.cache)
-    caching = Caching(job.world, job.original, folder, job.config, progress)
+    with ranks or nullcontext():
+        recorded = run.held_out() if resume and run.config.is_file() else None
+        job = prepare(inputs, config, device, recorded, strict=strict)
+        few, val = job.dataset.few, job.dataset.measured
+        run.open(job.as_json() | inputs.as_json(), resume=resume)
+        job.original.save(run.original)
+        _say_if_no_background(job)
+        started = time.perf_counter()
+        caching = Caching(job.world, job.original, inputs.cache_folder(run.folder), job.config, progress)
+        if ranks is not None:
+            lead(caching, job, ranks, progress, resumed=recorded is not None)
+    if len(devices) > 1:
+        with helpers(devices, inputs, run.folder, config=config, strict=strict) as started_here:
+            lead(caching, job, started_here, progress, resumed=recorded is not None)
     task = caching.task(job.dataset, job.replayed)
+    seen = caching.seen(task, val)
     _list_left_out(run, job, task, strict=strict)
     seconds = {"cache": time.perf_counter() - started}
 
@@ -132,12 +147,11 @@ def fit(
     verdict = why_nothing(chosen.measured.ap50, chosen.trained_ap50, boxes, job.config.image_size, where)
     if verdict:
         logger.warning("%s %s shows training images with their boxes.", verdict, run.report)
-    val = job.dataset.measured
     write_fit_report(
         run,
         job.world,
         job.context,
-        caching.seen(task, val),
+        seen,
         val.samples,
         chosen.found,
         before=chosen.before,

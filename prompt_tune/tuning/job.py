@@ -21,7 +21,7 @@ from prompt_tune.models.context import PromptContext
 from prompt_tune.models.embeddings import default_tower, original_vocabulary
 from prompt_tune.models.text_tower import TextTower, template_embeddings
 from prompt_tune.models.world import TINY, World
-from prompt_tune.run import HELD_OUT, IMAGES
+from prompt_tune.run import CACHE_FOLDER, HELD_OUT, IMAGES
 from prompt_tune.tuning.continuation import Earlier
 from prompt_tune.tuning.stand_ins import StandIns
 from prompt_tune.tuning.views import automatic_views
@@ -65,6 +65,10 @@ class FitInputs:
     cache: str | Path | None = None
     against: Sequence[str | Path] = ()
     given: frozenset[str] = frozenset()
+
+    def cache_folder(self, run: Path) -> Path:
+        """The folder of the region cache for a run folder."""
+        return run / CACHE_FOLDER if self.cache is None else Path(self.cache)
 
     def as_json(self) -> dict[str, Any]:
         """Where the parts of a run come from, for config.json; places that exist are absolute."""

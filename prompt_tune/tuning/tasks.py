@@ -1,8 +1,7 @@
 """What the prompts are trained and measured on: cached images, under a guide that is fixed or is learned itself."""
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,25 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tune.config import FitConfig, RegionBudget
 from prompt_tune.contract import METRIC_CONF
-from prompt_tune.datasets.reading import DataSet
-from prompt_tune.datasets.replay import Replayed
-from prompt_tune.datasets.samples import Labels, Split
-from prompt_tune.errors import DataError
+from prompt_tune.datasets.samples import Labels
 from prompt_tune.models.suppression import find
 from prompt_tune.models.world import World, join_levels, level_logits
-from prompt_tune.progress import Progress
 from prompt_tune.runtime.boxes import cut
 from prompt_tune.runtime.detections import Detections
-from prompt_tune.tuning.caching import FORWARD_BATCH, cache_regions
+from prompt_tune.tuning.caching import FORWARD_BATCH
 from prompt_tune.tuning.loss import ClassSample, Prepared, class_loss, level_ends, prepare_image
 from prompt_tune.tuning.memory import Store
 from prompt_tune.tuning.regions import RegionCache, Regions
-from prompt_tune.vocabulary.vocabulary import Vocabulary
-
-REPLAY_VIEWS = 4  # at most: there are several replayed images for each labelled one
-logger = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -233,81 +223,6 @@ def _folder(cache: RegionCache) -> Path:
 def _or_labelled(images: Sequence[int] | None, cache: RegionCache) -> Sequence[int]:
     """The images, or all of a cache but the replayed ones."""
     return range(len(cache.files) - cache.n_replay) if images is None else images
-
-
-@dataclass(frozen=True, eq=False)
-class Caching:
-    """How the images of a run get into its cache.
-
-    Attributes:
-        world: The frozen detector.
-        original: The original vocabulary.
-        folder: The folder of the cache.
-        config: The settings of the run.
-        progress: Called after every few images.
-    """
-
-    world: World
-    original: Vocabulary
-    folder: Path
-    config: FitConfig
-    progress: Progress
-
-    def task(self, dataset: DataSet, replayed: Replayed) -> Task:
-        """Cache training images in their views, and those to measure on with all anchors. Replayed ones come last.
-
-        Raises:
-            DataError: No readable training or validation image has a box, or no replayed image can be read.
-        """
-        own = self.config.guide == "own"
-        guide = None if own else self._guide()
-        budget = None if own else RegionBudget(*self.config.region_budget)
-        train = self._run(guide, dataset.train, "cache train", self.config.views, budget)
-        _require_object(train, "training", dataset)
-        if replayed.train.samples:
-            views = min(self.config.views, REPLAY_VIEWS)
-            train = train.with_replay(self._run(guide, replayed.train, "cache replay", views, budget))
-        val = self._run(guide, dataset.measured, "cache val", 1, None)
-        _require_object(val, "validation", dataset)
-        if replayed.held_out.samples:
-            val = val.with_replay(self._run(guide, replayed.held_out, "cache replay held out", 1, None))
-        return (GuidedTask if own else RegionTask)(self.world, train, val, self.config.image_size)
-
-    def seen(self, task: Task, val: Split) -> RegionCache:
-        """The validation images under the original guide, which shows what the original classes find in them."""
-        return task.val if self.config.guide == "original" else self._run(self._guide(), val, "report", 1, None)
-
-    def _guide(self) -> Tensor:
-        """(n_cls * n_prompts, 512) float32."""
-        return torch.tensor(self.original.embeddings, device=self.world.device).flatten(0, 1)
-
-    def _run(
-        self, guide: Tensor | None, split: Split, stage: str, views: int, budget: RegionBudget | None
-    ) -> RegionCache:
-        for cache in cache_regions(
-            self.world,
-            guide,
-            split.samples,
-            self.folder,
-            image_size=self.config.image_size,
-            views=views,
-            budget=budget,
-            seed=self.config.seed,
-        ):
-            self.progress(stage, len(cache.files) + len(cache.skipped), len(split.samples), "")
-        if cache.skipped:
-            logger.warning("%d damaged images are skipped:\n  %s", len(cache.skipped), "\n  ".join(cache.skipped))
-        return cache
-
-
-def _require_object(cache: RegionCache, kind: str, dataset: DataSet) -> None:
-    """Refuse images without any box that counts: nothing could be learned from them, or measured on them."""
-    if not any(cache.has_object(i) for i in range(len(cache.files))):
-        first = f" The first that was skipped: {cache.skipped[0]}" if cache.skipped else ""
-        raise DataError(
-            f"No readable {kind} image of `{dataset.source}` has a box.{first} Replace the damaged images, or label "
-            "others."
-        )
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ class Trainer:
             moving = ~torch.tensor(frozen, device=context.ctx.device)
             context.ctx.register_hook(lambda gradient: gradient * moving[:, None, None, None])
         self.optimizer = torch.optim.AdamW([context.ctx], lr=config.learning_rate, betas=BETAS, weight_decay=0.0)
-        self.epoch, self.best_epoch = 0, 0
+        self.epoch, self.best_epoch, self.n_updates = 0, 0, 0  # the last: updates of the latest epoch
         self.best_ap, self.best_ap50 = -1.0, -1.0
         self.best_ctx = context.ctx.detach().clone()
 
@@ -79,7 +79,7 @@ class Trainer:
         started = time.perf_counter()
         batches = self._batches(np.random.default_rng([self.config.seed, 21, self.epoch]))
         chance = np.random.default_rng([self.config.seed, 22, self.epoch])
-        n_steps = len(batches)
+        self.n_updates = n_steps = len(batches)
         total = 0.0
         for step, (chosen, view) in enumerate(batches):
             rate = self._learning_rate(self.epoch * n_steps + step, n_steps)

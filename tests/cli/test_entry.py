@@ -154,7 +154,7 @@ finally:
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line[:4].strip()]
     assert listed == list(COMMANDS)
-    light = ("cli", "cli.entry", "errors", "version", "wording")
+    light = ("cli", "cli.entry", "cli.verbosity", "errors", "version", "wording")
     assert done.stderr.strip() == f"{['prompt_tune', *(f'prompt_tune.{name}' for name in light)]} set()"
 
 

@@ -90,6 +90,8 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "learning rate of zero": (["--learning-rate", "0"], "learning_rate"),
     "device that is not there": (["--device", "cuda:63"], "cuda:63"),
     "GPU by its number alone": (["--device", "63"], "the device '63'"),
+    "GPUs that are not there": (["--device", "cuda:63,64"], "the device 'cuda:63'"),
+    "devices of two kinds": (["--device", "cpu,cuda:1"], "Received: 'cpu,cuda:1'"),
     "device that nobody knows": (["--device", "abacus"], "abacus"),
     "text tower that is not there": (["--text-tower", "local-dir:/nowhere"], "/nowhere"),
     "original vocabulary that is not there": (["--original", "nowhere.vocab.safetensors"], "nowhere.vocab"),

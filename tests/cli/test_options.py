@@ -1,10 +1,15 @@
 """Options that commands share."""
 
+import importlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from commands import run_command
+from places import ROOT
 
 from prompt_tune.cli import command as prompt_tune
 from prompt_tune.cli.options import Command, device_option
@@ -66,3 +71,72 @@ def test_every_command_refuses_options_given_twice() -> None:
     assert isinstance(prompt_tune, click.Group)
     found = list(commands(prompt_tune, click.Context(prompt_tune)))
     assert len(found) > 15 and [each.name for each in found if not isinstance(each, Command)] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("fit --model tiny --data a --out b --imgsz 320", "image_size", 320),
+        ("fit --model tiny --data a --out b --iou 0.5", "nms_iou", 0.5),
+        ("fit --model tiny --data a --out b --batch 8", "batch", 8),
+        ("fit --model tiny --data a --out b --device 0", "device", "0"),
+        ("fit --model tiny --data a --out b --classes cat,dog", "names", "cat,dog"),
+        ("detect a b --out c --imgsz 320", "image_size", 320),
+        ("detect a b --out c --conf 0.4", "conf", 0.4),
+        ("detect a b --out c --iou 0.5", "iou", 0.5),
+        ("detect a b --out c --workers 2", "threads", 2),
+        ("detect a b --out c --classes cat --classes dog", "show", ("cat", "dog")),
+        ("detect a b --out c --device 0", "device", "0"),
+        ("verify a b --device 0", "device", "0"),
+        ("mine a b --out c --device 0", "device", "0"),
+        ("bake a --out c --device 0", "device", "0"),
+        ("val a --data b --classes cat,dog", "names", "cat,dog"),
+        ("val a --data b --device 0", "device", "0"),
+        ("vocab build --model tiny --classes cat --out c", "names", "cat"),
+    ],
+)
+def test_spelling_that_people_type_is_one_of_ours(words: str, name: str, value: object) -> None:
+    group: click.Command = prompt_tune
+    arguments = words.split()
+    context = click.Context(group)
+    while isinstance(group, click.Group):
+        _, found, arguments = group.resolve_command(context, arguments)
+        assert found is not None
+        group, context = found, click.Context(found, parent=context)
+    group.parse_args(context, arguments)
+    assert context.params[name] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("detect BUNDLE PHOTO --out OUT", "classes"),
+        ("mine BUNDLE PHOTO --out OUT", "candidates"),
+        ("vocab show LEARNED", "classes"),
+        ("vocab diff LEARNED LEARNED", "added"),
+        ("verify BUNDLE PHOTO", "settings"),
+    ],
+)
+def test_table_is_printed_as_json_too(words: str, key: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = ROOT / "tests" / "data"
+    places = {"BUNDLE": data / "bundle", "PHOTO": data / "photo.png", "OUT": tmp_path / "out"}
+    places["LEARNED"] = data / "bundle" / "learned.vocab.safetensors"
+    done = run_command(capfd, *(places.get(word, word) for word in words.split()), "--json")
+    assert done.status == 0, done.err
+    assert key in json.loads(done.out)
+
+
+def test_every_command_that_prints_a_table_has_json() -> None:
+    """Tables are made with rich's `Table`; the commands of such a module that print none are named here."""
+    without = {"build", "merge", "rename", "remove", "convert"}  # of `vocab`
+    checked = set()
+    for path in sorted((ROOT / "prompt_tune" / "cli").glob("*.py")):
+        if "import Table" not in path.read_text("utf-8") or path.stem == "vocab_tables":
+            continue
+        found = importlib.import_module(f"prompt_tune.cli.{path.stem}").command
+        commands = found.commands.values() if isinstance(found, click.Group) else [found]
+        for each in commands:
+            if each.name not in without:
+                assert "--json" in {option for part in each.params for option in part.opts}, each.name
+                checked.add(path.stem)
+    assert {"demo", "detect", "mine", "pretrain", "val", "verify"} <= checked

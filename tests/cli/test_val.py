@@ -1,5 +1,6 @@
 """`prompt-tune val`: tables, JSON, curves, and bad input as one line."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import run_command
 from PIL import Image
 
@@ -120,6 +122,44 @@ def test_val_curves_writes_a_picture(folder: Path, capfd: pytest.CaptureFixture[
     assert done.status == 0, done.err
     with Image.open(picture) as image:
         assert image.format == "PNG"
+
+
+def test_val_out_writes_pictures_images_and_numbers(
+    folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data, out = folder / "set" / "custom", tmp_path / "new" / "out"
+    done = run_command(capfd, "val", folder / "bundle", "--data", data, "--split", "test", "--json", "--out", out)
+    assert done.status == 0, done.err
+    numbers = json.loads(done.out)
+    assert json.loads((out / "val.json").read_text()) == numbers and numbers["confusion"]["labels"]
+    names = ["confusion.png", "f1.png", "images.csv", "precision_recall.png", "val.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    with (out / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and {row["vocabulary"] for row in rows} == {"learned"}
+    assert sum(int(row["objects"]) for row in rows) == sum(row["objects"] for row in numbers["classes"])
+    assert all(int(row["hits"]) + int(row["misses"]) == int(row["objects"]) for row in rows)
+    done = run_command(capfd, "val", folder / "bundle", "--data", data, "--split", "test", "--out", out)
+    assert done.out.splitlines()[-1].endswith(": confusion.png, precision_recall.png, f1.png, images.csv, val.json.")
+
+
+def test_val_says_which_classes_lie_on_objects_of_others(
+    folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The labels of one original class are given to a learned one, so the original one lies on what it is not."""
+    data = folder / "set" / "original" / "original.yaml"
+    done = run_command(capfd, "val", folder / "bundle", "--data", data, "--json")
+    best = max(json.loads(done.out)["classes"], key=lambda row: row["recall"] * row["objects"])
+    names = [name for name in yaml.safe_load(data.read_text())["names"].values()]
+    given = ",".join("widget" if name == best["name"] else name for name in names)
+    done = run_command(capfd, "val", folder / "bundle", "--data", data, "--names", given)
+    assert done.status == 0, done.err
+    count = round(best["recall"] * best["objects"])
+    objects = "1 object" if best["objects"] == 1 else f"{best['objects']} objects"
+    wanted = f" {best['name']} (original) on widget ({objects})"
+    assert wanted in " ".join(done.out.split())
+    lying = int(" ".join(done.out.split()).split(wanted)[0].split()[-1])
+    assert lying >= count > 0
 
 
 def test_val_curves_that_cannot_be_written_are_one_line_after_the_numbers(

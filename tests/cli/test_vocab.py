@@ -169,7 +169,7 @@ def test_vocab_remove_leaves_the_other_classes(files: tuple[Path, Path], tmp_pat
             1,
             "Error: Cannot read the class list nowhere",
         ),
-        (["build", "--model", "m.pt", "--out", "OUT"], 2, "Missing option '--names'."),
+        (["build", "--model", "m.pt", "--out", "OUT"], 2, "Missing option '--names' / '--classes'."),
         (
             ["build", "--model", "m.pt", "--names", "a", "--kind", "original", "--original", "coco", "--out", "OUT"],
             2,

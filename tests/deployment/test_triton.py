@@ -1,6 +1,7 @@
 """Model repositories of Triton: what is written, and that their Python model answers as the runtime does."""
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from places import TESTS
 from runs import write_run
 from small_bundle import IMAGE_SIZE, learned_for, photo
-from triton_server import GRAPH, MODEL, call, imported, loaded, request, rows_of
+from triton_server import GRAPH, MODEL, call, config_of, imported, loaded, request, rows_of
 from vocabularies import TOWER
 
 from prompt_tune.deployment.triton import REPOSITORY_FILES, export_triton
@@ -321,6 +322,22 @@ def test_wrong_vocabulary_keeps_the_model_from_loading(
     assert complaint in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
+def test_batches_shrink_to_what_fits_into_memory(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = batched(repository, tmp_path / "batched", 4)
+    n_scores = (80 + 6 * 3) * (12**2 + 6**2 + 3**2)  # of 80 original and six learned classes, of three prompts each
+    with imported(folder) as module:
+        for most, batch in ((8, 4), (5, 2), (1, 1)):
+            monkeypatch.setattr(module.detect, "MOST_SCORES", most * n_scores)
+            model = module.TritonPythonModel()
+            model.initialize({"model_config": json.dumps(config_of(folder))})
+            assert model.batch == batch
+        monkeypatch.setattr(module.detect, "MOST_SCORES", n_scores - 1)
+        with pytest.raises(pb_utils.TritonModelException, match="too many prompts for the memory"):
+            module.TritonPythonModel().initialize({"model_config": json.dumps(config_of(folder))})
+
+
 def test_model_needs_numpy_and_pillow_only(exported: Path) -> None:
     blocked = ("prompt_tune", "torch", "onnxruntime", "safetensors", "ultralytics")
     code = (
@@ -336,7 +353,7 @@ def test_model_needs_numpy_and_pillow_only(exported: Path) -> None:
     with imported(exported) as module:
         digest = module.detect.read_vocabulary(exported / MODEL / "1" / "original.vocab.safetensors").about["detector"]
     folders = [str(exported / MODEL / "1"), str(exported / MODEL), str(TESTS)]
-    values = f'{{"image_size": "{IMAGE_SIZE}", "detector": "{digest}"}}'
+    values = f'{{"image_size": "{IMAGE_SIZE}", "strides": "8 16 32", "detector": "{digest}"}}'
     done = subprocess.run([sys.executable, "-c", code, *folders], input=values, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "Give either `image`, the content of an image file, or `raw`, RGB pixels.\n"

@@ -28,14 +28,19 @@ def test_class_with_two_vocabularies_is_measured_in_both(vocabularies: dict[str,
     truth = GroundTruth.read(write_voc(tmp_path, {"train": TRAIN, "val": VAL}), "train", None, vocabularies)
     keys = [("original", SHARED_NAME), ("learned", "lorry"), ("learned", SHARED_NAME)]
     assert list(truth.keys) == keys
-    assert truth.thresholds.tolist() == [0.25, 0.75, 0.75]
-    assert truth.calibration.tolist() == [[1, 0], [1, 0], [2, -1]] and truth.nms_iou.tolist() == [1, 1, 1]
+    assert truth.others == (("original", "bus"),) and truth.others_of("original") == [3]
+    assert truth.thresholds.tolist() == [0.25, 0.75, 0.75, 0.5]
+    assert truth.calibration.tolist() == [[1, 0], [1, 0], [2, -1], [1, 0]] and truth.nms_iou.tolist() == [1] * 4
+    np.testing.assert_allclose(truth.least_scores, [0.001, 0.001, 0.001, 0.5])  # no metric needs the bus below 0.5
     assert (truth.of_vocabulary("original"), truth.of_vocabulary("learned")) == ([0], [1, 2])
     a, b, c = (truth.labels(sample) for sample in truth.samples)
     # a lorry and a traffic light, the latter once for each vocabulary; a traffic light and an ignored lorry; nothing
     assert sorted(a.classes.tolist()) == [0, 1, 2] and not a.ignore.any()
     assert dict(zip(b.classes.tolist(), b.ignore.tolist(), strict=True)) == {0: False, 1: True, 2: False}
     assert a.boxes_xyxy[a.classes == 0].tolist() == a.boxes_xyxy[a.classes == 2].tolist()
+    places = truth.places(truth.samples[0])
+    assert truth.samples[0].labels.boxes_xyxy[places].tolist() == a.boxes_xyxy.tolist()
+    assert [truth.names[truth.samples[0].labels.classes[k]] for k in places] == [keys[k][1] for k in a.classes]
     assert c.boxes_xyxy.shape == (0, 4) and len(c) == 0
 
 

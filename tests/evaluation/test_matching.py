@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from labelled import coco_tables, found, labels, random_images
 
-from prompt_tune.evaluation.matching import Matched, judge, match_classes
+from prompt_tune.evaluation.matching import Matched, f1_scores, judge, match_classes
 from prompt_tune.evaluation.metrics import RECALLS
 from prompt_tune.evaluation.outcomes import Judged, outcomes
 
@@ -109,3 +109,14 @@ def test_precision_and_recall_above_a_threshold() -> None:
     assert part.above(float(np.float32(0.9)))[1] == 0  # above, not at
     wrong = Matched(np.array([0.5], np.float32), np.array([False]), 0)
     assert wrong.above(0.2)[0] == 0 and np.isnan(wrong.above(0.2)[1])
+
+
+def test_f1_counts_what_lies_above_the_score() -> None:
+    matched = Matched(np.array([0.9, 0.8, 0.8, 0.3], np.float32), np.array([True, False, True, True]), 4)
+    # 4 of 4 detections counted: 3 right, F1 6/8; above 0.5: 2 of 3, 4/7; above 0.8: 1 of 1, 2/5; above 0.95: none
+    assert f1_scores(matched, np.array([0, 0.5, 0.8, 0.95])).tolist() == [6 / 8, 4 / 7, 2 / 5, 0]
+    for threshold in (0.0, 0.5, 0.8):
+        precision, recall = matched.above(threshold)
+        expected = 2 * precision * recall / (precision + recall)
+        assert f1_scores(matched, np.array([threshold]))[0] == pytest.approx(expected)
+    assert f1_scores(Matched(np.zeros(0, np.float32), np.zeros(0, bool), 0), np.array([0.5])).tolist() == [0]

@@ -143,6 +143,46 @@ def test_torch_and_onnx_runtime_agree_on_both_vocabularies_apart_and_together(
     assert measured_both.curves.shape == (len(rows), 101)
 
 
+def test_confusion_agrees_with_precision_and_recall_and_between_engines(
+    measured_both: Validation, bundle: Path, both: Path
+) -> None:
+    by_onnx = validate_bundle(bundle, both, split="test")
+    for result in (measured_both, by_onnx):
+        confusion, rows = result.confusion, {(row.vocabulary, row.name): row for row in result.classes}
+        own = confusion.counts[confusion.is_own()]
+        for c, column in enumerate(confusion.columns):
+            key = column.vocabulary, column.name
+            if column.on_nothing is None:  # not labelled
+                assert key not in rows and column.name in result.unlabelled and confusion.counts[:, c].sum() > 0
+                continue
+            detections = confusion.counts[:, c].sum() + column.second_boxes + column.on_nothing
+            hits = confusion.counts[confusion.is_own()[:, c], c].sum()
+            assert hits == pytest.approx(rows[key].recall * rows[key].objects)
+            if detections:
+                assert hits / detections == pytest.approx(rows[key].precision)
+        known = [row for row in confusion.rows if row.missed is not None]
+        assert sum(row.objects - (row.missed or 0) for row in known) == own.sum()
+        assert [row.name for row in confusion.rows if row.missed is None] == []  # `unheard of` has no label
+        assert confusion.columns[0].vocabulary == "learned" and confusion.columns[-1].vocabulary == "original"
+    assert by_onnx.confusion.to_json() == measured_both.confusion.to_json()
+
+
+def test_images_agree_with_the_classes(measured_both: Validation) -> None:
+    for vocabulary in ("original", "learned"):
+        images = [image for image in measured_both.per_image if image.vocabulary == vocabulary]
+        rows = [row for row in measured_both.classes if row.vocabulary == vocabulary]
+        assert len(images) == measured_both.images
+        assert sum(image.objects for image in images) == sum(row.objects for row in rows)
+        assert sum(image.hits for image in images) == pytest.approx(sum(row.recall * row.objects for row in rows))
+        columns = [part for part in measured_both.confusion.columns if part.vocabulary == vocabulary]
+        wrong = sum(part.second_boxes + part.on_nothing for part in columns if part.on_nothing is not None)
+        measured = [part.on_nothing is not None for part in measured_both.confusion.columns]
+        of = [part.vocabulary == vocabulary for part in measured_both.confusion.columns]
+        chosen = np.array(measured) & np.array(of)
+        others = np.where(measured_both.confusion.is_own(), 0, measured_both.confusion.counts)[:, chosen].sum()
+        assert sum(image.false_alarms for image in images) == wrong + others
+
+
 def test_classes_that_cannot_be_measured_are_left_out_and_named(
     measured: Validation, measured_both: Validation
 ) -> None:

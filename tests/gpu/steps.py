@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -28,12 +27,6 @@ from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.providers import cuda_libraries, missing_libraries, open_session, quiet_onnxruntime
 from prompt_tune.vocabulary.format import GRAPH_FILE
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim import Optimizer
-
-    from prompt_tune.models.context import PromptContext
 
 BOX_PX, SCORE = 0.5, 0.01  # how far CUDA may be from the CPU, and float16 from float32
 CLOSE = 0.99  # share of the detections that must be that near, for a score at a threshold may fall to either side
@@ -224,27 +217,15 @@ def loading(parts: Parts, device: str) -> Json:
 def caching(parts: Parts, device: str) -> Json:
     """Images a second that the caching of `fit` takes, against a plain forward pass. The aim is 0.8 of it on a GPU."""
     import torch
-    from PIL import Image
 
     from prompt_tune.config import RegionBudget
-    from prompt_tune.datasets.samples import Labels, Sample
     from prompt_tune.models.world import torch_device
     from prompt_tune.tuning.caching import FORWARD_BATCH, cache_regions
 
     sizes, where = parts.sizes, torch_device(device)
     world = parts.world(sizes.scales[0], where)
     guide = torch.from_numpy(_original_rows(parts)).to(where)
-    folder = parts.folder / "photos"
-    folder.mkdir(exist_ok=True)
-    labels = Labels(np.array([[10, 10, 90, 70]], np.float32), np.zeros(1, np.int64), np.zeros(1, bool))
-    samples = []
-    for i, photo in enumerate(parts.photos(16)):
-        for k in range(sizes.images // 16 + 1):
-            path = folder / f"{i}-{k}.jpg"
-            if not path.is_file():
-                Image.fromarray(np.roll(photo, k, axis=1)).save(path, quality=90)
-            samples.append(Sample(path, labels, (photo.shape[1], photo.shape[0])))
-    samples = samples[: sizes.images]
+    samples = parts.labelled(sizes.images, 1)
     images = torch.from_numpy(_images(parts, FORWARD_BATCH))
     world.features(images.to(where), guide)[0].sum().item()
     rounds = max(1, len(samples) // FORWARD_BATCH)
@@ -270,36 +251,50 @@ def caching(parts: Parts, device: str) -> Json:
 
 
 def training(parts: Parts, device: str) -> Json:
-    """Milliseconds of an update of the context vectors, by the number of classes, and peak memory."""
+    """Milliseconds of a whole update of `fit`, by the number of classes, and peak memory.
+
+    An update is what `Trainer` does: a pass of the text tower, the loss of cached images, the way back and AdamW.
+    """
     import torch
 
+    from prompt_tune.config import FitConfig, RegionBudget
     from prompt_tune.models.context import PromptContext
     from prompt_tune.models.text_tower import TextTower
     from prompt_tune.models.world import torch_device
-    from prompt_tune.tuning.trainer import CLASSES
+    from prompt_tune.tuning.caching import cache_regions
+    from prompt_tune.tuning.tasks import RegionTask
+    from prompt_tune.tuning.trainer import Trainer
 
-    where = torch_device(device)
+    sizes, where = parts.sizes, torch_device(device)
     tower = TextTower.load(parts.tower, device=where)
+    world = parts.world(sizes.scales[0], where)
+    guide = torch.from_numpy(_original_rows(parts)).to(where)
     rows: Json = {}
-    for n_cls in parts.sizes.classes:
-        context = PromptContext(tower, [(f"thing {i}",) for i in range(n_cls)]).to(where)
-        optimizer = torch.optim.AdamW([context.ctx], lr=0.01)
-        classes = None if n_cls <= CLASSES else torch.arange(CLASSES)
-        if where != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-
-        update = partial(_update, context, classes, optimizer)
-        row = _timed({"update": update}, 1, max(2, parts.sizes.rounds // 3))["update"]
-        rows[f"{n_cls} classes"] = {"update, ms": row["ms"], "peak memory, MB": _memory_mb(device, peak=True)}
+    for n_cls in sizes.classes:
+        with tempfile.TemporaryDirectory(dir=parts.folder) as folder:
+            *_, cache = cache_regions(
+                world,
+                guide,
+                parts.labelled(sizes.images // 8, n_cls),
+                Path(folder),
+                image_size=sizes.image_size,
+                budget=RegionBudget(),
+            )
+            context = PromptContext(tower, [(f"thing {i}",) for i in range(n_cls)]).to(where)
+            config = FitConfig(updates=max(2, sizes.rounds // 3), image_size=sizes.image_size)
+            trainer = Trainer(RegionTask(world, cache, cache, sizes.image_size), context, config, select=False)
+            trainer.run_epoch()  # the first one also prepares the images
+            if where != "cpu":
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            line = trainer.run_epoch()
+            seconds = time.perf_counter() - started
+        rows[f"{n_cls} classes"] = {
+            "update, ms": round(1000 * seconds / trainer.n_updates, 2),
+            "loss": round(line["loss"], 3),
+            "peak memory, MB": _memory_mb(device, peak=True),
+        }
     return rows
-
-
-def _update(context: "PromptContext", classes: "Tensor | None", optimizer: "Optimizer") -> None:
-    """One pass of the text tower and back; the loss does not matter here."""
-    optimizer.zero_grad()
-    context(classes).square().sum().backward()
-    optimizer.step()
-    context.ctx.detach().sum().item()
 
 
 def _feed(parts: Parts, batch: int) -> dict[str, np.ndarray]:

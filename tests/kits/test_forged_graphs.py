@@ -96,3 +96,18 @@ def test_page_refuses_them(graphs: list[Path]) -> None:
     assert said[:2] == ["original is not a vocabulary file, or it is cut short."] * 2  # the graph was taken
     for name, text in zip(forged_metadata(), said[2:], strict=True):
         assert text.startswith("detector.onnx is not a prompt-tune graph of a version that this page knows."), name
+
+
+def test_python_kit_refuses_vocabularies_that_do_not_fit_into_memory(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the package does; the limit is lowered to what the bundle of the tests and one class need."""
+    bundle = TESTS / "data" / "bundle"
+    detector = program.Detector(bundle, [bundle / "learned.vocab.safetensors"])
+    n_rows = program.n_rows([detector.original]) + program.n_rows(detector.learned)
+    n_anchors = sum((detector.graph["image_size"] // stride) ** 2 for stride in detector.graph["strides"])
+    monkeypatch.setattr(program, "MOST_SCORES", n_rows * n_anchors)
+    program.Detector(bundle, [bundle / "learned.vocab.safetensors"])
+    monkeypatch.setattr(program, "MOST_SCORES", n_rows * n_anchors - 1)
+    with pytest.raises(SystemExit, match="too many prompts"):
+        program.Detector(bundle, [bundle / "learned.vocab.safetensors"])

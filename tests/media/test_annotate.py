@@ -5,6 +5,7 @@ import json
 import logging
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from prompt_tune.media.annotate import Output, annotate
 from prompt_tune.media.fonts import Fonts
 from prompt_tune.media.sources import Frame, open_source
 from prompt_tune.models.world import World
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 
 
@@ -113,3 +115,48 @@ def test_annotate_a_long_video_runs_in_constant_memory(detector: Detector, tmp_p
     save: tuple[Output, ...] = ("coco", "csv", "yolo")
     result = annotate(detector, source, out=tmp_path, save=save, show=["forklift"], progress=count)
     assert (result.frames, calls) == (200, 201)
+
+
+def watched(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """A list that gets the number of images and `batch` of every call of `detect`."""
+    calls: list[tuple[int, int]] = []
+    detect = detector.detect
+
+    def detect_and_note(images: list[np.ndarray], *, batch: int, **options: Any) -> list[Detections]:
+        calls.append((len(images), batch))
+        return detect(images, batch=batch, **options)
+
+    monkeypatch.setattr(detector, "detect", detect_and_note)
+    return calls
+
+
+def test_batches_change_no_file_but_pad_to_their_size(
+    detector: Detector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images and a damaged one, three at once: what `Detector.detect` gives at that batch."""
+    calls = watched(detector, monkeypatch)
+    result = annotate(detector, open_source(photos), out=tmp_path / "out", save=["coco"], batch=3)
+    assert (calls, result.images, len(result.skipped)) == ([(2, 3)], 2, 1)
+    document = json.loads((tmp_path / "out" / "detections.json").read_text("utf-8"))
+    expected = detector.detect([photos / "a.png", photos / "b.png"], batch=3)
+    scores = [round(float(score), 6) for found in expected for score in found.scores]
+    assert len(scores) > 10 and [entry["score"] for entry in document["annotations"]] == scores
+    assert document["info"]["skipped"] == ["c.png"]
+
+
+def test_frames_of_a_live_source_never_wait_for_a_batch(
+    detector: Detector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(photos)
+    monkeypatch.setattr(source, "live", True)
+    calls = watched(detector, monkeypatch)
+    annotate(detector, source, out=tmp_path / "out", save=["coco"], batch=8)
+    assert calls == [(1, 1), (1, 1)]
+
+
+def test_stop_within_a_batch_finishes_the_files_with_the_frames_so_far(
+    detector: Detector, photos: Path, tmp_path: Path
+) -> None:
+    result = annotate(detector, open_source(photos), out=tmp_path / "out", save=["coco"], batch=2, stop=lambda: True)
+    assert (result.images, result.stopped) == (1, True)
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text("utf-8"))["images"]) == 1

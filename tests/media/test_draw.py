@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from prompt_tune.errors import DataError
-from prompt_tune.media.draw import PAPER, class_colour, draw, side_by_side
+from prompt_tune.media.draw import PAPER, class_colour, draw, grid, side_by_side
 from prompt_tune.runtime.detections import Detections
 
 Row = tuple[float, float, float, float, float, str, str]
@@ -38,6 +38,21 @@ def test_no_detections_leave_the_image_as_it_is() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     picture = draw(image, found((60, 40)))
     np.testing.assert_array_equal(np.asarray(picture), image)
+
+
+def test_grid_puts_pictures_row_by_row_and_makes_large_ones_smaller() -> None:
+    sizes, colours = [(100, 60), (400, 240), (50, 30)], [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    pictures = [Image.new("RGB", size, colour) for size, colour in zip(sizes, colours, strict=True)]
+    sheet = np.asarray(grid(pictures, ["a", "b" * 500, ""], columns=2, cell_wh=(100, 60)))
+    boxes = []
+    for colour in colours:
+        rows, columns = np.nonzero((sheet == colour).all(axis=2))
+        boxes.append([int(value) for value in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)])
+    assert boxes[0] == [4, 4, 104, 64] and boxes[1] == [108, 4, 208, 64]  # four pixels apart
+    left, top, right, bottom = boxes[2]
+    assert (right - left, bottom - top, left) == (50, 30, 29) and top > 64 + 15  # in the middle of its cell
+    assert sheet.shape[1] == 212 and (sheet[64:, 104:108] == PAPER).all()  # a long caption stays in its cell
+    assert pictures[1].size == (400, 240)
 
 
 @pytest.mark.parametrize("kind", ["array", "RGB", "L", "RGBA"])

@@ -10,14 +10,20 @@ from PIL import Image
 
 from prompt_tune.errors import RunError
 from prompt_tune.evaluation.calibration import apply_calibration
+from prompt_tune.evaluation.confusion import Column, Confusion, Row
 from prompt_tune.evaluation.matching import Matched
 from prompt_tune.evaluation.outcomes import ClassOutcome
 from prompt_tune.media.fonts import FONTS
 from prompt_tune.report.figures import (
+    MAX_COLUMNS,
     MAX_LINES,
+    MAX_ROWS,
     SVG_POINTS,
     SVG_SIDE,
     _legend_font,
+    _most_mistaken,
+    draw_confusion,
+    draw_f1,
     draw_precision_recall,
     draw_reliability,
     draw_training,
@@ -32,6 +38,15 @@ EMPTY = Matched(np.zeros(0, np.float32), np.zeros(0, bool), 0)
 def drawn(n: int) -> Matched:
     """Detections by falling score, every other one of them right."""
     return Matched(np.linspace(0.9, 0.1, n, dtype=np.float32), np.arange(n) % 2 == 0, n)
+
+
+def confusion(n: int, others: int = 0) -> Confusion:
+    """n learned classes, class k missed k times and once taken for the next; further original ones on the first."""
+    rows = tuple(Row(f"thing {k}", 100, k) for k in range(n))
+    columns = [Column("learned", f"thing {k}", 1, k) for k in range(n)]
+    columns += [Column("original", f"other {k}", 0, None) for k in range(others)]
+    counts = np.hstack([90 * np.eye(n, dtype=int) + np.eye(n, k=1, dtype=int), np.ones((n, others), int)])
+    return Confusion(rows, tuple(columns), counts)
 
 
 def outcome(precisions: np.ndarray, recalls: np.ndarray) -> ClassOutcome:
@@ -71,6 +86,45 @@ def test_precision_recall_names_few_classes_and_not_many(tmp_path: Path) -> None
     assert coloured[MAX_LINES + 1] == 0
 
 
+def test_f1_has_a_dot_at_each_threshold(tmp_path: Path) -> None:
+    for name, threshold in (("one", 0.2), ("two", 0.2), ("other", 0.7)):
+        draw_f1(tmp_path / f"{name}.png", [drawn(50)] * 2, ["thing", "other"], [threshold, 0.5])
+    draw_f1(tmp_path / "many.png", [drawn(50)] * (MAX_LINES + 1), ["thing"] * (MAX_LINES + 1), [0.5] * (MAX_LINES + 1))
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
+    with Image.open(tmp_path / "many.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert int((np.ptp(pixels, axis=2) > 50).sum()) == 0  # grey lines and dots
+
+
+def test_confusion_is_blue_where_right_and_red_where_wrong(tmp_path: Path) -> None:
+    right = Confusion((Row("thing", 9, 0),), (Column("learned", "thing", 0, 0),), np.array([[9]]))
+    wrong = Confusion((Row("thing", 9, None),), (Column("learned", "else", 0, None),), np.array([[9]]))
+    for name, part, channel in (("right", right, 2), ("wrong", wrong, 0)):
+        draw_confusion(tmp_path / f"{name}.png", part)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        coloured = pixels[np.ptp(pixels, axis=2) > 80]
+        assert len(coloured) > 500 and (coloured.argmax(1) == channel).mean() > 0.95
+    again = tmp_path / "again.png"
+    draw_confusion(again, right)
+    assert again.read_bytes() == (tmp_path / "right.png").read_bytes()
+
+
+def test_confusion_of_many_classes_draws_those_with_the_most_mistakes(tmp_path: Path) -> None:
+    sizes = {}
+    for n in (2, MAX_ROWS, 3 * MAX_ROWS):
+        draw_confusion(tmp_path / f"{n}.png", confusion(n, others=20))
+        with Image.open(tmp_path / f"{n}.png") as image:
+            sizes[n] = image.size
+    assert sizes[2][0] < sizes[MAX_ROWS][0] and abs(sizes[3 * MAX_ROWS][0] - sizes[MAX_ROWS][0]) < 50
+    assert _most_mistaken(confusion(3, others=1)) == ([0, 1, 2], [0, 1, 2, 3])
+    n = 3 * MAX_ROWS
+    rows, columns = _most_mistaken(confusion(n, others=20))
+    assert rows == list(range(n - MAX_ROWS, n))
+    assert columns == list(range(n - MAX_COLUMNS, n))  # each row's own class, then those with the most false alarms
+
+
 @pytest.mark.parametrize("part", [drawn(500), EMPTY], ids=["500 detections", "none"])
 def test_reliability_of_the_same_detections_has_the_same_bytes(part: Matched, tmp_path: Path) -> None:
     after = apply_calibration([part], np.array([[2, 1]], np.float32))
@@ -102,8 +156,10 @@ def test_training_is_drawn_when_there_are_epochs(tmp_path: Path) -> None:
         lambda path: draw_precision_recall(path, CURVES, ["thing"]),
         lambda path: draw_reliability(path, [EMPTY]),
         lambda path: draw_training(path, LINES),
+        lambda path: draw_f1(path, [drawn(5)], ["thing"], [0.5]),
+        lambda path: draw_confusion(path, confusion(2)),
     ],
-    ids=["precision and recall", "reliability", "training"],
+    ids=["precision and recall", "reliability", "training", "F1", "confusion"],
 )
 def test_figure_that_cannot_be_written_is_one_line_and_leaves_nothing(
     draw: Callable[[Path], None], tmp_path: Path

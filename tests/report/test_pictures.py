@@ -9,9 +9,19 @@ import pytest
 from PIL import Image
 
 from prompt_tune.datasets.samples import Labels, Sample
+from prompt_tune.errors import DataError
 from prompt_tune.evaluation.outcomes import Example
 from prompt_tune.media.draw import class_colour
-from prompt_tune.report.pictures import TILE_PIXELS, WHOLE_PIXELS, labelled_picture, picture, pictures
+from prompt_tune.report.pictures import (
+    SHEET_CELL,
+    SHEET_COLUMNS,
+    TILE_PIXELS,
+    WHOLE_PIXELS,
+    contact_sheet,
+    labelled_picture,
+    picture,
+    pictures,
+)
 
 
 def test_picture_shows_the_crop_with_detection_and_label_drawn_apart() -> None:
@@ -53,6 +63,30 @@ def test_labelled_picture_is_the_whole_image_with_each_box_in_its_place(tmp_path
     assert (columns.min(), columns.max()) == pytest.approx((100, 299), abs=2)
     assert rows.max() == pytest.approx(249, abs=2) and not near[:60].any()
     assert labelled_picture(Sample(tmp_path / "gone.png", labels, (800, 600)), ["gizmo", "widget"]) is None
+
+
+def test_contact_sheet_has_each_readable_image_in_a_cell_with_its_box(tmp_path: Path) -> None:
+    samples = []
+    for number in range(SHEET_COLUMNS + 2):  # the second is missing, so that one is left for the second row
+        if number != 1:
+            Image.new("RGB", (2 * SHEET_CELL[0], 2 * SHEET_CELL[1]), (90, 90, 90)).save(tmp_path / f"{number}.png")
+        box = np.array([[200, 100, 600, 500]], np.float32)
+        labels = Labels(box, np.array([0]), np.array([False]))
+        samples.append(Sample(tmp_path / f"{number}.png", labels, (2 * SHEET_CELL[0], 2 * SHEET_CELL[1])))
+    sheet = np.asarray(contact_sheet(samples, ["widget"])).astype(int)
+    grey = (sheet == 90).all(axis=2)
+    assert grey.sum() == pytest.approx(
+        (SHEET_COLUMNS + 1) * SHEET_CELL[0] * SHEET_CELL[1], rel=0.05
+    )  # without lines and names
+    near = np.abs(sheet - class_colour("widget", learned=True)).max(2) < 60
+    rows, columns = np.nonzero(near)
+    first = columns < SHEET_CELL[0]
+    left = np.nonzero(grey)[1].min()
+    assert columns[first].min() - left == pytest.approx(100, abs=2)
+    assert columns[first].max() - left == pytest.approx(300, abs=2)
+    assert rows.max() > SHEET_CELL[1] and columns[rows > SHEET_CELL[1] + 30].max() < SHEET_CELL[0]
+    with pytest.raises(DataError, match="No image for the contact sheet can be read"):
+        contact_sheet(samples[1:2], ["widget"])
 
 
 def test_pictures_read_each_image_once_and_name_what_is_gone(tmp_path: Path) -> None:

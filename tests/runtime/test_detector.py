@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 from small_bundle import IMAGE_SIZE, content, learned_for, photo
+from vocabularies import refusal_of
 
 from prompt_tune.contract import LEAST_SCORE
 from prompt_tune.errors import PromptTuneError, VocabularyError
@@ -125,13 +126,13 @@ def test_batch_whose_scores_are_too_many_goes_in_parts(bundle: Path, monkeypatch
     monkeypatch.setattr(runtime, "MAX_SCORES", 2 * N_ANCHORS * n_rows)
     for one, other in zip(singly, detector.detect(images, batch=4), strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
-    assert sizes == [2, 2, 1]
+    assert sizes == [2, 2, 2]
     monkeypatch.setattr(runtime, "MAX_SCORES", 1)
     detector.detect(images[:2], batch=2)
     assert sizes[3:] == [1, 1]
 
 
-@pytest.mark.parametrize(("n_prompts", "expected"), [(1, [4, 1]), (2, [2, 2, 1]), (8, [1] * 5)])
+@pytest.mark.parametrize(("n_prompts", "expected"), [(1, [4, 4]), (2, [2, 2, 2]), (8, [1] * 5)])
 @pytest.mark.parametrize("guide_mode", ["original", "own"])
 def test_scores_of_all_prompts_count_towards_the_cap(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, n_prompts: int, expected: list[int], guide_mode: str
@@ -155,6 +156,19 @@ def test_batches_keep_images_apart(detector: Detector) -> None:
         assert one.vocabularies == other.vocabularies
         np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-2)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_bits_depend_on_the_size_of_the_batch_and_not_on_what_is_beside_an_image(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [photo(60 + 10 * seed, 90, seed=seed) for seed in range(5)]
+    sizes = counted_batches(detector, monkeypatch)
+    expected = [content(detector.detect(image, batch=4)[0]) for image in images]  # each with three grey ones
+    assert len(set(expected)) == 5 and min(len(found) for found in detector.detect(images)) > 0
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0], [3, 3, 3, 1], [1, 4, 3, 2, 0, 2, 1]):
+        found = detector.detect([images[number] for number in order], batch=4)
+        assert [content(one) for one in found] == [expected[number] for number in order]
+    assert sizes == [4] * 5 + [1] * 5 + [4] * (2 + 1 + 1 + 2)
 
 
 def test_original_detections_are_bit_identical_with_anything_loaded(bundle: Path) -> None:
@@ -473,3 +487,17 @@ def test_detector_and_vocabulary_come_from_the_package() -> None:
     import prompt_tune
 
     assert prompt_tune.Detector is Detector and prompt_tune.Vocabulary is Vocabulary
+
+
+def test_vocabularies_that_do_not_fit_into_memory_are_refused(bundle: Path) -> None:
+    large = Detector(bundle, image_size=4096, use_bundled=False)
+    n_original, limit = len(large.classes), 2**29 // (512**2 + 256**2 + 128**2)
+    fitting = learned_for(bundle, *(f"n {i}" for i in range(limit - n_original)))
+    large.load(fitting)
+    one = learned_for(bundle, "one more")
+    assert refusal_of(lambda: large.load(one, "one")) == (
+        f"The vocabulary cannot be loaded: with it, {limit + 1:,} prompts are compared with an image at once (classes, "
+        f"times the most prompts of a class). At 4096 px, at most {limit:,} fit into memory. Unload other "
+        "vocabularies, or split this one."
+    )
+    assert list(large.vocabularies) == ["original", "learned"]

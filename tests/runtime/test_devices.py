@@ -3,7 +3,7 @@
 import pytest
 
 from prompt_tune.errors import ProviderError
-from prompt_tune.runtime.devices import check_visible, gpu_index, named
+from prompt_tune.runtime.devices import check_visible, gpu_index, named, several
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,32 @@ from prompt_tune.runtime.devices import check_visible, gpu_index, named
 )
 def test_names(device: str | int, name: str, index: int | None) -> None:
     assert (named(device), gpu_index(device)) == (name, index)
+
+
+@pytest.mark.parametrize(
+    ("device", "names"),
+    [
+        ("cpu", ["cpu"]),
+        ("cuda", ["cuda"]),
+        (1, ["1"]),
+        ("cuda:0,1", ["cuda:0", "cuda:1"]),
+        ("0,1", ["cuda:0", "cuda:1"]),
+        ("cuda:2, cuda:0", ["cuda:2", "cuda:0"]),
+        ("cpu,cpu,cpu", ["cpu", "cpu", "cpu"]),
+        ("cuda:0,0", None),
+        ("0,cuda:0", None),
+        ("cpu,0", None),
+        ("cuda,1", None),
+        ("0,", None),
+        ("mps,mps", None),
+    ],
+)
+def test_lists_of_devices(device: str | int, names: list[str] | None) -> None:
+    if names is not None:
+        assert several(device) == names
+        return
+    with pytest.raises(ProviderError, match=f"Received: '{device}'"):
+        several(device)
 
 
 @pytest.mark.parametrize(

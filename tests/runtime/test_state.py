@@ -7,7 +7,7 @@ import pytest
 from vocabularies import learned, unit_rows
 
 from prompt_tune.contract import LEAST_SCORE
-from prompt_tune.runtime.state import Loaded, State, Wanted
+from prompt_tune.runtime.state import Loaded, State, Wanted, most_rows
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
 
@@ -42,9 +42,15 @@ def test_state_lists_classes_in_the_order_of_detections(uploads: list[np.ndarray
 
 def test_rows_are_those_of_the_largest_pass(uploads: list[np.ndarray]) -> None:
     state = start(uploads)
-    assert following(state, uploads, one=learned("y", n_prompts=4), two=learned("z")).n_rows == 3 + 2 * 4  # padded
-    assert following(state, uploads, own=own("x", "y", n_prompts=2)).n_rows == 4
-    assert following(state, uploads, own=own("x")).n_rows == 3
+    for vocabularies, rows in (
+        ({"one": learned("y", n_prompts=4), "two": learned("z")}, 3 + 2 * 4),  # padded
+        ({"own": own("x", "y", n_prompts=2)}, 4),
+        ({"own": own("x")}, 3),
+        ({}, 3),
+    ):
+        assert following(state, uploads, **vocabularies).n_rows == rows
+        original = learned("a", "b", "c", kind="original", guide=guide_digest(unit_rows(3, 1)))
+        assert most_rows(original, vocabularies.values()) == rows
 
 
 def test_only_what_is_new_is_uploaded(uploads: list[np.ndarray]) -> None:
