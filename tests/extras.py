@@ -29,11 +29,10 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
         "tests/services/test_rows.py",
     ),
     "label-studio": ("tests/kits/test_label_studio.py",),
-    "tensorboard": ("tests/services/test_tensorboard.py",),
     "mlflow": ("tests/services/test_mlflow.py",),
-    "wandb": ("tests/services/test_wandb.py",),
     "notebook": ("tests/test_notebook.py",),
     "ray": ("tests/services/test_ray_engine.py",),
+    "ray-serve": ("tests/deployment/test_ray_serve.py",),
     "release": ("tests/test_release.py",),
     "serve": (
         "tests/services/test_connection.py",
@@ -45,6 +44,9 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
         "tests/cli/test_serve.py",
         "tests/test_dockerfile.py",
     ),
+    "tensorboard": ("tests/services/test_tensorboard.py",),
+    "triton": ("tests/deployment/test_triton_configs.py",),
+    "wandb": ("tests/services/test_wandb.py",),
 }
 MORE: dict[str, tuple[str, ...]] = {  # what these tests need beside the extra
     "label": ("fsspec",),
