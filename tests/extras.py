@@ -58,9 +58,17 @@ NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolutio
 
 def needs(*modules: str) -> None:
     """Skip a test file in which these cannot be imported."""
-    if missing := [module for module in modules if find_spec(module) is None]:
+    if missing := [module for module in modules if not _is_there(module)]:
         reason = f"needs {', '.join(missing)}: tests/test_extras.py runs this file in an environment of its own"
         pytest.skip(reason, allow_module_level=True)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module, or one inside a package, can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is missing
+        return False
 
 
 def requirements(extra: str) -> list[str]:
