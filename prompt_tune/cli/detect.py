@@ -41,9 +41,10 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option(
     "--save",
     multiple=True,
-    type=click.Choice(["pictures", "coco", "yolo", "csv"]),
+    type=click.Choice(["pictures", "coco", "yolo", "csv", "label-studio", "cvat", "labelme"]),
     help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from "
-    "(labels of learned classes only, unless --show names others), detections.csv. Can be given several times; "
+    "(labels of learned classes only, unless --show names others), detections.csv, or images with such labels to "
+    "correct in Label Studio, CVAT or labelme. Can be given several times; "
     "default: pictures and coco.",
 )
 @click.option("--stream", is_flag=True, help="Write one line of JSON per image or frame to standard output, at once.")

@@ -24,7 +24,7 @@ from prompt_tune.wording import counted
 
 README_FILE = "README.md"
 BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
-KITS = ("python", "web")  # the folders of the deployment kit, without subfolders, in every bundle
+KITS = ("python", "web", "annotation")  # the folders of the deployment kit, without subfolders, in every bundle
 SAMPLE_FILE = "sample.jpg"  # the photo behind the page's Sample button, in web/
 MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime", SAMPLE_FILE}  # what an export or the kit's use adds
 logger = logging.getLogger(__name__)
