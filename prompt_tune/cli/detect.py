@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, json_option, learned_option, recursive_option
+from prompt_tune.cli.options import PLACE, Command, device_option, json_option, learned_option, recursive_option
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -27,10 +27,11 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 
 @click.command(name="detect", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1)
+@click.argument("sources", nargs=-1, type=PLACE)
 @click.option(
     "--source",
     "more_sources",
+    type=PLACE,
     multiple=True,
     help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
     "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",

@@ -111,7 +111,7 @@ def annotate(
             raise DataError(MISSING_PLACE)
         shown = tuple(key for key in detector.classes if key in chosen)
         labelled = shown if show is not None else tuple(key for key in shown if key[0] != ORIGINAL) or shown
-        facts = {**_info(detector), **options, **({"overlap": overlap} if may_hide else {})}
+        facts = {**provenance(detector), **options, **({"overlap": overlap} if may_hide else {})}
         sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
     stopped, hidden = False, 0
@@ -191,7 +191,7 @@ def model_version(detector: Detector) -> str:
     return f"prompt-tune {__version__}, {', '.join(parts)}"
 
 
-def _info(detector: Detector) -> dict[str, object]:
+def provenance(detector: Detector) -> dict[str, object]:
     """Where the detections come from."""
     vocabularies = {
         label: {
