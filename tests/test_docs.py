@@ -41,6 +41,9 @@ KIT_PROGRAMS = {KIT_PROGRAM, "annotation/label_studio.py"}
 FOREIGN = {
     "cd",
     "cvat-cli",
+    "curl",
+    "docker",
+    "export",
     "jq",
     "mkdocs",
     "mypy",

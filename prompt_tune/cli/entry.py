@@ -24,6 +24,7 @@ COMMANDS = {
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
     "label": ("prompt_tune.cli.label", "Detect in any number of images, on one machine or a cluster; writes Parquet."),
     "convert": ("prompt_tune.cli.convert", "Turn what `label` wrote into COCO JSON or a YOLO data set."),
+    "serve": ("prompt_tune.cli.serve", "Answer requests over HTTP with a bundle."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
     "mine": ("prompt_tune.cli.mine", "Find the unlabelled images that are worth labelling next."),

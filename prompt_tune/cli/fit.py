@@ -105,6 +105,12 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     default=None,
     help="Folder of the region cache. Default: 'regions' in the run folder.",
 )
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow", "wandb"]),
+    help="Also log each epoch, pictures and the vocabulary there, in the run folder. Can be given several times.",
+)
 @_settings
 @click.option(
     "--device",
@@ -130,6 +136,7 @@ def command(
     strict: bool,
     resume: bool,
     cache: Path | None,
+    log: tuple[str, ...],
     device: str,
     save_config: Path | None,
     **settings: Any,
@@ -143,6 +150,7 @@ def command(
     from prompt_tune.cli.progress import stages
     from prompt_tune.datasets.replay import parse_replay
     from prompt_tune.evaluation.baselines import before_and_after
+    from prompt_tune.services.tracking import tracking
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
     from prompt_tune.tuning.ranks import device_of_rank, of_torchrun
@@ -170,7 +178,7 @@ def command(
     if ranks is not None and helps:
         help_out(inputs, out, ranks, config=config, strict=strict, device=device)
         return
-    with stages() as progress:
+    with tracking(log, out) as tracked, stages() as progress:
         result = fit(
             inputs,
             out,
@@ -180,7 +188,9 @@ def command(
             device=device,
             ranks=ranks,
             progress=progress,
+            on_epoch=tracked.epoch,
         )
+        tracked.finish(result)
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
     if result.folds == 1:
         measured = "on the images that were trained on"
@@ -191,4 +201,6 @@ def command(
         f"{result.seconds['train']:.1f} s."
     )
     note(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
+    for place in tracked.places():
+        note(f"Logged: {place}")
     note(f"Next: prompt-tune export {result.run} --out BUNDLE")

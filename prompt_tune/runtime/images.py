@@ -67,6 +67,19 @@ class Letterbox:
         return np.clip(boxes, 0, np.array(self.size_wh * 2, np.float32))
 
 
+@dataclass(frozen=True, eq=False)
+class Letterboxed:
+    """An image that is ready for the network, see `Detector.letterboxed`.
+
+    Attributes:
+        pixels: uint8 (h, w, 3), the network's input.
+        placed: Where the image lies in it.
+    """
+
+    pixels: np.ndarray
+    placed: Letterbox
+
+
 def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
     """An image in any form that `Detector.detect` takes, as RGB.
 
