@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from prompt_tune.services.arrow import parquet_module
 TAR, PARQUET = ".tar", ".parquet"
 WHAT = "image, tar or Parquet file"
 _ROWS = 16  # of a Parquet file with images that are decoded at once
+Made = TypeVar("Made")
 _REASON = 200  # characters of what a library says
 
 
@@ -70,20 +71,23 @@ def find_items(source: Places, *, recursive: bool = True, without: Path | None =
                 yield from _in_file(address)
 
 
-def read_items(items: Iterable[Item], pool: Executor, *, ahead: int) -> Iterator[tuple[Item, np.ndarray | DataError]]:
-    """The images of items in their order, read and decoded by a pool.
+def read_items(
+    items: Iterable[Item], pool: Executor, ready: Callable[[np.ndarray], Made], *, ahead: int
+) -> Iterator[tuple[Item, Made | DataError]]:
+    """The images of items in their order, read, decoded and made ready by a pool.
 
     Args:
         items: Those of one Parquet file next to one another, by rising row.
         pool: Threads that read.
+        ready: What they do with the pixels, uint8 (h, w, 3) RGB, upright.
         ahead: Number of images that are read before they are needed, so that the memory for them is bounded.
 
     Yields:
-        The item with its pixels, uint8 (h, w, 3) RGB, upright; or with the error.
+        The item with what `ready` gave, or with the error.
     """
-    waiting: deque[tuple[Item, Future[np.ndarray | DataError]]] = deque()
+    waiting: deque[tuple[Item, Future[Made | DataError]]] = deque()
     for item, read in _readers(items):
-        waiting.append((item, pool.submit(_attempt, item, read)))
+        waiting.append((item, pool.submit(_attempt, item, read, ready)))
         if len(waiting) > ahead:
             first, future = waiting.popleft()
             yield first, future.result()
@@ -164,6 +168,9 @@ def _in_tar(place: str) -> Iterator[Item]:
                     seen.add(member.name)
                     yield Item(f"{name}/{text_of(member.name)}", place, member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # where tarfile ends without a word
+                raise tarfile.ReadError("it is damaged or cut off after its first images")
     except PromptTuneError:
         raise
     except Exception as error:  # of any class, as above
@@ -284,10 +291,10 @@ def _fail(reason: str) -> np.ndarray:
     raise DataError(reason)
 
 
-def _attempt(item: Item, read: Callable[[], np.ndarray]) -> np.ndarray | DataError:
-    """The pixels, or the error, which names the item."""
+def _attempt(item: Item, read: Callable[[], np.ndarray], ready: Callable[[np.ndarray], Made]) -> Made | DataError:
+    """The image, or the error, which names the item."""
     try:
-        return read()
+        return ready(read())
     except DataError as error:
         return DataError(str(error).replace(UNNAMED, f"`{item.path}`", 1))
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.images import Letterboxed
 from prompt_tune.services.items import Item, read_items
 from prompt_tune.services.results import begin_part, write_part
 from prompt_tune.services.rows import Row
@@ -104,7 +103,7 @@ class Worker:
             PromptTuneError: See `Detector`, or ONNX Runtime fails.
         """
         job = self._job
-        self._detector = self._detector or Detector(
+        detector = self._detector = self._detector or Detector(
             job.bundle,
             device=job.device,
             learned=job.learned,
@@ -114,14 +113,14 @@ class Worker:
         )
         rows: dict[str, Row] = {item.path: Row.damaged(item.path, "") for item in part.items}  # in their order
 
-        def images() -> Iterator[tuple[str, np.ndarray]]:
-            for item, image in read_items(part.items, self._pool, ahead=job.batch):
+        def images() -> Iterator[tuple[str, Letterboxed]]:
+            for item, image in read_items(part.items, self._pool, detector.letterboxed, ahead=2 * job.batch):
                 if isinstance(image, DataError):
                     rows[item.path] = Row.damaged(item.path, str(image))
                 else:
                     yield item.path, image
 
-        for path, found in detect_in_batches(self._detector, images(), batch=job.batch, **job.options):
+        for path, found in detect_in_batches(detector, images(), batch=job.batch, **job.options):
             rows[path] = Row(path, found)
         write_part(job.run, part.name, list(rows.values()))
         errors = [row.error for row in rows.values() if row.error]
