@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, torch_device_option
+from prompt_tune.cli.options import PLACE, Command, torch_device_option
 from prompt_tune.cli.terminal import echo, note
 from prompt_tune.wording import counted
 
@@ -17,11 +17,12 @@ SKIPPED_SHOWN = 5  # unreadable images that are listed
 
 @click.command(name="bake", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1)
+@click.argument("images", nargs=-1, type=PLACE)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint to write (*.pt).")
 @click.option(
     "--images",
     "more_images",
+    type=PLACE,
     multiple=True,
     help="An image, a folder of images, or a glob pattern, on which to measure how original detections change, in the "
     "checkpoint itself and in ultralytics' `predict`. Take images that show learned objects too. Can be given several "

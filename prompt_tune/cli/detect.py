@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, json_option, learned_option, recursive_option
+from prompt_tune.cli.options import PLACE, Command, device_option, json_option, learned_option, recursive_option
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -27,10 +27,11 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 
 @click.command(name="detect", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1)
+@click.argument("sources", nargs=-1, type=PLACE)
 @click.option(
     "--source",
     "more_sources",
+    type=PLACE,
     multiple=True,
     help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
     "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",
@@ -40,9 +41,10 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option(
     "--save",
     multiple=True,
-    type=click.Choice(["pictures", "coco", "yolo", "csv"]),
+    type=click.Choice(["pictures", "coco", "yolo", "csv", "label-studio", "cvat", "labelme"]),
     help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from "
-    "(labels of learned classes only, unless --show names others), detections.csv. Can be given several times; "
+    "(labels of learned classes only, unless --show names others), detections.csv, or images with such labels to "
+    "correct in Label Studio, CVAT or labelme. Can be given several times; "
     "default: pictures and coco.",
 )
 @click.option("--stream", is_flag=True, help="Write one line of JSON per image or frame to standard output, at once.")

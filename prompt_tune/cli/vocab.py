@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import Group, json_option
+from prompt_tune.cli.options import Group, json_option, model_option, text_tower_option
 from prompt_tune.cli.terminal import echo, note
 from prompt_tune.wording import counted
 
@@ -32,7 +32,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--model", required=True, help="The detector: `tiny`, a YOLO-World checkpoint, or an official name.")
+@model_option
 @click.option(
     "--names",
     "--classes",
@@ -49,9 +49,7 @@ def command() -> None:
     show_default=True,
     help="plain: classes to load beside an original vocabulary. original: a vocabulary that guides the detector.",
 )
-@click.option(
-    "--text-tower", show_default="the detector's own", help="NAME:TAG of open_clip, local-dir:FOLDER, or `tiny`."
-)
+@text_tower_option
 @click.option(
     "--prompts",
     type=FILE,

@@ -13,6 +13,7 @@ import numpy as np
 from prompt_tune.errors import DataError
 from prompt_tune.media.fonts import FONTS
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
+from prompt_tune.media.pre_annotations import Cvat, Labelme, LabelStudio
 from prompt_tune.media.sinks import Pictures, Sink, Videos
 from prompt_tune.media.sources import Frame, Source
 from prompt_tune.progress import Progress
@@ -22,8 +23,9 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.overlap import Overlap
 from prompt_tune.version import __version__
 
-Output = Literal["pictures", "coco", "yolo", "csv"]
+Output = Literal["pictures", "coco", "yolo", "csv", "label-studio", "cvat", "labelme"]
 DEFAULT_OUTPUTS: tuple[Output, ...] = ("pictures", "coco")
+SHORT_DIGEST = 12  # characters of a digest that tell two vocabularies apart
 MISSING_PLACE = "`out` must be a folder, because `save` names something to write. Received: None."
 
 
@@ -78,7 +80,8 @@ def annotate(
         source: From `open_source`.
         out: Folder to write to. Files of the same names are replaced, each of them whole or not at all.
         save: "pictures" (annotated pictures and videos), "coco" (detections.json), "yolo" (a data set to learn from,
-            with labels of learned classes only unless `show` is given), "csv" (detections.csv).
+            with labels of learned classes only unless `show` is given), "csv" (detections.csv), "label-studio", "cvat"
+            and "labelme" (images with labels of the same classes, to correct in that tool).
         lines: File that gets one line of JSON per frame at once.
         iou: See `Detector.detect`, as for the next five.
         original_conf: Threshold of the original vocabulary.
@@ -108,7 +111,7 @@ def annotate(
             raise DataError(MISSING_PLACE)
         shown = tuple(key for key in detector.classes if key in chosen)
         labelled = shown if show is not None else tuple(key for key in shown if key[0] != ORIGINAL) or shown
-        facts = {**_info(detector), **options, **({"overlap": overlap} if may_hide else {})}
+        facts = {**provenance(detector), **options, **({"overlap": overlap} if may_hide else {})}
         sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
     stopped, hidden = False, 0
@@ -172,10 +175,23 @@ def _sinks(
         sinks.append(Yolo(out, labelled))
     if "csv" in save:
         sinks.append(Csv(out, may_hide=may_hide))
+    if "label-studio" in save:
+        sinks.append(LabelStudio(out, labelled, version=model_version(detector)))
+    if "cvat" in save:
+        sinks.append(Cvat(out, labelled))
+    if "labelme" in save:
+        sinks.append(Labelme(out, labelled))
     return sinks
 
 
-def _info(detector: Detector) -> dict[str, object]:
+def model_version(detector: Detector) -> str:
+    """The package and the learned vocabularies, by label and digest; the original one if nothing else is loaded."""
+    learned = [key for key in detector.vocabularies if key != ORIGINAL] or [ORIGINAL]
+    parts = [f"{label} {detector.vocabularies[label].digest[:SHORT_DIGEST]}" for label in learned]
+    return f"prompt-tune {__version__}, {', '.join(parts)}"
+
+
+def provenance(detector: Detector) -> dict[str, object]:
     """Where the detections come from."""
     vocabularies = {
         label: {

@@ -1,4 +1,4 @@
-"""The detections of one image, and their conversion to COCO's JSON and to `supervision`. NumPy only."""
+"""The detections of one image, and their conversion to COCO's JSON, `supervision` and `fiftyone`. NumPy only."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from prompt_tune.errors import PromptTuneError, VocabularyError
+from prompt_tune.privacy import quiet_imports
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.version import install
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
+    import fiftyone
     import supervision
 
 ORIGINAL = "original"  # the label of the vocabulary that the detector is deployed with
@@ -228,6 +230,35 @@ class Detections:
                 "vocabulary": np.array(self.vocabularies, dtype=str),  # (n,)
             },
         )
+
+    def to_fiftyone(self) -> "fiftyone.Detections":
+        """The detections for FiftyOne: a field of a sample, as in `sample["found"] = found.to_fiftyone()`.
+
+        Returns:
+            One detection each, with `label`, `bounding_box` (left, top, width and height as shares of the image),
+            `confidence`, and `vocabulary`, the label of its vocabulary.
+
+        Raises:
+            PromptTuneError: fiftyone is not installed, or the size of the image is not known.
+        """
+        width, height = self.size_wh
+        if min(width, height) <= 0:
+            raise PromptTuneError("FiftyOne wants boxes as shares of the image, and these have no `size_wh`. Set it.")
+        try:
+            with quiet_imports():
+                import fiftyone
+        except ModuleNotFoundError as error:
+            raise PromptTuneError(f"fiftyone is not installed, and this needs it: {install('fiftyone')}") from error
+        found = []
+        for one in self.shown:
+            left, top, right, bottom = one.box_xyxy
+            box = [left / width, top / height, (right - left) / width, (bottom - top) / height]
+            found.append(
+                fiftyone.Detection(
+                    label=one.class_name, bounding_box=box, confidence=one.score, vocabulary=one.vocabulary
+                )
+            )
+        return fiftyone.Detections(detections=found)
 
 
 def concatenate(parts: Iterable[Detections], size_wh: tuple[int, int]) -> Detections:

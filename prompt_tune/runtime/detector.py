@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
-from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
+from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
-from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, letterbox, to_rgb
+from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, Letterboxed, letterbox, to_rgb
 from prompt_tune.runtime.labels import free_label, label_of, named_file
 from prompt_tune.runtime.overlap import Overlap, check_overlap, hide_boxes
 from prompt_tune.runtime.packing import from_rows
@@ -140,7 +140,7 @@ class Detector:
         """
         return self._state.classes
 
-    def load(self, vocabulary: str | Path | Vocabulary, name: str | None = None) -> str:
+    def load(self, vocabulary: str | Path | Vocabulary, name: str | None = None, *, replace: bool = False) -> str:
         """Add a learned or plain vocabulary, from the next call of `detect` on.
 
         Args:
@@ -149,6 +149,8 @@ class Detector:
                 learned.vocab.safetensors, as all runs have one, takes the label that `export --name` gave, or else
                 "learned", or else, if that is taken, the name of its folder. Objects are labelled "learned",
                 "learned-2", and so on.
+            replace: Whether it may take the place of the learned vocabulary with that label. No call of `detect` sees
+                both of them, or neither.
 
         Returns:
             The label.
@@ -157,15 +159,15 @@ class Detector:
             VocabularyError: See `Detector`.
         """
         if isinstance(vocabulary, Vocabulary):
-            return self._add(vocabulary, "The vocabulary", name, None)
+            return self._add(vocabulary, "The vocabulary", name, None, replace=replace)
         given, file = named_file(vocabulary)
-        return self._load_file(vocabulary, file, name or given)
+        return self._load_file(vocabulary, file, name or given, replace=replace)
 
-    def _load_file(self, place: str | Path, file: Path, name: str | None) -> str:
+    def _load_file(self, place: str | Path, file: Path, name: str | None, *, replace: bool = False) -> str:
         """Add the vocabulary of a file, which errors call `place`."""
-        return self._add(Vocabulary.load(file), f"`{place}`", name, file)
+        return self._add(Vocabulary.load(file), f"`{place}`", name, file, replace=replace)
 
-    def _add(self, vocabulary: Vocabulary, place: str, name: str | None, file: Path | None) -> str:
+    def _add(self, vocabulary: Vocabulary, place: str, name: str | None, file: Path | None, *, replace: bool) -> str:
         """Add a vocabulary, with a label of its own if `name` is None."""
         if vocabulary.kind == "original":
             raise VocabularyError(
@@ -176,7 +178,7 @@ class Detector:
         with self._lock.get():
             loaded = self._state.learned
             label = name or (free_label(loaded) if file is None else label_of(file, vocabulary, loaded))
-            if label == ORIGINAL or label in loaded:
+            if label == ORIGINAL or (label in loaded and not replace):
                 raise VocabularyError(
                     f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Give it another one "
                     "(NAME=FILE), or leave the other vocabulary out."
@@ -202,7 +204,7 @@ class Detector:
 
     def detect(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Letterboxed | Sequence[ImageInput | Letterboxed],
         *,
         iou: float | None = None,
         conf: float | None = None,
@@ -217,8 +219,8 @@ class Detector:
         """Detections of one or several images.
 
         Args:
-            images: One image or a list of images: paths, PIL images, or uint8 (h, w, 3) RGB arrays. Files and PIL
-                images are turned upright as their EXIF orientation says.
+            images: One image or a list of images: paths, PIL images, uint8 (h, w, 3) RGB arrays, or what
+                `letterboxed` gives. Files and PIL images are turned upright as their EXIF orientation says.
             iou: In 0..1. A box is dropped if it overlaps a better one of its class by more than this. By default 0.7,
                 and for a class whose vocabulary has a tighter limit, that limit.
             conf: In 0..1, the score above which a detection counts. By default, each class's own threshold; a class
@@ -276,6 +278,20 @@ class Detector:
             found += self._detect_batch(pixels, at_once, wanted, NMS_IOU if iou is None else iou)
         return hide_boxes(found, {ORIGINAL: self._original, **state.learned}, overlap)
 
+    def letterboxed(self, image: ImageInput, *, bgr: bool = False) -> Letterboxed:
+        """An image made ready for the network, which `detect` takes in its place.
+
+        So a thread can read and scale images while another one detects.
+
+        Args:
+            image: See `detect`.
+            bgr: See `detect`.
+
+        Raises:
+            DataError: The image cannot be read, or is none of the above.
+        """
+        return Letterboxed(*letterbox(to_rgb(image, bgr=bgr), self.image_size))
+
     def raw(
         self,
         images: np.ndarray,
@@ -310,9 +326,15 @@ class Detector:
         """Anchor points of one image."""
         return sum((self.image_size // stride) ** 2 for stride in self._session.metadata["strides"])
 
-    def _letterboxed(self, image: ImageInput, *, bgr: bool) -> tuple[np.ndarray, Letterbox]:
+    def _letterboxed(self, image: ImageInput | Letterboxed, *, bgr: bool) -> tuple[np.ndarray, Letterbox]:
         """The network's input, uint8 (h, w, 3), and where the image lies in it."""
-        return letterbox(to_rgb(image, bgr=bgr), self.image_size)
+        ready = image if isinstance(image, Letterboxed) else self.letterboxed(image, bgr=bgr)
+        if ready.placed.input_hw != (self.image_size, self.image_size):
+            raise DataError(
+                f"A letterboxed image must fit the detector's input of {self.image_size} px. Received: "
+                f"{ready.placed.input_hw}. Make it with this detector."
+            )
+        return ready.pixels, ready.placed
 
     def _detect_batch(
         self, pixels: list[tuple[np.ndarray, Letterbox]], at_once: int, wanted: list[Wanted], iou: float
@@ -394,7 +416,9 @@ def _restored(
     return detector
 
 
-def _as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
+def _as_list(
+    images: ImageInput | Letterboxed | Sequence[ImageInput | Letterboxed],
+) -> Sequence[ImageInput | Letterboxed]:
     """Several images as they are, anything else as a list with one image."""
     single = isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(images, Sequence)
     return [images] if single else images  # type: ignore[list-item, return-value]

@@ -17,7 +17,7 @@ from small_bundle import IMAGE_SIZE, content, learned_for, photo, with_backgroun
 from vocabularies import refusal_of
 
 from prompt_tune.contract import LEAST_SCORE
-from prompt_tune.errors import PromptTuneError, VocabularyError
+from prompt_tune.errors import DataError, PromptTuneError, VocabularyError
 from prompt_tune.runtime import detector as runtime
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.runtime.detections import Detections
@@ -362,8 +362,8 @@ def test_labels_come_from_files_names_or_are_counted(bundle: Path, tmp_path: Pat
     with pytest.raises(VocabularyError, match=r"No learned vocabulary `original` is loaded\. Loaded: learned, "):
         detector.unload("original")
     shutil.copy(file, tmp_path / "learned.vocab.safetensors")
-    with pytest.raises(VocabularyError, match="cannot be loaded as `learned`"):
-        Detector(bundle, learned=[tmp_path / "learned.vocab.safetensors"], threads=1)
+    with pytest.raises(VocabularyError, match=r"cannot be loaded as `learned`: .* Give it another one \(NAME=FILE\)"):
+        Detector(bundle, learned=[f"learned={tmp_path / 'learned.vocab.safetensors'}"], threads=1)
     alone = Detector(bundle, learned=[tmp_path / "learned.vocab.safetensors"], use_bundled=False, threads=1)
     assert alone.vocabularies["learned"].names == ("lorry",)
 
@@ -562,3 +562,29 @@ def test_vocabularies_that_do_not_fit_into_memory_are_refused(bundle: Path) -> N
         "vocabularies, or split this one."
     )
     assert list(large.vocabularies) == ["original", "learned"]
+
+
+def test_letterboxed_image_gives_what_the_image_gives(detector: Detector, bundle: Path) -> None:
+    images = [photo(60, 90), photo(90, 60, seed=1)]
+    ready = [detector.letterboxed(image) for image in images]
+    for batch in (1, 2):
+        found = [content(one) for one in detector.detect(ready, batch=batch)]
+        assert found == [content(one) for one in detector.detect(images, batch=batch)]
+    assert content(detector.detect(ready[0])[0]) == content(detector.detect(images[0])[0])
+    turned = detector.letterboxed(images[0][:, :, ::-1], bgr=True)
+    assert np.array_equal(turned.pixels, ready[0].pixels) and turned.placed.size_wh == (90, 60)
+    other = Detector(bundle, image_size=IMAGE_SIZE * 2, threads=1)
+    with pytest.raises(DataError, match=r"must fit the detector's input of 192 px. Received: \(96, 96\)"):
+        other.detect(ready[0])
+
+
+def test_vocabulary_takes_the_place_of_another_in_one_step(bundle: Path) -> None:
+    detector = Detector(bundle, threads=1)
+    night, day = (learned_for(bundle, "crane", seed=seed) for seed in (1, 2))
+    assert detector.load(night, "shift", replace=True) == "shift"
+    detector.load(day, "shift", replace=True)
+    assert list(detector.vocabularies) == ["original", "learned", "shift"]
+    assert detector.vocabularies["shift"] is day
+    for label in ("shift", "original"):
+        with pytest.raises(VocabularyError, match="another vocabulary has that label"):
+            detector.load(night, label, replace=label == "original")
