@@ -29,11 +29,10 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
         "tests/services/test_rows.py",
     ),
     "label-studio": ("tests/kits/test_label_studio.py",),
-    "tensorboard": ("tests/services/test_tensorboard.py",),
     "mlflow": ("tests/services/test_mlflow.py",),
-    "wandb": ("tests/services/test_wandb.py",),
     "notebook": ("tests/test_notebook.py",),
     "ray": ("tests/services/test_ray_engine.py",),
+    "ray-serve": ("tests/deployment/test_ray_serve.py",),
     "release": ("tests/test_release.py",),
     "serve": (
         "tests/services/test_connection.py",
@@ -45,6 +44,9 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
         "tests/cli/test_serve.py",
         "tests/test_dockerfile.py",
     ),
+    "tensorboard": ("tests/services/test_tensorboard.py",),
+    "triton": ("tests/deployment/test_triton_configs.py",),
+    "wandb": ("tests/services/test_wandb.py",),
 }
 MORE: dict[str, tuple[str, ...]] = {  # what these tests need beside the extra
     "label": ("fsspec",),
@@ -56,9 +58,17 @@ NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolutio
 
 def needs(*modules: str) -> None:
     """Skip a test file in which these cannot be imported."""
-    if missing := [module for module in modules if find_spec(module) is None]:
+    if missing := [module for module in modules if not _is_there(module)]:
         reason = f"needs {', '.join(missing)}: tests/test_extras.py runs this file in an environment of its own"
         pytest.skip(reason, allow_module_level=True)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module, or one inside a package, can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is missing
+        return False
 
 
 def requirements(extra: str) -> list[str]:

@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import hashlib
 import importlib
+import io
 import json
 import logging
 import math
@@ -27,9 +28,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
-import onnxruntime
 
 NEEDED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")
 DIGESTED = (*NEEDED, "background")  # in the digest of the content
@@ -252,62 +250,19 @@ class Detector:
         self.learned: list[Vocabulary] = []
         for place in learned:
             self.learned.append(read_labelled(place, {part.label for part in self.learned}))
-        labels = [vocabulary.label for vocabulary in (self.original, *self.learned)]
-        for vocabulary in (self.original, *self.learned):
-            if (vocabulary.about["kind"] == "original") != (vocabulary is self.original):
-                kinds = "original" if vocabulary is self.original else "learned or plain"
-                raise SystemExit(f"{vocabulary.label}: of kind {vocabulary.about['kind']}; it must be {kinds}.")
-            about, guide = vocabulary.about, self.original.about["guide"]
-            wanted = {"detector": self.graph["detector"], "text_tower": self.original.about["text_tower"]}
-            if about["kind"] == "plain" and about["detector"] == "":
-                del wanted["detector"]  # made for any detector
-            if about["kind"] == "learned" and about["guide_mode"] == "original":
-                wanted["guide"] = guide
-            for what, digest in wanted.items():
-                if about[what] != digest:
-                    raise SystemExit(f"{vocabulary.label}: made for another {what} ({about[what][:12]}).")
-            if labels.count(vocabulary.label) > 1:
-                raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; give one another: NAME=FILE.")
-        anchors = sum((self.graph["image_size"] // stride) ** 2 for stride in self.graph["strides"])
-        together = [part for part in self.learned if part.about["guide_mode"] == "original"]
-        own = [n_rows([part]) for part in self.learned if part.about["guide_mode"] == "own"]
-        if max(n_rows([self.original]) + n_rows(together), *own, 0) * anchors > MOST_SCORES:
-            raise SystemExit("The vocabularies have too many prompts for the memory. Give fewer of them.")
+        check_together(self.original, self.learned, self.graph)
 
     def detect(self, image: Image.Image, conf: float | None = None, overlap: str = "keep") -> list[dict[str, Any]]:
         """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds.
 
         `overlap` other than "keep" adds `hidden`: true for one of an original and a learned box on the same object.
         """
-        pixels, scale, left, top = letterbox(image, self.graph["image_size"])
-        images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)  # (1, 3, h, w)
-        together = [part for part in self.learned if part.about["guide_mode"] == "original"]
-        groups = [[self.original], together]
-        tables = list(self._run(images, [self.original], together, conf))
-        for part in self.learned:
-            if part.about["guide_mode"] == "own":  # it guides the network itself, so it needs its own pass
-                groups.append([part])
-                tables.append(self._run(images, [part], [], conf)[0])
+        placed = letterbox(image, self.graph["image_size"])
+        images = network_input(placed.pixels[None])
         found = []
-        for group, rows in zip(groups, tables, strict=True):
-            rows = moved(rows, np.concatenate([np.zeros((0, 4), np.float32), *(part.box_offsets for part in group)]))
-            rows = distinct(rows, np.concatenate([np.ones(0, np.float32), *(part.nms_iou for part in group)]))
-            boxes = (rows[:, 1:5] - np.array([left, top] * 2, np.float32)) / np.float32(scale)
-            boxes = np.clip(boxes, 0, np.array(image.size * 2, np.float32))
-            for box, row in zip(boxes, rows, strict=True):
-                vocabulary, index = locate(group, int(row[6]))
-                score = calibrated(row[5], vocabulary.calibration[index])
-                limit = vocabulary.thresholds[index] if conf is None else np.float32(conf)
-                if score > limit and not vocabulary.hidden[index] and (box[2:] > box[:2]).all():
-                    found.append(
-                        {
-                            "vocabulary": vocabulary.label,
-                            "class": vocabulary.about["names"][index],
-                            "class_id": index,
-                            "score": float(score),
-                            "box_xyxy": [float(value) for value in box],
-                        }
-                    )
+        for guide, learned in passes(self.original, self.learned):
+            for group, rows in zip((guide, learned), self._run(images, guide, learned, conf), strict=True):
+                found += detections(rows, group, placed, conf)
         if overlap != "keep":
             hidden = self._hidden(found, overlap)
             for row, one in enumerate(found):
@@ -358,8 +313,33 @@ class Detector:
         return tables
 
 
-def open_graph(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+def check_together(original: Vocabulary, learned: list[Vocabulary], graph: dict[str, Any]) -> None:
+    """End the program with a line if a vocabulary is of the wrong kind, made for something else or one too many."""
+    labels = [vocabulary.label for vocabulary in (original, *learned)]
+    for vocabulary in (original, *learned):
+        about = vocabulary.about
+        if (about["kind"] == "original") != (vocabulary is original):
+            kinds = "original" if vocabulary is original else "learned or plain"
+            raise SystemExit(f"{vocabulary.label}: of kind {about['kind']}; it must be {kinds}.")
+        wanted = {"detector": graph["detector"], "text_tower": original.about["text_tower"]}
+        if about["kind"] == "plain" and about["detector"] == "":
+            del wanted["detector"]  # made for any detector
+        if about["kind"] == "learned" and about["guide_mode"] == "original":
+            wanted["guide"] = original.about["guide"]
+        for what, digest in wanted.items():
+            if about[what] != digest:
+                raise SystemExit(f"{vocabulary.label}: made for another {what} ({about[what][:12]}).")
+        if labels.count(vocabulary.label) > 1:
+            raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; give one another: NAME=FILE.")
+    if n_scores(original, learned, graph) > MOST_SCORES:
+        raise SystemExit("The vocabularies have too many prompts for the memory. Give fewer of them.")
+
+
+def open_graph(path: Path) -> tuple[Any, dict[str, Any]]:
     """The graph in ONNX Runtime, and its metadata, of which a forged graph could state anything."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
+    import onnxruntime  # not above: a Triton server runs the graph itself, and needs only the rest of this file
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
@@ -383,6 +363,13 @@ def open_graph(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]
     return session, about
 
 
+def passes(original: Vocabulary, learned: list[Vocabulary]) -> list[tuple[list[Vocabulary], list[Vocabulary]]]:
+    """Which vocabularies go through the graph together: those that guide it, and those that only ask for scores."""
+    together = [part for part in learned if part.about["guide_mode"] == "original"]
+    # a vocabulary that guides the network itself needs its own pass
+    return [([original], together), *(([part], []) for part in learned if part.about["guide_mode"] == "own")]
+
+
 def packed(group: list[Vocabulary]) -> np.ndarray:
     """Several vocabularies as one input (n_cls, n_prompts, 512). Prompts are repeated up to the largest number."""
     n_prompts = max((part.embeddings.shape[1] for part in group), default=1)
@@ -393,6 +380,39 @@ def packed(group: list[Vocabulary]) -> np.ndarray:
 def n_rows(group: list[Vocabulary]) -> int:
     """Rows of a packed group."""
     return sum(len(part.thresholds) for part in group) * max((part.embeddings.shape[1] for part in group), default=1)
+
+
+def n_scores(original: Vocabulary, learned: list[Vocabulary], graph: dict[str, Any]) -> int:
+    """Scores of one image in the largest pass."""
+    anchors = sum((graph["image_size"] // stride) ** 2 for stride in graph["strides"])
+    return max(n_rows(guide) + n_rows(beside) for guide, beside in passes(original, learned)) * anchors
+
+
+def detections(
+    rows: np.ndarray, group: list[Vocabulary], placed: "Letterboxed", conf: float | None, iou: float | None = None
+) -> list[dict[str, Any]]:
+    """What the rows (n, 7) of one image mean, in pixels of the image; `iou` replaces the classes' limits of overlap."""
+    rows = moved(rows, np.concatenate([np.zeros((0, 4), np.float32), *(part.box_offsets for part in group)]))
+    if iou is None:
+        rows = distinct(rows, np.concatenate([np.ones(0, np.float32), *(part.nms_iou for part in group)]))
+    boxes = (rows[:, 1:5] - np.array([placed.left, placed.top] * 2, np.float32)) / np.float32(placed.scale)
+    boxes = np.clip(boxes, 0, np.array(placed.size * 2, np.float32))
+    found = []
+    for box, row in zip(boxes, rows, strict=True):
+        vocabulary, index = locate(group, int(row[6]))
+        score = calibrated(row[5], vocabulary.calibration[index])
+        limit = vocabulary.thresholds[index] if conf is None else np.float32(conf)
+        if score > limit and not vocabulary.hidden[index] and (box[2:] > box[:2]).all():
+            found.append(
+                {
+                    "vocabulary": vocabulary.label,
+                    "class": vocabulary.about["names"][index],
+                    "class_id": index,
+                    "score": float(score),
+                    "box_xyxy": [float(value) for value in box],
+                }
+            )
+    return found
 
 
 def locate(group: list[Vocabulary], index: int) -> tuple[Vocabulary, int]:
@@ -493,8 +513,8 @@ def quiet_libtiff() -> None:
         set_handler(None)
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image as upright RGB; 16-bit grey is reduced to 8 bits. Raises: ValueError: it cannot be read."""
+def read_image(source: Path | bytes) -> Image.Image:
+    """A file, or its content, as upright RGB; 16-bit grey is reduced to 8 bits. Raises ValueError if it cannot be."""
     before = Image.MAX_IMAGE_PIXELS
     try:
         limit = max_megapixels()
@@ -502,18 +522,19 @@ def read_image(path: Path) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit * 1_000_000
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _upright_rgb(path, limit)
+            return _upright_rgb(source, limit)
     except Exception as error:  # Pillow and the libraries below it raise errors of many classes
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not an image of a known format" if unknown else getattr(error, "strerror", None) or str(error)
-        if unknown and path.suffix.lower() in HEIC:
+        if unknown and isinstance(source, Path) and source.suffix.lower() in HEIC:
             reason = "HEIC needs pip install pillow-heif"
         elif isinstance(error, MemoryError):
             reason = "it does not fit into the memory that is free"
         elif isinstance(error, Image.DecompressionBombError):
             reason = f"it has more than {2 * limit} megapixels; {limit} are read, or as many as {LIMIT_VARIABLE} says"
         reason = " ".join(reason.split())[:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+        what = source if isinstance(source, Path) else f"What was sent ({len(source)} bytes)"
+        raise ValueError(f"{what} cannot be read as an image: {reason}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
@@ -527,13 +548,14 @@ def is_special(path: Path) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def _upright_rgb(path: Path, limit: int) -> Image.Image:
+def _upright_rgb(source: Path | bytes, limit: int) -> Image.Image:
     """See `read_image`; raises what the decoders raise."""
-    if is_special(path):
+    if isinstance(source, Path) and is_special(source):
         raise ValueError("it is a pipe, a socket or a device, not a file")
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
-    with open(path, "rb") as file, Image.open(file, formats=known) as image:  # by its name, some TIFFs would be garbled
+    opened = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    with opened as file, Image.open(file, formats=known) as image:  # by its name, some TIFFs would be garbled
         megapixels = image.width * image.height / 1_000_000
         if megapixels > limit:
             raise ValueError(
@@ -550,8 +572,20 @@ def _upright_rgb(path: Path, limit: int) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def letterbox(image: Image.Image, side: int) -> tuple[np.ndarray, float, int, int]:
-    """Scale the image to fit a square, and centre it on grey: uint8 (side, side, 3), scale, left and top border."""
+@dataclass(frozen=True)
+class Letterboxed:
+    """An image scaled to fit a square, and centred on grey."""
+
+    pixels: np.ndarray  # uint8 (side, side, 3)
+    scale: float
+    left: int  # width of the border
+    top: int
+    size: tuple[int, int]  # width and height of the image
+
+
+def letterbox(image: Image.Image, side: int) -> Letterboxed:
+    """Scale an upright RGB image to fit a square, and centre it on grey."""
+    size = image.size
     scale = min(side / image.height, side / image.width)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     left, top = round((side - width) / 2 - 0.1), round((side - height) / 2 - 0.1)
@@ -559,7 +593,12 @@ def letterbox(image: Image.Image, side: int) -> tuple[np.ndarray, float, int, in
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.full((side, side, 3), PAD_GREY, np.uint8)
     pixels[top : top + height, left : left + width] = np.asarray(image)
-    return pixels, scale, left, top
+    return Letterboxed(pixels, scale, left, top, size)
+
+
+def network_input(pixels: np.ndarray) -> np.ndarray:
+    """Letterboxed images, uint8 (b, side, side, 3), as the graph takes them: float32 (b, 3, side, side) in 0..1."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
 
 
 def load_font(file: Path | None, height: float) -> Any:

@@ -1,4 +1,4 @@
-"""`prompt-tune export`: from a run folder to a bundle."""
+"""`prompt-tune export`: from a run folder to a bundle, or to a model repository of Triton."""
 
 from pathlib import Path
 
@@ -11,7 +11,20 @@ from prompt_tune.cli.terminal import note
 @click.command(name="export", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The bundle's folder. An old bundle is replaced."
+    "--out", required=True, type=click.Path(path_type=Path), help="The folder to write. An old export is replaced."
+)
+@click.option(
+    "--target",
+    type=click.Choice(["bundle", "triton"]),
+    default="bundle",
+    show_default=True,
+    help="What to write: a bundle, or a model repository for NVIDIA's Triton Inference Server.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 256),
+    help="Triton: run up to this many requests in one call of the graph, which always gets as many images. Tensors "
+    "then have one more dimension, of size 1, in front. By default 1, without that dimension.",
 )
 @click.option(
     "--half",
@@ -36,14 +49,36 @@ from prompt_tune.cli.terminal import note
     metavar="LABEL",
     help="The label of the learned vocabulary, which every detection of its classes names; default: learned.",
 )
-def command(run: Path, out: Path, half: bool, with_wheel: bool, no_photo: bool, name: str | None) -> None:
-    """Write a bundle from RUN, a folder of `prompt-tune fit`.
+def command(
+    run: Path,
+    out: Path,
+    target: str,
+    batch: int | None,
+    half: bool,
+    with_wheel: bool,
+    no_photo: bool,
+    name: str | None,
+) -> None:
+    """Write a bundle, or a model repository of Triton, from RUN, a folder of `prompt-tune fit`.
 
     The bundle holds detector.onnx, original.vocab.safetensors, learned.vocab.safetensors, a README with the command
     that runs them, and the deployment kit: python/detect.py, and a page for browsers in web/, with one of the run's
     validation photos as its sample. The graph is compared
     with PyTorch on image sizes and numbers of classes for which it was not traced.
     """
+    if target == "triton":
+        if with_wheel or no_photo or name is not None:
+            raise click.UsageError(
+                "--with-wheel, --no-photo and --name are for bundles. In a repository, the name of a vocabulary's file "
+                "is its label: rename the file."
+            )
+        from prompt_tune.deployment.triton import export_triton
+
+        export_triton(run, out, half=half, batch=batch or 1)
+        note(f"Model repository: {out}")
+        return
+    if batch is not None:
+        raise click.UsageError("--batch is for --target triton.")
     from prompt_tune.deployment.bundle import export_bundle
 
     export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel, name=name)

@@ -99,7 +99,7 @@ class DataCheck:
 
     Attributes:
         source: The file or folder.
-        kind: The format: "yolo", "coco" or "voc".
+        kind: The format, see `samples.Kind`.
         held_out: Whether the validation images are held out of the training images.
         few: Whether there are too few images to hold some out, so that all are trained on and cross-validated.
         splits: Counts of "train" and "val".

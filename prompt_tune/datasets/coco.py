@@ -252,11 +252,12 @@ def _ignore_unfinished(
     """Adds an ignored box as large as the image for each class of LVIS of which not every object has a box there."""
     for entry in entries:
         image, unfinished = images.get(_id(entry, "id")), entry.get("not_exhaustive_category_ids")
-        if image is None or image.declared_wh is None or not isinstance(unfinished, list):
+        size_wh = image.declared_wh if image is not None else None
+        if image is None or size_wh is None or not all(map(is_number, size_wh)) or not isinstance(unfinished, list):
             continue
         where = f"`{file}`, image {shown(entry.get('id'))}"
         known = [index for index in unfinished if isinstance(index, int) and index in class_ids]
-        box = (0.0, 0.0, float(image.declared_wh[0]), float(image.declared_wh[1]))
+        box = (0.0, 0.0, float(size_wh[0]), float(size_wh[1]))
         image.rows.extend(Row(where, class_ids[index], box, ignore=True) for index in dict.fromkeys(known))
 
 

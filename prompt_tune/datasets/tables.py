@@ -162,7 +162,7 @@ def _createml_box(entry: Any) -> tuple[str, Box]:
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"an annotation has a `label`. Received: {shown(name)}.")
     held = entry.get("coordinates")
-    values = [held.get(key) for key in ("x", "y", "width", "height")] if isinstance(held, dict) else [held]
+    values = [held.get(key) for key in ("x", "y", "width", "height")] if isinstance(held, dict) else [None]
     if not all(map(is_number, values)):
         raise DataError(f"`coordinates` must have x, y, width and height. Received: {shown(held)}.")
     x, y, w, h = (float(value) for value in values if value is not None)

@@ -15,6 +15,7 @@ from prompt_tune.deployment.wheel import WHEELS, build_wheel, find_checkout
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing_folder
 from prompt_tune.models.embeddings import load_run
+from prompt_tune.models.world import World
 from prompt_tune.runtime.labels import checked_label
 from prompt_tune.version import NAME, PUBLISHED, install_on_cpu
 from prompt_tune.vocabulary.checks import short
@@ -69,11 +70,7 @@ def export_bundle(
     config, world, original, learned = load_run(run)
     try:
         with replacing_folder(out) as folder:
-            if half:
-                vocabularies = {"original": original.embeddings, "learned": learned.embeddings}
-                export_half_graph(world, folder / GRAPH_FILE, image_size=config["image_size"], **vocabularies)
-            else:
-                export_graph(world, folder / GRAPH_FILE, image_size=config["image_size"])
+            write_graph(folder / GRAPH_FILE, config, world, original, learned, half=half)
             shutil.copyfile(run / ORIGINAL_FILE, folder / ORIGINAL_FILE)
             if label is None:
                 shutil.copyfile(run / LEARNED_FILE, folder / LEARNED_FILE)
@@ -98,6 +95,21 @@ def export_bundle(
         len(original.class_names),
         counted(len(learned.names), "learned class"),
     )
+
+
+def write_graph(
+    path: Path, config: dict[str, Any], world: World, original: Vocabulary, learned: Vocabulary, *, half: bool
+) -> None:
+    """Writes the graph of a run that `load_run` gave, in float32 or with float16 where that is exact enough.
+
+    Raises:
+        GraphError: It disagrees with torch, or float16 is not exact enough for the detector.
+    """
+    if half:
+        vocabularies = {"original": original.embeddings, "learned": learned.embeddings}
+        export_half_graph(world, path, image_size=config["image_size"], **vocabularies)
+    else:
+        export_graph(world, path, image_size=config["image_size"])
 
 
 def _check_place(out: Path) -> None:

@@ -20,6 +20,7 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import Letterboxed
 
 SIZES = (1, 2, 4, 8)  # of batches
+PASSES = 2  # at once: while one is in the graph, the other one's images and boxes are made ready
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,26 @@ class Pass:
 
 
 class Batcher:
-    """The queue before a detector, on one event loop. One batch is in the graph at a time.
+    """The queue before a detector, on one event loop.
 
     Attributes:
         waiting: Number of images that wait.
     """
 
     def __init__(
-        self, detector: Detector, *, sizes: Sequence[int] = SIZES, seen: Callable[[Pass], None] = lambda _: None
+        self,
+        detector: Detector,
+        *,
+        sizes: Sequence[int] = SIZES,
+        passes: int = PASSES,
+        seen: Callable[[Pass], None] = lambda _: None,
     ) -> None:
         """A queue that is not started yet.
 
         Args:
             detector: Which detects.
             sizes: Of batches, from 1 on. A single one makes every answer independent of what else was asked.
+            passes: Number of batches that are in work at once.
             seen: Called after each pass.
 
         Raises:
@@ -124,8 +131,9 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._worker = ThreadPoolExecutor(1, "graph")
-        self._task: asyncio.Task[None] | None = None
+        self._passes = passes
+        self._workers = ThreadPoolExecutor(passes, "graph")
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def waiting(self) -> int:
@@ -138,8 +146,8 @@ class Batcher:
         empty = self._detector.letterboxed(np.zeros((size, size, 3), np.uint8))
         loop = asyncio.get_running_loop()
         for number in self._sizes:
-            await loop.run_in_executor(self._worker, self._detect, [empty] * number, Terms(), number)
-        self._task = loop.create_task(self._run())
+            await loop.run_in_executor(self._workers, self._detect, [empty] * number, Terms(), number)
+        self._tasks = [loop.create_task(self._run()) for _ in range(self._passes)]
 
     async def detect(self, image: Letterboxed, terms: Terms) -> Answer:
         """The detections of an image; a cancelled call leaves the queue.
@@ -158,9 +166,8 @@ class Batcher:
         """Answer all that waits, then stop."""
         self._closing = True
         self._arrived.set()
-        if self._task:
-            await self._task
-        self._worker.shutdown()
+        await asyncio.gather(*self._tasks)
+        self._workers.shutdown()
 
     async def _run(self) -> None:
         """Pass after pass, until the queue is closed and empty."""
@@ -176,7 +183,7 @@ class Batcher:
             began = time.perf_counter()
             images, terms = [waiting.image for waiting in batch], batch[0].terms
             try:
-                found = await loop.run_in_executor(self._worker, self._detect, images, terms, size)
+                found = await loop.run_in_executor(self._workers, self._detect, images, terms, size)
             except Exception as error:  # of any class: it belongs to who asked, and the next batch has to go on
                 for waiting in batch:
                     if not waiting.answer.done():

@@ -47,7 +47,7 @@ def test_documentation_has_a_line_for_each_shell() -> None:
     ("words", "expected"),
     [
         (["d"], ["demo", "data", "detect", "doctor"]),
-        (["vocab", "re"], ["rename", "remove"]),
+        (["vocab", "re"], ["remove", "rename"]),
         (["data", ""], ["check"]),
         (["fit", "--im"], ["--image-size", "--imgsz"]),
         (["fit", "--guide", ""], ["original", "own"]),

@@ -62,6 +62,16 @@ def test_lvis_classes_that_are_not_labelled_to_the_end_are_ignored_on_that_image
     ]
 
 
+def test_lvis_size_that_no_image_has_is_an_error(tmp_path: Path) -> None:
+    lvis(tmp_path, {"train": TRAIN})
+    file = tmp_path / "lvis_v1_train.json"
+    content = json.loads(file.read_text())
+    content["images"][0] |= {"not_exhaustive_category_ids": [17], "width": 10**400}
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="its label was made for"):
+        read_dataset(tmp_path)
+
+
 def test_lvis_takes_images_of_val_from_the_folder_of_train(tmp_path: Path) -> None:
     lvis(tmp_path, {"train": TRAIN, "val": {"e": VAL["d"]}})
     (tmp_path / "val2017/e.png").rename(tmp_path / "train2017/e.png")

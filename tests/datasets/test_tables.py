@@ -65,6 +65,9 @@ def test_createml_entries_that_break_a_rule_are_left_out(tmp_path: Path) -> None
     found = read(tmp_path, text, "_annotations.createml.json")
     (image,) = (image for image in found.images if image.path.stem == "a")
     assert [entry.reason for entry in (*image.left_out, *found.left_out)] == [Reason.ROW, Reason.ROW, Reason.IMAGE]
+    found = read(tmp_path, text.replace('{"x": 1, "y": 2, "width": 3}', "0"), "_annotations.createml.json")
+    (image,) = (image for image in found.images if image.path.stem == "a")
+    assert "`coordinates` must have x, y, width and height. Received: 0" in image.left_out[0].what
     roboflow_createml(tmp_path / "set", {"train": TRAIN})
     (tmp_path / "set/train/_annotations.createml.json").write_text("{}")
     with pytest.raises(DataError, match=r"must be a list of images\. Received: dict"):

@@ -211,7 +211,8 @@ def test_file_that_is_not_an_image_and_label_that_is_taken_are_refused_in_one_li
     done = run(tmp_path / "photo.png", "--bundle", bundle)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{tmp_path / 'photo.png'} cannot be read as an image: not an image of a known format\n"
-    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", bundle / "learned.vocab.safetensors")
+    again = f"learned={bundle / 'learned.vocab.safetensors'}"
+    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", again)
     assert (
         done.returncode == 1
         and done.stderr == "learned: two vocabularies have this name; give one another: NAME=FILE.\n"

@@ -362,8 +362,8 @@ def test_labels_come_from_files_names_or_are_counted(bundle: Path, tmp_path: Pat
     with pytest.raises(VocabularyError, match=r"No learned vocabulary `original` is loaded\. Loaded: learned, "):
         detector.unload("original")
     shutil.copy(file, tmp_path / "learned.vocab.safetensors")
-    with pytest.raises(VocabularyError, match="cannot be loaded as `learned`"):
-        Detector(bundle, learned=[tmp_path / "learned.vocab.safetensors"], threads=1)
+    with pytest.raises(VocabularyError, match=r"cannot be loaded as `learned`: .* Give it another one \(NAME=FILE\)"):
+        Detector(bundle, learned=[f"learned={tmp_path / 'learned.vocab.safetensors'}"], threads=1)
     alone = Detector(bundle, learned=[tmp_path / "learned.vocab.safetensors"], use_bundled=False, threads=1)
     assert alone.vocabularies["learned"].names == ("lorry",)
 

@@ -90,7 +90,7 @@ def test_only_equal_terms_share_a_batch_and_the_oldest_goes_first() -> None:
     passes: list[Pass] = []
 
     async def ask() -> list[int]:
-        batcher = Batcher(detector, sizes=(1, 2, 4), seen=passes.append)
+        batcher = Batcher(detector, sizes=(1, 2, 4), passes=1, seen=passes.append)
         detector.gate.set()
         await batcher.start()
         detector.gate.clear()
@@ -120,7 +120,7 @@ def test_cancelled_request_leaves_the_queue_and_closing_answers_the_rest() -> No
     passes: list[Pass] = []
 
     async def ask() -> None:
-        batcher = Batcher(detector, sizes=(1,), seen=passes.append)
+        batcher = Batcher(detector, sizes=(1,), passes=1, seen=passes.append)
         detector.gate.set()
         await batcher.start()
         detector.gate.clear()
