@@ -21,6 +21,8 @@ from prompt_tune.wording import counted
 )
 @click.option(
     "--show",
+    "--classes",
+    "show",
     multiple=True,
     metavar="NAME",
     help="Class that gets labels in the YOLO data set: NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its "

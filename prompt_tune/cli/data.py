@@ -20,7 +20,17 @@ SHOWN_IMAGES = 10  # on the contact sheet
 TABLE_ROWS = 100  # classes in the table; --json lists all
 NAMED = 3  # odd boxes, copies and lines that are named of each kind
 QUALITY = 90  # of the sheet, if it is a JPEG
-FORMATS = {"yolo": "ultralytics", "coco": "COCO", "voc": "Pascal VOC"}
+FORMATS = {  # what `samples.Kind` has
+    "yolo": "ultralytics",
+    "coco": "COCO",
+    "voc": "Pascal VOC",
+    "labelme": "labelme",
+    "label-studio": "Label Studio",
+    "fiftyone": "FiftyOne",
+    "open-images": "Open Images",
+    "cvat": "CVAT for images",
+    "table": "a table of boxes",
+}
 
 
 @click.group(name="data", cls=Group)

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import PLACE, Command, device_option, json_option, learned_option, recursive_option
+from prompt_tune.cli.options import (
+    PLACE,
+    Command,
+    device_option,
+    image_size_option,
+    json_option,
+    learned_option,
+    recursive_option,
+)
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -82,7 +90,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     "one is hidden. score: the one that is less far above its class's threshold. Hidden ones stay in JSON and "
     "CSV, marked.",
 )
-@click.option("--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's.")
+@image_size_option
 @click.option(
     "--batch",
     default=1,

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from prompt_tune.cli.options import PLACE, Command, device_option, learned_option, recursive_option
+from prompt_tune.cli.options import (
+    PLACE,
+    Command,
+    device_option,
+    image_size_option,
+    learned_option,
+    recursive_option,
+)
 from prompt_tune.cli.terminal import echo
 from prompt_tune.wording import counted
 
@@ -52,7 +59,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 )
 @learned_option()
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
-@click.option("--show", multiple=True, metavar="NAME", help=f"Write only this class: {NAMES}")
+@click.option("--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Write only this class: {NAMES}")
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not write this class: {NAMES}")
 @device_option
 @click.option(
@@ -63,7 +70,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
 @click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
 @click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
-@click.option("--image-size", type=int, help="Side of the network's input in pixels; default: the bundle's.")
+@image_size_option
 @click.option(
     "--batch", default=8, show_default=True, type=click.IntRange(1), help="Images that go through the network at once."
 )

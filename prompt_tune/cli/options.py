@@ -63,6 +63,9 @@ model_option = click.option(
 text_tower_option = click.option(
     "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG. Default: the model's own."
 )
+image_size_option = click.option(
+    "--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's."
+)
 recursive_option = click.option(
     "--recursive/--no-recursive",
     default=True,

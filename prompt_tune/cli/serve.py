@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, learned_option
+from prompt_tune.cli.options import Command, device_option, image_size_option, learned_option
 from prompt_tune.cli.terminal import echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -37,7 +37,7 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
 @click.option("--allow-upload", is_flag=True, help="Let requests load, replace and unload vocabularies.")
 @device_option
-@click.option("--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's.")
+@image_size_option
 @click.option(
     "--threads", "--workers", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores."
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prompt_tune.cli.options import DEVICE_HELP, PLACE, Command, json_option, learned_option, strict_option
-from prompt_tune.cli.terminal import cell, echo
+from prompt_tune.cli.terminal import cell, echo, note
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.runtime.detections import ORIGINAL
@@ -138,7 +138,7 @@ def command(
     if out is not None:
         write_validation(out, result)
         if not as_json:
-            echo(f"Written to {out}: {', '.join(FILES)}.")
+            note(f"Written to {out}: {', '.join(FILES)}.")
 
 
 def validate(

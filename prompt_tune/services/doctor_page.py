@@ -35,10 +35,8 @@ def _machine(found: Environment) -> Iterable[str]:
 
 
 def _packages(found: Environment) -> Iterable[str]:
-    if found.packages:
-        rows = [
-            (part.name, part.version or "not installed", part.wanted, PURPOSES[part.extra]) for part in found.packages
-        ]
+    rows = [(part.name, part.version, part.wanted, PURPOSES[part.extra]) for part in found.packages if part.version]
+    if rows:
         yield from _table(("package", "version", "wanted", "for"), rows)
 
 

@@ -23,6 +23,16 @@ PURPOSES = {  # of the extras that people install; the others are for the develo
     "cuda": "NVIDIA GPUs where torch is not installed",
     "video": "videos, cameras, streams",
     "supervision": "Detections.to_supervision",
+    "label": "label",
+    "ray": "label on a cluster",
+    "serve": "serve",
+    "fiftyone": "Detections.to_fiftyone",
+    "cvat": "a bundle's function for CVAT",
+    "label-studio": "a bundle's pre-annotation for Label Studio",
+    "tensorboard": "fit --log tensorboard",
+    "mlflow": "fit --log mlflow",
+    "wandb": "fit --log wandb",
+    "notebook": "the notebook of the documentation",
 }
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 QUERY_SECONDS = 20

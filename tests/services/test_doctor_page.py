@@ -31,7 +31,7 @@ def test_page_says_what_was_found() -> None:
     assert lines[2] == "prompt-tune 0.1.0, Python 3.12.1, on Linux 6.1, x86_64; 4 cores, 16 GB of memory."
     assert "- GPUs: NVIDIA L4, 570.1, 23034 MiB" in lines
     assert "- CUDA in ONNX Runtime: built with 13.0, does not work here; cannot load libcudnn.so.9" in lines
-    assert "| torch | not installed | >=2.11 | fit, export, bake, demo |" in lines
+    assert "| numpy | 2.1 | >=2 | detect, val, verify |" in lines and not any("| torch" in line for line in lines)
     broken, option = lines.index("## Does not work"), lines.index("## Not installed")
     assert lines[broken + 2] == "- ONNX Runtime cannot use the GPU. Run: pip install '.[cuda]'" and broken < option
     assert "fits together" not in page(FOUND) and "## The chain" not in page(FOUND)

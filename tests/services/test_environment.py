@@ -1,5 +1,6 @@
 """What is on this machine: the real one, and packages that are missing, wrong or doubled."""
 
+import configparser
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from places import ROOT
 
-from prompt_tune.services.environment import Package, look_around, package_problems, required_packages
+from prompt_tune.services.environment import PURPOSES, Package, look_around, package_problems, required_packages
 
 FITS = Package("numpy", "", ">=2", "2.1", fits=True)
 
@@ -51,6 +53,12 @@ def test_problem_has_its_cure(packages: list[Package], expected: list[tuple[str,
     assert len(found) == len(expected)
     for problem, (what, cure, broken) in zip(found, expected, strict=True):
         assert what in problem.what and cure in problem.cure and problem.broken == broken
+
+
+def test_every_extra_for_users_has_its_purpose() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert set(config["options.extras_require"]) - {"docs", "release", "test"} == PURPOSES.keys() - {""}
 
 
 def installed(folder: Path, name: str, version: str, *requires: str) -> None:
