@@ -115,7 +115,9 @@ def look(stage, done, total, note):
             while above in parents and parents[above] != str(os.getpid()):
                 above = parents[above]
             if above in parents and (b"/ray/" in (line := (place / "cmdline").read_bytes()) or line[:5] == b"ray::"):
-                seen[place.name] = b"RAY_USAGE_STATS_ENABLED=0" in (place / "environ").read_bytes().split(b"\\0")
+                names = (place / "environ").read_bytes().split(b"\\0")
+                if any(name.startswith(b"PATH=") for name in names):  # a title may have been written over it
+                    seen[place.name] = b"RAY_USAGE_STATS_ENABLED=0" in names
         except OSError:
             pass
 options = dict(engine="ray", address="local", workers=1, part=3, batch=2, show=["gizmo", "forklift"])
