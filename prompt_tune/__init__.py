@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prompt_tune.media.draw import draw
     from prompt_tune.runtime.detections import Detection, Detections
     from prompt_tune.runtime.detector import Detector
+    from prompt_tune.services import cluster
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
     from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -28,6 +29,7 @@ __all__ = [
     "PromptTuneError",
     "Vocabulary",
     "__version__",
+    "cluster",
     "draw",
     "fit",
 ]
@@ -46,6 +48,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """A public name, imported at its first use, so that `import prompt_tune` loads neither NumPy nor ONNX Runtime."""
+    if name == "cluster":
+        return import_module("prompt_tune.services.cluster")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'prompt_tune' has no attribute {name!r}")

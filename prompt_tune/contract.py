@@ -21,6 +21,7 @@ IDENTITY = (1.0, 0.0)  # scale and shift of the logit: a calibration that change
 
 # detection and suppression
 NMS_IOU = 0.7  # ultralytics' default for suppression
+SAME_BOX_IOU = 0.7  # the overlap at which boxes of two vocabularies are taken for one object, as in suppression
 UNLIMITED = 1.0  # NMS IoU of a class without its own: no overlap exceeds it
 MAX_PER_CLASS = 300  # detections per class and image, ultralytics' `max_det`
 METRIC_CONF = 0.001  # ultralytics' `conf` for validation: low enough to keep the tail of the precision-recall curve

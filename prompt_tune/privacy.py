@@ -8,30 +8,29 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 SWITCHES = {  # read once, when the library is imported
     "HF_HUB_DISABLE_TELEMETRY": "1",  # open_clip downloads with huggingface_hub
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports what a cluster has and runs
+    "FIFTYONE_DO_NOT_TRACK": "true",  # it reports each import and each use
     "NO_ALBUMENTATIONS_UPDATE": "1",  # ultralytics imports albumentations if it is there, which asks for updates
+}
+TRACKERS_QUIET = {  # while a run is logged: read whenever they report
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # not privacy: it would tell of each table that it creates
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # nor this: a server that is gone would stop `fit` for minutes
+    "WANDB_ERROR_REPORTING": "false",
 }
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
-    """A block for the first import of a library: nothing of it stays in the environment, or outside temporary folders.
-
-    What the user has set in the environment stays in force.
-    """
+def environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """A block in which these variables are set, unless the user has set them; then all is as before."""
     before = dict(os.environ)
-    wanted = SWITCHES | {
-        "YOLO_CONFIG_DIR": str(_scratch_folder()),  # ultralytics' settings, with a digest of the network card's address
-        "TORCHINDUCTOR_CACHE_DIR": str(_scratch_folder()),  # torchvision makes torch create it
-    }
-    if not any(folder.is_dir() for folder in _matplotlib_folders()):
-        wanted["MPLCONFIGDIR"] = str(_scratch_folder())  # its list of fonts
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     try:
@@ -40,6 +39,22 @@ def quiet_imports() -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """A block for the first import of a library: nothing of it stays in the environment, or outside temporary folders.
+
+    What the user has set in the environment stays in force.
+    """
+    wanted = SWITCHES | {
+        "YOLO_CONFIG_DIR": str(_scratch_folder()),  # ultralytics' settings, with a digest of the network card's address
+        "TORCHINDUCTOR_CACHE_DIR": str(_scratch_folder()),  # torchvision makes torch create it
+    }
+    if not any(folder.is_dir() for folder in _matplotlib_folders()):
+        wanted["MPLCONFIGDIR"] = str(_scratch_folder())  # its list of fonts
+    with environment(wanted):
+        yield
 
 
 @cache

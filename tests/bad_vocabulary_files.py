@@ -14,7 +14,7 @@ from prompt_tune.vocabulary.vocabulary import guide_digest
 
 def bad() -> Iterator[tuple[str, bytes]]:
     """Names, each different, and contents."""
-    for kind in (_cut, _headers, _entries, _metadata, _values, _names, _flipped):
+    for kind in (_cut, _headers, _entries, _metadata, _values, _names, _background, _flipped):
         for number, (name, content) in enumerate(kind()):
             yield f"{kind.__name__[1:]}-{number}-{name}", content
 
@@ -291,6 +291,32 @@ def _names() -> Iterator[tuple[str, bytes]]:
         *(["lorry", "a\u2028"], ["lorry", "\u2029"], ["lorry", "\ud800"], ["lorry", "a\udfff"], ["lorry", "\t"]),
     ):
         yield ascii(names)[:30], raw_file(golden_metadata() | {"names": names})
+
+
+def _background() -> Iterator[tuple[str, bytes]]:
+    guide = guide_digest(golden().embeddings)
+    original = golden_metadata() | {"kind": "original", "guide": guide, "version": 2}
+    value: Any
+    for value in (
+        *(None, [], {}, "", "lorry", 1, True, {"Käfer": " "}, ["Käfer", " "], [["Käfer"]], [["Käfer", " ", " "]]),
+        *([["Käfer", None]], [["Käfer", 1]], [[1, " "]], [["car", " "]], [["Käfer", " "], ["Käfer", " "]]),
+        *([["Käfer", " "], ["lorry", " "]], [["lorry", " "], ["Käfer", " "]], [["Käfer", "\n"]], [["Käfer", "\ud800"]]),
+        *([["Käfer", "\u2028"]], [["Käfer", "\x7f"]], [{"Käfer": " "}], [[["Käfer"], " "]], [None], [[]]),
+    ):
+        yield ascii(value)[:40], raw_file(original | {"background": value})
+    marked = original | {"background": [["Käfer", " "]]}
+    yield "in-version-1", raw_file(marked | {"version": 1})
+    yield "learned", raw_file(golden_metadata() | {"version": 2, "background": [["Käfer", " "]]})
+    yield "plain", raw_file(golden_metadata() | {"version": 2, "kind": "plain", "background": [["Käfer", " "]]})
+    whole = golden_metadata() | {"kind": "original", "guide": guide, "background": [["Käfer", " "]]}
+    for value in ([["lorry", " "]], [["Käfer", ""]]):
+        yield f"other-{value[0]}", with_content(whole, golden_tensors(), background=value)
+    unmarked = {key: value for key, value in whole.items() if key != "background"}
+    yield "mark-added", with_content(unmarked, golden_tensors(), background=[["Käfer", " "]])
+    entries = json.loads(header_of(with_content(whole, golden_tensors()))[0])
+    fields = json.loads(entries["__metadata__"]["prompt-tune"])
+    del fields["background"]
+    yield "mark-removed", raw_file(fields, golden_tensors())
 
 
 def _flipped() -> Iterator[tuple[str, bytes]]:

@@ -15,20 +15,60 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
+    "cvat": ("tests/kits/test_cvat_function.py",),
+    "fiftyone": ("tests/runtime/test_to_fiftyone.py",),
+    "label": (
+        "tests/cli/test_convert.py",
+        "tests/cli/test_label.py",
+        "tests/services/test_cluster.py",
+        "tests/services/test_conversion.py",
+        "tests/services/test_items.py",
+        "tests/services/test_labelling.py",
+        "tests/services/test_local.py",
+        "tests/services/test_results.py",
+        "tests/services/test_rows.py",
+    ),
+    "label-studio": ("tests/kits/test_label_studio.py",),
+    "mlflow": ("tests/services/test_mlflow.py",),
     "notebook": ("tests/test_notebook.py",),
+    "ray": ("tests/services/test_ray_engine.py",),
     "ray-serve": ("tests/deployment/test_ray_serve.py",),
     "release": ("tests/test_release.py",),
+    "serve": (
+        "tests/services/test_connection.py",
+        "tests/services/test_gate.py",
+        "tests/services/test_refusal.py",
+        "tests/services/test_serve.py",
+        "tests/services/test_serve_app.py",
+        "tests/services/test_serve_metrics.py",
+        "tests/cli/test_serve.py",
+        "tests/test_dockerfile.py",
+    ),
+    "tensorboard": ("tests/services/test_tensorboard.py",),
     "triton": ("tests/deployment/test_triton_configs.py",),
+    "wandb": ("tests/services/test_wandb.py",),
 }
-MORE: dict[str, tuple[str, ...]] = {"notebook": ("nbmake >= 1.5, < 2",)}  # what these tests need beside the extra
+MORE: dict[str, tuple[str, ...]] = {  # what these tests need beside the extra
+    "label": ("fsspec",),
+    "notebook": ("nbmake >= 1.5, < 2",),
+    "serve": ("tritonclient[http] >= 2.60, < 3", "httpx >= 0.28, < 1"),
+}
 NO_NETWORK = ("NewConnectionError", "Name or service not known", "name resolution", "Network is unreachable")
 
 
 def needs(*modules: str) -> None:
     """Skip a test file in which these cannot be imported."""
-    if missing := [module for module in modules if find_spec(module) is None]:
+    if missing := [module for module in modules if not _is_there(module)]:
         reason = f"needs {', '.join(missing)}: tests/test_extras.py runs this file in an environment of its own"
         pytest.skip(reason, allow_module_level=True)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module, or one inside a package, can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is missing
+        return False
 
 
 def requirements(extra: str) -> list[str]:

@@ -31,6 +31,7 @@ from data_sets import (
     write_voc,
     write_yolo,
 )
+from exports import WRITERS
 
 from prompt_tune.datasets.reading import read_dataset, read_split
 from prompt_tune.datasets.replay import read_replay
@@ -128,6 +129,7 @@ LINES = (
 def cases(folder: Path, seed: int, count: int) -> Iterator[Path]:
     """Data sets in all formats, each with one to three changes; the folder has one at a time."""
     makers: tuple[Callable[[Path, random.Random], Path], ...] = (_yolo, _coco, _roboflow, _voc, _devkit, _grounding)
+    makers = (*makers, *[_export] * len(makers))
     for number in range(count):
         random_ = random.Random(f"{seed}/{number}")
         root = folder / "above" / f"case{number}"
@@ -250,6 +252,20 @@ def _grounding(root: Path, random_: random.Random) -> Path:
     return description
 
 
+def _export(root: Path, random_: random.Random) -> Path:
+    """What an annotation tool exports, with a change in whatever files it has."""
+    writer, has_val, _ = WRITERS[random_.choice(sorted(WRITERS))]
+    writer(root, {"train": TRAIN, "val": VAL} if has_val else {"train": TRAIN})
+    for _ in range(random_.randint(1, 3)):
+        files = [path for path in sorted(root.rglob("*")) if path.suffix in _CHANGES and path.is_file()]
+        if not files or random_.random() < 0.1:
+            _change_file(root, random_)
+        else:
+            file = random_.choice(files)
+            _CHANGES[file.suffix](file, random_)
+    return root
+
+
 def _voc(root: Path, random_: random.Random) -> Path:
     return _changed_voc(write_voc(root, {"train": TRAIN, "val": VAL}), random_)
 
@@ -359,6 +375,20 @@ def _change_lines(file: Path, others: tuple[str, ...], random_: random.Random) -
     file.write_bytes(_damaged(content, random_) if random_.random() < 0.1 else content)
 
 
+def _change_table(file: Path, random_: random.Random) -> None:
+    """Replaces a field of a CSV file or of a list, or a line of it."""
+    lines = file.read_text("utf-8", "replace").split("\n")
+    number = random_.randrange(len(lines))
+    fields = lines[number].split(",")
+    if random_.random() < 0.3 or len(fields) < 2:
+        _change_lines(file, (*LINES, *ROWS), random_)
+        return
+    values = (*LINES, *ROWS, "1e999", "nan", "-inf", '"', '""",', "9" * 5000, "x" * 200_000)
+    fields[random_.randrange(len(fields))] = random_.choice(values)
+    lines[number] = ",".join(fields)
+    file.write_text("\n".join(lines), "utf-8", "surrogatepass")
+
+
 def _change_xml(file: Path, random_: random.Random) -> None:
     if not file.is_file():
         return
@@ -376,6 +406,10 @@ def _change_xml(file: Path, random_: random.Random) -> None:
                 "<annotation>" + "<object>" * 3000 + "</object>" * 3000 + "</annotation>",
             ]
         )
+    elif way < 0.4 and '="' in text:  # an attribute
+        start = random_.choice([i for i in range(len(text)) if text.startswith('="', i)]) + 2
+        value = random_.choice([*LITERALS, *LINES]).replace('"', "'").replace("<", "")
+        text = text[:start] + value + text[text.find('"', start) :]
     elif way < 0.75:
         starts = [i for i, letter in enumerate(text) if letter == ">" and text[i + 1 : i + 2] not in ("", "<", "\n")]
         if starts:
@@ -412,6 +446,17 @@ def _change_file(root: Path, random_: random.Random) -> None:
     elif way == 5:
         file.write_bytes(b"\xff\xfe" + random_.randbytes(51))
     # else: it is gone
+
+
+_CHANGES: dict[str, Callable[[Path, random.Random], None]] = {
+    ".json": _change_json,
+    ".xml": _change_xml,
+    ".yaml": _change_yaml,
+    ".csv": _change_table,
+    ".txt": _change_table,
+    ".names": _change_table,
+    ".labels": _change_table,
+}
 
 
 def _damaged(content: bytes, random_: random.Random) -> bytes:

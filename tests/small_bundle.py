@@ -1,5 +1,7 @@
 """A small bundle on the random detector, and vocabularies that fit it."""
 
+import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,3 +63,11 @@ def content(found: Detections) -> tuple[object, ...]:
     """Everything in it, bit for bit."""
     arrays = (found.boxes_xyxy.tobytes(), found.scores.tobytes(), found.class_ids.tobytes())
     return (*arrays, found.class_names, found.vocabularies, found.size_wh)
+
+
+def with_background(bundle: Path, folder: Path, row: int) -> Path:
+    """A copy of a bundle in which a row of the original vocabulary is marked as background."""
+    shutil.copytree(bundle, folder)
+    original = Vocabulary.load(folder / "original.vocab.safetensors")
+    replace(original, background=((original.names[row], " "),)).save(folder / "original.vocab.safetensors")
+    return folder

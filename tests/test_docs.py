@@ -37,8 +37,13 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 README_LINES, README_COLUMNS = 150, 120  # what a newcomer reads in two minutes, on a narrow screen
 KIT_PROGRAM = "python/detect.py"  # in every bundle; in the checkout it is below export/
+KIT_PROGRAMS = {KIT_PROGRAM, "annotation/label_studio.py"}
 FOREIGN = {
     "cd",
+    "cvat-cli",
+    "curl",
+    "docker",
+    "export",
     "jq",
     "mkdocs",
     "mypy",
@@ -161,7 +166,7 @@ def check_python(words: Sequence[str]) -> None:
         paths = [word for word in words[2:] if "/" in word] if words[1] == "pytest" else []
         assert all((ROOT / path).exists() for path in paths), words
         return
-    program = ROOT / "export" / words[0] if words[0] == KIT_PROGRAM else ROOT / words[0]
+    program = ROOT / "export" / words[0] if words[0] in KIT_PROGRAMS else ROOT / words[0]
     assert program.is_file(), words
     if program.parent == TESTS:
         parse(importlib.import_module(program.stem).main, words[1:])

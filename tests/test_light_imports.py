@@ -119,7 +119,7 @@ def test_command_of_the_training_side_says_what_to_install(command: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "fit", "export", "bake", "detect", "val", "verify", "vocab", "sample", "pretrain"]
+    "command", ["demo", "fit", "export", "bake", "detect", "serve", "val", "verify", "vocab", "sample", "pretrain"]
 )
 def test_help_needs_nothing_of_the_training_side(command: str) -> None:
     done = run_without_heavy_modules("from prompt_tune.cli import main; main()", command, "--help")

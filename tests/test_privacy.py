@@ -172,6 +172,14 @@ def test_environment_is_lent_and_put_back(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert dict(os.environ) == before
 
 
+def test_variables_of_a_block_give_way_to_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THEIRS", "kept")
+    monkeypatch.delenv("OURS", raising=False)
+    with privacy.environment({"THEIRS": "new", "OURS": "set"}):
+        assert (os.environ["THEIRS"], os.environ["OURS"]) == ("kept", "set")
+    assert os.environ["THEIRS"] == "kept" and "OURS" not in os.environ
+
+
 @pytest.mark.parametrize("used", [".cache/matplotlib", ".config/matplotlib", ".matplotlib"])
 def test_folders_of_a_user_of_matplotlib_stay_in_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, used: str

@@ -84,6 +84,7 @@ def good() -> Iterator[tuple[str, bytes]]:
     yield "plain-for-any-detector", learned("a", kind="plain", detector="").to_bytes()
     yield "one-class", learned("a").to_bytes()
     yield "three-prompts", learned("a", "b", "c", n_prompts=3).to_bytes()
+    yield from _with_background()
     own = unit_rows(2, 1)
     for kind, mode in (("original", "original"), ("learned", "own"), ("plain", "own"), ("original", "own")):
         made = learned("a", "b", kind=kind, guide_mode=mode, guide=guide_digest(own))
@@ -128,6 +129,20 @@ def good() -> Iterator[tuple[str, bytes]]:
         "text": {"": '\u2028 \x00 \x7f \ud800 {["', "{": "}", "a\\": '"', "\ud83d\ude00": None, "t": True},
     }.items():
         yield f"provenance-{name}", raw_file(golden_metadata() | {"provenance": value})
+
+
+def _with_background() -> Iterator[tuple[str, bytes]]:
+    """Original vocabularies with rows that are no class."""
+    rows, texts = unit_rows(3, 1), ("", " ", "\u3000", "background", "\u202e", '"\\', "é")
+    fields: dict[str, Any] = {"kind": "original", "guide": guide_digest(rows)}
+    for text in texts:
+        yield f"background-{text!r}", learned("a", "b", "c", background=(("b", text),), **fields).to_bytes()
+    two = (("<background>", ""), ("<background 2>", " "))
+    yield "background-twice", learned("<background>", "a", "<background 2>", background=two, **fields).to_bytes()
+    metadata = golden_metadata() | {"names": ["1", "0", "é"], "background": [["1", ""], ["0", ""]]} | fields
+    tensors = {"embeddings": tensor(rows), "thresholds": tensor(np.full(3, 0.5))}
+    yield "background-with-content", with_content(metadata, tensors)
+    yield "background-without-content", raw_file(metadata | {"version": 2}, tensors)
 
 
 def write(folder: Path, files: list[Case]) -> list[Path]:

@@ -22,17 +22,20 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")  # in the digest of the content
+NEEDED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")
+DIGESTED = (*NEEDED, "background")  # in the digest of the content
 MAX_FILE_BYTES = 2**31 + 2**28
+TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # they turn the direction of text
 PAD_GREY = 114
 LEAST_SCORE = 0.001  # thresholds of learned vocabularies let nothing below through
+SAME_BOX_IOU = 0.7  # an original and a learned box that overlap by this or more are on the same object
 MOST_SCORES = 2**29  # of an image, one for each prompt and anchor: 2 GiB, and several times that while it is computed
 IOU = 0.7  # the graph drops a box that overlaps a better one of its class by more than this
 ROUNDING = 1e-5  # the inverse of a calibration rounds, so the graph's threshold is lowered by this share
@@ -82,6 +85,7 @@ class Vocabulary:
     calibration: np.ndarray  # (n_cls, 2): scale and shift of the logit
     nms_iou: np.ndarray  # (n_cls,): a class's own limit of overlap, applied after the graph's
     box_offsets: np.ndarray  # (n_cls, 4): how far edges of the class's boxes move, in shares of width and height
+    hidden: np.ndarray  # (n_cls,) bool: background rows, which guide and score and are never shown
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -104,7 +108,30 @@ def read_vocabulary(path: Path) -> Vocabulary:
         tensors.get("calibration", unchanged),
         tensors.get("nms_iou", np.ones(n_cls, np.float32)),
         tensors.get("box_offsets", np.zeros((n_cls, 4), np.float32)),
+        np.isin(about["names"], [name for name, _ in about.get("background", [])]),
     )
+
+
+def read_labelled(place: Path | str, taken: set[str]) -> Vocabulary:
+    """The vocabulary of a file or of NAME=FILE. All runs call theirs learned.vocab.safetensors: see `label` there."""
+    name, equals, file = str(place).partition("=")
+    if not equals or "/" in name or "\\" in name or Path(place).exists():
+        name, file = "", str(place)
+    elif not is_label(name):
+        raise SystemExit(f"{place}: this cannot be a label; give another NAME.")
+    vocabulary = read_vocabulary(Path(file))
+    label = name or vocabulary.label
+    if not name and Path(file).name == "learned.vocab.safetensors":
+        given = vocabulary.about["provenance"].get("label")
+        label = given if isinstance(given, str) and is_label(given) else label
+        label = Path(os.path.abspath(file)).parent.name or label if label in taken else label
+    return replace(vocabulary, label=label)
+
+
+def is_label(name: str) -> bool:
+    """Whether a vocabulary can have this label: not blank, and no control characters."""
+    odd = {unicodedata.category(character) for character in name} & {"Cc", "Cs", "Zl", "Zp"}
+    return bool(name.strip()) and name != "original" and not odd and not TURNING.search(name)
 
 
 def read_file(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -119,13 +146,15 @@ def read_file(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     version = about["version"]
     known = type(version) is int and version in (1, 2)
     need(known, f"format version {version!r:.50}; this program reads versions 1 and 2")
-    need(about.keys() - {"content"} == {*DIGESTED, "version", "provenance"}, "keys are missing or unknown")
+    keys = {*NEEDED, "version", "provenance"}
+    need(about.keys() - {"content", "background"} == keys, "keys are missing or unknown")
     n_cls, n_prompts = len(about["names"]), header["embeddings"]["shape"][1]
     need(type(n_prompts) is int and n_prompts > 0 and n_cls * n_prompts <= 2**20, "wrong shapes")
     shapes = {"embeddings": [n_cls, n_prompts, 512], "thresholds": [n_cls]}
     shapes |= {"calibration": [n_cls, 2], "nms_iou": [n_cls], "box_offsets": [n_cls, 4]}
     need({"thresholds"} <= header.keys() <= shapes.keys(), "tensors are missing or unknown")
-    need(version == 1 + ("content" in about or "box_offsets" in header), "its version does not go with its parts")
+    second = about.keys() & {"content", "background"} or "box_offsets" in header
+    need(version == 1 + bool(second), "its version does not go with its parts")
     tensors, begin = {}, 0
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         end = begin + 4 * math.prod(shapes[name])
@@ -146,6 +175,16 @@ def check_origin(about: dict[str, Any]) -> None:
     odd = {unicodedata.category(character) for character in "".join(names)} & {"Cc", "Cs", "Zl", "Zp"}
     need(not odd, "a name has control characters")
     need(about["kind"] in ("original", "learned", "plain"), "unknown kind")
+    if "background" in about:  # rows that guide and score and are never shown: pairs of a name and what was encoded
+        pairs = about["background"]
+        texts = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+        need(texts and all(isinstance(part, str) for pair in pairs for part in pair), "background must be pairs")
+        odd = {unicodedata.category(one) for _, text in pairs for one in text} & {"Cc", "Cs", "Zl", "Zp"}
+        marked = [name for name, _ in pairs]
+        known = set(marked)
+        in_order = [name for name in names if name in known]
+        need(not odd and marked == in_order, "background must name rows in their order")
+        need(0 < len(marked) < len(names) and about["kind"] == "original", "it cannot have this background")
     need(about["guide_mode"] in ("original", "own"), "unknown guide mode")
     for what in ("detector", "text_tower", "guide"):
         any_detector = what == "detector" and about["kind"] == "plain" and about[what] == ""
@@ -169,7 +208,8 @@ def check_values(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     if about["kind"] == "original" or about["guide_mode"] == "own":
         need(about["guide"] == hashlib.sha256(embeddings.tobytes()).hexdigest(), "guide must be its own digest")
     if "content" in about:
-        head = [*(about[key] for key in DIGESTED), [[name, list(tensors[name].shape)] for name in sorted(tensors)]]
+        shapes = [[name, list(tensors[name].shape)] for name in sorted(tensors)]
+        head = [*(about[key] for key in DIGESTED if key in about), shapes]
         text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
         digest = hashlib.sha256(b"".join([text, *(tensors[name].tobytes() for name in sorted(tensors))]))
         need(about["content"] == digest.hexdigest(), "damaged or changed: its content has not the digest it states")
@@ -203,22 +243,55 @@ def need(holds: object, reason: str) -> None:
 class Detector:
     """The graph of a bundle, its original vocabulary and any learned ones."""
 
-    def __init__(self, bundle: Path, learned: list[Path]) -> None:
+    def __init__(self, bundle: Path, learned: list[Path | str]) -> None:
         """Load everything; exit with a message if a vocabulary was made for something else."""
         self.session, self.graph = open_graph(bundle / "detector.onnx")
         self.original = read_vocabulary(bundle / "original.vocab.safetensors")
-        self.learned = [read_vocabulary(path) for path in learned]
+        self.learned: list[Vocabulary] = []
+        for place in learned:
+            self.learned.append(read_labelled(place, {part.label for part in self.learned}))
         check_together(self.original, self.learned, self.graph)
 
-    def detect(self, image: Image.Image, conf: float | None = None) -> list[dict[str, Any]]:
-        """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds."""
+    def detect(self, image: Image.Image, conf: float | None = None, overlap: str = "keep") -> list[dict[str, Any]]:
+        """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds.
+
+        `overlap` other than "keep" adds `hidden`: true for one of an original and a learned box on the same object.
+        """
         placed = letterbox(image, self.graph["image_size"])
         images = network_input(placed.pixels[None])
         found = []
         for guide, learned in passes(self.original, self.learned):
             for group, rows in zip((guide, learned), self._run(images, guide, learned, conf), strict=True):
                 found += detections(rows, group, placed, conf)
+        if overlap != "keep":
+            hidden = self._hidden(found, overlap)
+            for row, one in enumerate(found):
+                one["hidden"] = row in hidden
         return found
+
+    def _hidden(self, found: list[dict[str, Any]], overlap: str) -> set[int]:
+        """The rows that another box on the same object hides: see docs/detecting.md of prompt-tune."""
+        parts = {part.label: part for part in (self.original, *self.learned)}
+        limits = [float(parts[one["vocabulary"]].thresholds[one["class_id"]]) for one in found]
+        pairs = zip(found, limits, strict=True)
+        margins = [(one["score"] - limit) / max(1 - limit, 1e-9) for one, limit in pairs]
+        boxes = np.array([one["box_xyxy"] for one in found], np.float32).reshape(-1, 4)
+        originals = [row for row, one in enumerate(found) if one["vocabulary"] == "original"]
+        learned = [row for row, one in enumerate(found) if one["vocabulary"] != "original"]
+        theirs, rivals = boxes[originals], {row: set[int]() for row in range(len(found))}
+        for row in learned:
+            offsets = parts[found[row]["vocabulary"]].box_offsets[found[row]["class_id"]]
+            sizes = np.tile(theirs[:, 2:] - theirs[:, :2], 2)
+            drawn = np.where(offsets == 0, theirs, theirs + offsets * sizes)  # as this class draws them
+            for place in np.flatnonzero(overlaps(boxes[row : row + 1], drawn) >= SAME_BOX_IOU):
+                rivals[row].add(originals[place])
+                rivals[originals[place]].add(row)
+        if overlap == "learned":
+            return {other for row in learned if margins[row] > 0 for other in rivals[row]}
+        hidden: set[int] = set()
+        for row in sorted(range(len(found)), key=lambda row: (-margins[row], row in originals)):  # the surest first
+            hidden |= set() if row in hidden else rivals[row]
+        return hidden
 
     def _run(
         self, images: np.ndarray, original: list[Vocabulary], learned: list[Vocabulary], conf: float | None
@@ -257,7 +330,7 @@ def check_together(original: Vocabulary, learned: list[Vocabulary], graph: dict[
             if about[what] != digest:
                 raise SystemExit(f"{vocabulary.label}: made for another {what} ({about[what][:12]}).")
         if labels.count(vocabulary.label) > 1:
-            raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; rename one of the files.")
+            raise SystemExit(f"{vocabulary.label}: two vocabularies have this name; give one another: NAME=FILE.")
     if n_scores(original, learned, graph) > MOST_SCORES:
         raise SystemExit("The vocabularies have too many prompts for the memory. Give fewer of them.")
 
@@ -329,7 +402,7 @@ def detections(
         vocabulary, index = locate(group, int(row[6]))
         score = calibrated(row[5], vocabulary.calibration[index])
         limit = vocabulary.thresholds[index] if conf is None else np.float32(conf)
-        if score > limit and (box[2:] > box[:2]).all():
+        if score > limit and not vocabulary.hidden[index] and (box[2:] > box[:2]).all():
             found.append(
                 {
                     "vocabulary": vocabulary.label,
@@ -385,7 +458,8 @@ def graph_conf(group: list[Vocabulary], conf: float | None) -> float:
     lowest = 1.0
     for part in group:
         limits = part.thresholds if conf is None else np.full(len(part.thresholds), conf, np.float32)
-        for limit, (scale, shift) in zip(limits, part.calibration.astype(np.float64), strict=True):
+        calibration = part.calibration[~part.hidden].astype(np.float64)
+        for limit, (scale, shift) in zip(limits[~part.hidden], calibration, strict=True):
             changed = (scale, shift) != (1, 0)
             needed = sigmoid((logit(limit) - shift) / scale) * (1 - ROUNDING) if changed else float(limit)
             lowest = min(lowest, needed)
@@ -566,7 +640,8 @@ def draw(image: Image.Image, found: list[dict[str, Any]], font_file: Path | None
     canvas, side = ImageDraw.Draw(picture), sum(image.size) / 2
     height = max(11, side / 42)
     font = load_font(font_file, height)
-    order = sorted(found, key=lambda one: (one["vocabulary"] != "original", one["score"]))
+    shown = [one for one in found if not one.get("hidden")]
+    order = sorted(shown, key=lambda one: (one["vocabulary"] != "original", one["score"]))
     thick = max(2, round(side / 200))
     for one, box in zip(order, apart([one["box_xyxy"] for one in order[::-1]], thick + 2)[::-1], strict=True):
         original = one["vocabulary"] == "original"
@@ -674,8 +749,20 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, help="images, and folders of them")
     parser.add_argument("--no-recursive", action="store_true", help="read folders without their subfolders")
     parser.add_argument("--bundle", type=Path, default=here.parent, help="default: the folder above this program's")
-    parser.add_argument("--learned", action="append", type=Path, default=[], help="another vocabulary; can be repeated")
+    parser.add_argument(
+        "--learned",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="another vocabulary, and its label; can be repeated",
+    )
     parser.add_argument("--conf", type=float, help="score above which a detection counts; default: each class's own")
+    parser.add_argument(
+        "--overlap",
+        choices=["keep", "learned", "score"],
+        default="keep",
+        help="which of an original and a learned box on the same object is marked as hidden; default: keep both",
+    )
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
     parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")
     options = parser.parse_args()
@@ -696,7 +783,7 @@ def main() -> None:
         except ValueError as error:
             skipped.append(str(error))
             continue
-        found = detector.detect(image, options.conf)
+        found = detector.detect(image, options.conf, options.overlap)
         results.append({"image": str(path), "width": image.width, "height": image.height, "detections": found})
         if drawings:
             drawings[number].parent.mkdir(parents=True, exist_ok=True)

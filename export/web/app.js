@@ -160,7 +160,7 @@ function drawBoxes(highlighted = null) {
   if (!state.result) return;
   const scale = boxes.width / state.picture.canvas.width;
   const unit = devicePixelRatio * (boxes.clientWidth < NARROW ? 0.8 : 1);
-  drawDetections(context, state.result.detections, { scale, unit, highlighted });
+  drawDetections(context, shownOf(state.result), { scale, unit, highlighted });
 }
 
 async function startCamera() {
@@ -210,17 +210,20 @@ async function detect() {
     labels: state.chips.filter((chip) => chip.on).map((chip) => chip.label),
     originalConf: confOf("original"),
     learnedConf: confOf("learned"),
+    overlap: $("overlap").value,
   };
   state.result = await call("detect", { rgba, width, height, wanted }, [rgba]);
   showResult();
 }
 
 function showResult() {
-  const { detections, times, passes } = state.result;
+  const { times, passes } = state.result;
+  const detections = shownOf(state.result);
+  const hidden = state.result.detections.length - detections.length;
   const rounded = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
   const network = passes > 1 ? `network ${rounded(times.network)} in ${passes} passes` : `network ${rounded(times.network)}`;
   $("status").textContent = `${rounded(times.total)} ms (scaling ${rounded(times.prepare)}, ${network})`;
-  $("total").textContent = `· ${detections.length}`;
+  $("total").textContent = `· ${detections.length}${hidden ? `, ${hidden} hidden` : ""}`;
   $("list").replaceChildren(
     ...[...detections]
       .sort((one, other) => (one.vocabulary === ORIGINAL) - (other.vocabulary === ORIGINAL) || other.score - one.score)
@@ -230,6 +233,9 @@ function showResult() {
   showChips();
   drawBoxes();
 }
+
+/** The detections that no other box hides. */
+const shownOf = ({ detections }) => detections.filter((one) => !one.hidden);
 
 function listed(one) {
   const item = document.createElement("li");
@@ -247,7 +253,7 @@ function listed(one) {
 function showChips() {
   $("chips").replaceChildren(
     ...state.chips.map((chip) => {
-      const found = state.result?.detections.filter((one) => one.vocabulary === chip.label).length;
+      const found = state.result && shownOf(state.result).filter((one) => one.vocabulary === chip.label).length;
       const own = chip.guideMode === "own" ? ", own pass" : "";
       const toggle = element("button", { type: "button", textContent: `${chip.label} ` });
       const classes = `${chip.names.length} ${chip.names.length === 1 ? "class" : "classes"}`;
@@ -325,7 +331,7 @@ async function savePicture() {
   const context = copy.getContext("2d");
   context.drawImage(canvas, 0, 0);
   const unit = ((copy.width + copy.height) / 2) * TYPE_PER_SIDE;
-  drawDetections(context, state.result.detections, { scale: 1, unit });
+  drawDetections(context, shownOf(state.result), { scale: 1, unit });
   save(`${stem(name)}-detections.png`, await new Promise((done) => copy.toBlob(done)));
 }
 
@@ -351,6 +357,7 @@ for (const [id, step] of [["previous", -1], ["next", 1]]) {
 }
 $("camera").addEventListener("click", () => act(async () => (state.stream ? stopCamera() : startCamera())));
 $("device").addEventListener("change", () => act(async () => state.bundle && openBundle(state.bundle)));
+$("overlap").addEventListener("change", () => act(async () => {}));
 $("save-json").addEventListener("click", saveJson);
 $("save-picture").addEventListener("click", savePicture);
 for (const which of ["original", "learned"]) {

@@ -1,6 +1,7 @@
 // Runs a bundle's graph in onnxruntime-web, with any number of learned vocabularies beside the original one.
 
 import { letterbox, toImage } from "./letterbox.js";
+import { markHidden } from "./overlap.js";
 import { calibrated, checkMadeFor, distinct, graphConf, limitOf, moved, ORIGINAL, pack, readVocabulary, strictJson } from "./vocabulary.js";
 
 const GRAPH_VERSION = 1;
@@ -58,9 +59,9 @@ export class Detector {
   /**
    * Detections in one picture, in the order of prompt_tune.runtime, with boxes in its pixels.
    * rgba: 4 bytes per pixel. labels: the vocabularies that are on. originalConf, learnedConf: thresholds; null means
-   * each class's own.
+   * each class's own. overlap: "keep", "learned" or "score", see `markHidden`.
    */
-  async detect(rgba, width, height, { labels, originalConf, learnedConf }) {
+  async detect(rgba, width, height, { labels, originalConf, learnedConf, overlap = "keep" }) {
     const started = performance.now();
     const { input, placed } = letterbox(rgba, width, height, this.metadata.image_size);
     const ready = performance.now();
@@ -78,7 +79,8 @@ export class Detector {
       groups.push([(await this.#run(input, own, NOTHING, graphConf(own, learnedConf), 1))[0], own, learnedConf]);
     }
     const computed = performance.now();
-    const detections = groups.flatMap(([rows, packed, conf]) => keep(rows, packed, conf, placed));
+    const all = groups.flatMap(([rows, packed, conf]) => keep(rows, packed, conf, placed));
+    const detections = markHidden(all, new Map([[ORIGINAL, this.original], ...this.learned]), overlap);
     const times = { prepare: ready - started, network: computed - ready, total: performance.now() - started };
     return { detections, times, passes: groups.length - 1 };
   }
@@ -125,6 +127,7 @@ function keep(rows, packed, conf, placed) {
   const found = [];
   for (const row of distinct(moved(rows, packed), packed)) {
     const one = packed.classes[row[6]];
+    if (one.part.hidden.has(one.id)) continue; // a background row
     const score = calibrated(row[5], one);
     const box = toImage(row.subarray(1, 5), placed);
     if (score <= limitOf(one, conf) || box[2] <= box[0] || box[3] <= box[1]) continue;

@@ -3,10 +3,13 @@
 import { sha256 } from "./sha256.js";
 
 export const ORIGINAL = "original"; // label of the vocabulary that the detector is deployed with
+const LEARNED = "learned"; // name of every run's learned vocabulary
 export const SUFFIX = ".vocab.safetensors";
-const VERSIONS = [1, 2]; // 2: with box_offsets or content
-const DIGESTED = ["names", "kind", "guide_mode", "detector", "text_tower", "guide"];
-const KEYS = [...DIGESTED, "version", "provenance"]; // and optionally `content`
+const VERSIONS = [1, 2]; // 2: with box_offsets, content or background
+const NEEDED = ["names", "kind", "guide_mode", "detector", "text_tower", "guide"];
+const DIGESTED = [...NEEDED, "background"];
+const KEYS = [...NEEDED, "version", "provenance"];
+const OPTIONAL = ["content", "background"];
 const EMBED_DIM = 512;
 const PER_CLASS = { embeddings: null, thresholds: [], calibration: [2], nms_iou: [], box_offsets: [4] }; // shapes
 const UNIT_TOLERANCE = 1e-4;
@@ -21,11 +24,20 @@ const ROUNDING = 1e-5; // the inverse of a calibration rounds, so the graph's th
 /** Reads a file: 8 bytes with the size of the header, a JSON header, raw little-endian float32. Refuses any other. */
 export function readVocabulary(buffer, fileName) {
   try {
-    return { ...read(buffer), label: fileName.endsWith(SUFFIX) ? fileName.slice(0, -SUFFIX.length) : fileName };
+    const vocabulary = read(buffer);
+    return { ...vocabulary, label: labelOf(vocabulary, fileName) };
   } catch (error) {
     const reason = error instanceof Refusal ? error.message : "is not a vocabulary file, or it is damaged or cut short";
     throw new Error(`${fileName} ${reason}.`);
   }
+}
+
+/** The name of the file. All runs call theirs `learned`: that has the label which `export --name` gave, if it gave one. */
+function labelOf({ provenance }, fileName) {
+  const name = fileName.endsWith(SUFFIX) ? fileName.slice(0, -SUFFIX.length) : fileName;
+  const { label } = provenance;
+  const usable = typeof label === "string" && /[^\p{Z}]/u.test(label) && !/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u.test(label);
+  return name === LEARNED && usable && label !== ORIGINAL ? label : name;
 }
 
 /** The content of a file, after all checks of docs/formats.md. */
@@ -41,9 +53,9 @@ function read(buffer) {
   const { version, names, content } = about;
   need(VERSIONS.includes(version), `has format version ${version}; this page reads versions ${VERSIONS.join(" and ")}`);
   need(KEYS.every((key) => key in about), "lacks a part of its metadata");
-  need(Object.keys(about).every((key) => KEYS.includes(key) || key === "content"), "has metadata that this page does not know");
+  need(Object.keys(about).every((key) => KEYS.includes(key) || OPTIONAL.includes(key)), "has metadata that this page does not know");
   need(Object.keys(header).every((name) => name in PER_CLASS), "has a tensor that this page does not know");
-  need(version === ("content" in about || "box_offsets" in header ? 2 : 1), "has a version that does not go with its parts");
+  need(version === (OPTIONAL.some((key) => key in about) || "box_offsets" in header ? 2 : 1), "has a version that does not go with its parts");
   checkOrigin(about);
 
   const nPrompts = header.embeddings.shape[1];
@@ -64,7 +76,7 @@ function read(buffer) {
   checkValues(about, tensors);
   if (content !== undefined) {
     const order = Object.keys(tensors).sort();
-    const digested = [...DIGESTED.map((key) => about[key]), order.map((name) => [name, header[name].shape])];
+    const digested = [...DIGESTED.filter((key) => key in about).map((key) => about[key]), order.map((name) => [name, header[name].shape])];
     const parts = order.map((name) => new Uint8Array(tensors[name].buffer));
     const digest = sha256(new TextEncoder().encode(JSON.stringify(digested)), ...parts);
     need(content === digest, "was damaged or changed: its content does not have the digest that it states");
@@ -77,22 +89,39 @@ function read(buffer) {
     calibration: tensors.calibration ?? null, // (count, 2): scale and shift of the logit
     nmsIou: tensors.nms_iou ?? null, // (count,): a class's own limit of overlap, applied after the graph's
     boxOffsets: tensors.box_offsets ?? null, // (count, 4): how far edges of its boxes move
+    hidden: hiddenRows(about), // background rows, which guide and score and are never shown
   };
 }
 
 /** Refuses names, kinds and digests that are unknown or do not go together. */
-function checkOrigin({ names, kind, guide_mode, provenance, ...digests }) {
+function checkOrigin({ names, kind, guide_mode, provenance, background, ...digests }) {
   need(Array.isArray(names) && names.length > 0, "has no list of names");
   need(names.every((name) => typeof name === "string" && /[^\p{Z}]/u.test(name)), "has a name that is empty or no text");
   need(!names.some((name) => /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/u.test(name)), "has a name with control characters");
   need(new Set(names).size === names.length, "has a name twice");
   need(["original", "learned", "plain"].includes(kind), "is of an unknown kind");
+  if (background !== undefined) {
+    const pair = (one) => Array.isArray(one) && one.length === 2 && one.every((part) => typeof part === "string");
+    need(Array.isArray(background) && background.every(pair), "has a background that is no list of pairs");
+    need(!background.some(([, text]) => /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/u.test(text)), "has a background with control characters");
+    const marked = background.map(([name]) => name);
+    const known = new Set(marked);
+    const inOrder = names.filter((name) => known.has(name));
+    need(marked.length === inOrder.length && marked.every((name, i) => name === inOrder[i]), "has a background that does not name its rows in order");
+    need(marked.length > 0 && marked.length < names.length && kind === "original", "cannot have this background");
+  }
   need(["original", "own"].includes(guide_mode), "has an unknown guide mode");
   for (const what of ["detector", "text_tower", "guide"]) {
     const any = what === "detector" && kind === "plain" && digests[what] === "";
     need(any || (typeof digests[what] === "string" && /^[0-9a-f]{64}$/.test(digests[what])), `is damaged: ${what} is no digest`);
   }
   need(provenance && typeof provenance === "object" && !Array.isArray(provenance), "is damaged: provenance is no object");
+}
+
+/** The rows of the names in `background`. */
+function hiddenRows({ names, background = [] }) {
+  const hidden = new Set(background.map(([name]) => name));
+  return new Set(names.flatMap((name, row) => (hidden.has(name) ? [row] : [])));
 }
 
 /** Refuses numbers outside their ranges, NaN among them. */
@@ -205,6 +234,7 @@ export function distinct(rows, packed) {
 export function graphConf(packed, conf) {
   let lowest = 1;
   for (const one of packed.classes) {
+    if (one.part.hidden.has(one.id)) continue;
     const [scale, shift] = calibrationOf(one);
     const limit = limitOf(one, conf);
     const changed = scale !== 1 || shift !== 0;
@@ -222,9 +252,14 @@ export function calibrated(score, one) {
 
 /** Intersection over union of the boxes in two rows. */
 function overlap(one, other) {
+  return iou(one.subarray(1, 5), other.subarray(1, 5));
+}
+
+/** Intersection over union of two boxes: x1, y1, x2, y2. */
+export function iou(one, other) {
   const side = (from, to) => Math.max(0, Math.min(one[to], other[to]) - Math.max(one[from], other[from]));
-  const area = (row) => (row[3] - row[1]) * (row[4] - row[2]);
-  const shared = side(1, 3) * side(2, 4);
+  const area = (box) => Math.max(0, box[2] - box[0]) * Math.max(0, box[3] - box[1]);
+  const shared = side(0, 2) * side(1, 3);
   return shared / Math.max(area(one) + area(other) - shared, 1e-9);
 }
 

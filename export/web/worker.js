@@ -8,7 +8,7 @@ const calls = {
     detector = null;
     detector = await Detector.open(graph, original, device);
     const { metadata, device: used, note } = detector;
-    return { device: used, note, imageSize: metadata.image_size, names: detector.original.names };
+    return { device: used, note, imageSize: metadata.image_size, names: detector.original.names.filter((_, row) => !detector.original.hidden.has(row)) };
   },
   load: ({ buffer, fileName }) => detector.load(buffer, fileName),
   unload: ({ label }) => detector.unload(label),

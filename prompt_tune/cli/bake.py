@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, torch_device_option
+from prompt_tune.cli.options import PLACE, Command, torch_device_option
 from prompt_tune.cli.terminal import echo, note
 from prompt_tune.wording import counted
 
@@ -17,11 +17,12 @@ SKIPPED_SHOWN = 5  # unreadable images that are listed
 
 @click.command(name="bake", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1)
+@click.argument("images", nargs=-1, type=PLACE)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint to write (*.pt).")
 @click.option(
     "--images",
     "more_images",
+    type=PLACE,
     multiple=True,
     help="An image, a folder of images, or a glob pattern, on which to measure how original detections change, in the "
     "checkpoint itself and in ultralytics' `predict`. Take images that show learned objects too. Can be given several "
@@ -37,7 +38,7 @@ def command(run: Path, out: Path, images: tuple[str, ...], more_images: tuple[st
     from prompt_tune.deployment.bake import bake
 
     baked = bake(run, out, images=(*more_images, *images) or None, device=device)
-    n_learned = len(baked.names) - baked.n_original
+    n_learned = len(baked.names) - baked.n_original - baked.n_background
     note(f"Wrote {out}: {baked.n_original} original and {counted(n_learned, 'learned class')}.")
     note("All of them guide the neck there, so original boxes and scores change, which they cannot in a bundle.")
     if baked.shift is None or baked.predicted is None:

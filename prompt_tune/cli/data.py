@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Group, json_option
+from prompt_tune.cli.options import PLACE, Group, json_option, strict_option
 from prompt_tune.cli.terminal import cell, echo, note
 from prompt_tune.wording import counted
 
@@ -20,7 +20,17 @@ SHOWN_IMAGES = 10  # on the contact sheet
 TABLE_ROWS = 100  # classes in the table; --json lists all
 NAMED = 3  # odd boxes, copies and lines that are named of each kind
 QUALITY = 90  # of the sheet, if it is a JPEG
-FORMATS = {"yolo": "ultralytics", "coco": "COCO", "voc": "Pascal VOC"}
+FORMATS = {  # what `samples.Kind` has
+    "yolo": "ultralytics",
+    "coco": "COCO",
+    "voc": "Pascal VOC",
+    "labelme": "labelme",
+    "label-studio": "Label Studio",
+    "fiftyone": "FiftyOne",
+    "open-images": "Open Images",
+    "cvat": "CVAT for images",
+    "table": "a table of boxes",
+}
 
 
 @click.group(name="data", cls=Group)
@@ -29,7 +39,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("data", metavar="DATA")
+@click.argument("data", metavar="DATA", type=PLACE)
 @click.option(
     "--image-size",
     "--imgsz",
@@ -43,7 +53,7 @@ def command() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Also write a contact sheet to this .png or .jpg file: {SHOWN_IMAGES} training images with their boxes.",
 )
-@click.option("--strict", is_flag=True, help="Refuse a data set of which anything would be left out.")
+@strict_option
 @json_option
 def check(data: str, image_size: int, out: Path | None, strict: bool, as_json: bool) -> None:
     """Say what `fit` would read of DATA: images, boxes, classes, and what looks wrong. No model is loaded.

@@ -8,11 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, json_option, learned_option, recursive_option
+from prompt_tune.cli.options import (
+    PLACE,
+    Command,
+    device_option,
+    image_size_option,
+    json_option,
+    learned_option,
+    recursive_option,
+)
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -27,10 +35,11 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 
 @click.command(name="detect", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1)
+@click.argument("sources", nargs=-1, type=PLACE)
 @click.option(
     "--source",
     "more_sources",
+    type=PLACE,
     multiple=True,
     help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
     "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",
@@ -40,9 +49,10 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option(
     "--save",
     multiple=True,
-    type=click.Choice(["pictures", "coco", "yolo", "csv"]),
+    type=click.Choice(["pictures", "coco", "yolo", "csv", "label-studio", "cvat", "labelme"]),
     help="What to write to --out: annotated pictures and videos, detections.json, a YOLO data set to learn from "
-    "(labels of learned classes only, unless --show names others), detections.csv. Can be given several times; "
+    "(labels of learned classes only, unless --show names others), detections.csv, or images with such labels to "
+    "correct in Label Studio, CVAT or labelme. Can be given several times; "
     "default: pictures and coco.",
 )
 @click.option("--stream", is_flag=True, help="Write one line of JSON per image or frame to standard output, at once.")
@@ -71,7 +81,16 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 @click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
 @click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
 @click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
-@click.option("--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's.")
+@click.option(
+    "--overlap",
+    type=click.Choice(["keep", "learned", "score"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of an original and a learned box on the same object (IoU 0.7 or more). learned: the original "
+    "one is hidden. score: the one that is less far above its class's threshold. Hidden ones stay in JSON and "
+    "CSV, marked.",
+)
+@image_size_option
 @click.option(
     "--batch",
     default=1,
@@ -107,6 +126,7 @@ def command(
     conf: float | None,
     original_conf: float | None,
     learned_conf: float | None,
+    overlap: Literal["keep", "learned", "score"],
     image_size: int | None,
     batch: int,
     threads: int,
@@ -160,6 +180,7 @@ def command(
             learned_conf=conf if learned_conf is None else learned_conf,
             show=show or None,
             hide=hide,
+            overlap=overlap,
             batch=batch,
             progress=None if on_terminal else progress,
             stop=stop,
@@ -216,6 +237,7 @@ def _as_json(result: "Annotated", out: Path | None) -> dict[str, object]:
         "missed_frames": result.missed,
         "skipped": list(result.skipped),
         "classes": counts,
+        "hidden": result.hidden,
         "out": None if out is None else str(out),
     }
 
@@ -244,4 +266,5 @@ def _print(result: "Annotated", out: Path | None, *, to_errors: bool) -> None:
     missed = f", {counted(result.missed, 'frame')} missed" if result.missed else ""
     place = f": {out}" if out else ""
     total = counted(sum(result.detections.values()), "detection")
-    echo(f"{total} in {seen}{skipped}{missed}{place}", err=to_errors)
+    hidden = f" ({result.hidden} more hidden)" if result.hidden else ""
+    echo(f"{total}{hidden} in {seen}{skipped}{missed}{place}", err=to_errors)

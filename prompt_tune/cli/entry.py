@@ -8,6 +8,7 @@ import traceback
 import warnings
 
 import click
+from click.shell_completion import CompletionItem
 
 from prompt_tune.cli import verbosity
 from prompt_tune.errors import PromptTuneError
@@ -16,15 +17,19 @@ from prompt_tune.version import __version__, install
 # command -> (module, one line of help), so that `--help` imports none of the modules
 COMMANDS = {
     "demo": ("prompt_tune.cli.demo", "Teach `tiny` six new classes, export it, detect, and print the results."),
+    "data": ("prompt_tune.cli.data", "Look over a data set without a model: counts, copies, suspicious boxes."),
     "fit": ("prompt_tune.cli.fit", "Learn prompts for your classes from labelled images."),
     "export": ("prompt_tune.cli.export", "Write a bundle: the ONNX graph, the original and the learned vocabulary."),
     "bake": ("prompt_tune.cli.bake", "Write an ultralytics checkpoint with original and learned classes built in."),
     "detect": ("prompt_tune.cli.detect", "Run a bundle on images, videos, cameras and streams with ONNX Runtime."),
+    "label": ("prompt_tune.cli.label", "Detect in any number of images, on one machine or a cluster; writes Parquet."),
+    "convert": ("prompt_tune.cli.convert", "Turn what `label` wrote into COCO JSON or a YOLO data set."),
+    "serve": ("prompt_tune.cli.serve", "Answer requests over HTTP with a bundle."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
-    "data": ("prompt_tune.cli.data", "Look over a data set without a model: counts, copies, suspicious boxes."),
     "mine": ("prompt_tune.cli.mine", "Find the unlabelled images that are worth labelling next."),
     "vocab": ("prompt_tune.cli.vocab", "Build, show, compare, edit and convert vocabulary files."),
+    "doctor": ("prompt_tune.cli.doctor", "Say what is missing here, and try the whole chain on a checkpoint."),
     "sample": ("prompt_tune.cli.sample", "Write the sample data set: synthetic scenes with six new classes."),
     "pretrain": (
         "prompt_tune.cli.pretrain",
@@ -48,6 +53,11 @@ class LazyGroup(verbosity.Verbosity, click.Group):
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands and options that begin with a text, without an import of any command."""
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands of `--help` from the table above."""

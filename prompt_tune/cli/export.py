@@ -44,7 +44,21 @@ from prompt_tune.cli.terminal import note
     is_flag=True,
     help="Leave out the validation photo of the run that the page's Sample button shows, if you may not hand it on.",
 )
-def command(run: Path, out: Path, target: str, batch: int | None, half: bool, with_wheel: bool, no_photo: bool) -> None:
+@click.option(
+    "--name",
+    metavar="LABEL",
+    help="The label of the learned vocabulary, which every detection of its classes names; default: learned.",
+)
+def command(
+    run: Path,
+    out: Path,
+    target: str,
+    batch: int | None,
+    half: bool,
+    with_wheel: bool,
+    no_photo: bool,
+    name: str | None,
+) -> None:
     """Write a bundle, or a model repository of Triton, from RUN, a folder of `prompt-tune fit`.
 
     The bundle holds detector.onnx, original.vocab.safetensors, learned.vocab.safetensors, a README with the command
@@ -53,8 +67,11 @@ def command(run: Path, out: Path, target: str, batch: int | None, half: bool, wi
     with PyTorch on image sizes and numbers of classes for which it was not traced.
     """
     if target == "triton":
-        if with_wheel or no_photo:
-            raise click.UsageError("--with-wheel and --no-photo are for bundles: a repository has neither.")
+        if with_wheel or no_photo or name is not None:
+            raise click.UsageError(
+                "--with-wheel, --no-photo and --name are for bundles. In a repository, the name of a vocabulary's file "
+                "is its label: rename the file."
+            )
         from prompt_tune.deployment.triton import export_triton
 
         export_triton(run, out, half=half, batch=batch or 1)
@@ -64,5 +81,5 @@ def command(run: Path, out: Path, target: str, batch: int | None, half: bool, wi
         raise click.UsageError("--batch is for --target triton.")
     from prompt_tune.deployment.bundle import export_bundle
 
-    export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel)
+    export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel, name=name)
     note(f"Bundle: {out}")

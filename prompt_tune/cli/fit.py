@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from prompt_tune.cli.config_file import config_options
 from prompt_tune.cli.config_file import save_config as write_config
-from prompt_tune.cli.options import Command
+from prompt_tune.cli.options import PLACE, Command, model_option, text_tower_option
 from prompt_tune.cli.terminal import echo, note
 from prompt_tune.config import FitConfig
 
@@ -46,25 +46,21 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(cls=Command)
-@click.option(
-    "--model",
-    required=True,
-    help="'tiny', a YOLO-World checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.",
-)
+@model_option
 @click.option(
     "--data",
+    type=PLACE,
     required=True,
     help="The data set: ultralytics YAML, COCO JSON (YAML or Roboflow folder), or Pascal VOC folder.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
 @click.option(
     "--original",
+    type=PLACE,
     default=None,
     help="The original vocabulary, which guides the neck: a file, a built-in list or names. Default: the model's own.",
 )
-@click.option(
-    "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG. Default: the model's own."
-)
+@text_tower_option
 @click.option(
     "--names",
     "--classes",
@@ -73,6 +69,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--replay",
+    type=PLACE,
     multiple=True,
     metavar="DATA[=RATIO]",
     help="Images without the new objects, which teach the classes what they are not: a data set, a folder of images, "
@@ -108,6 +105,12 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     default=None,
     help="Folder of the region cache. Default: 'regions' in the run folder.",
 )
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow", "wandb"]),
+    help="Also log each epoch, pictures and the vocabulary there, in the run folder. Can be given several times.",
+)
 @_settings
 @click.option(
     "--device",
@@ -133,6 +136,7 @@ def command(
     strict: bool,
     resume: bool,
     cache: Path | None,
+    log: tuple[str, ...],
     device: str,
     save_config: Path | None,
     **settings: Any,
@@ -146,6 +150,7 @@ def command(
     from prompt_tune.cli.progress import stages
     from prompt_tune.datasets.replay import parse_replay
     from prompt_tune.evaluation.baselines import before_and_after
+    from prompt_tune.services.tracking import tracking
     from prompt_tune.tuning.fit import fit
     from prompt_tune.tuning.job import FitInputs
     from prompt_tune.tuning.ranks import device_of_rank, of_torchrun
@@ -173,7 +178,7 @@ def command(
     if ranks is not None and helps:
         help_out(inputs, out, ranks, config=config, strict=strict, device=device)
         return
-    with stages() as progress:
+    with tracking(log, out) as tracked, stages() as progress:
         result = fit(
             inputs,
             out,
@@ -183,7 +188,9 @@ def command(
             device=device,
             ranks=ranks,
             progress=progress,
+            on_epoch=tracked.epoch,
         )
+        tracked.finish(result)
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
     if result.folds == 1:
         measured = "on the images that were trained on"
@@ -194,4 +201,6 @@ def command(
         f"{result.seconds['train']:.1f} s."
     )
     note(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
+    for place in tracked.places():
+        note(f"Logged: {place}")
     note(f"Next: prompt-tune export {result.run} --out BUNDLE")

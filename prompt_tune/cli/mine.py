@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, json_option, learned_option
+from prompt_tune.cli.options import PLACE, Command, device_option, json_option, learned_option
 from prompt_tune.cli.terminal import cell, echo, note
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @click.command(name="mine", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1)
+@click.argument("sources", nargs=-1, type=PLACE)
 @click.option(
     "--source",
     "more_sources",
+    type=PLACE,
     multiple=True,
     help="Unlabelled images: an image, a folder, or a glob pattern. Can be given several times, and as an argument.",
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from prompt_tune.cli.verbosity import Verbosity
 from prompt_tune.errors import ProviderError
@@ -16,6 +17,17 @@ DEVICE_HELP = (
     "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; cuda:1 or 1: the second GPU; auto: cuda if "
     "it works, otherwise cpu, with a message."
 )
+
+
+class Place(click.types.StringParamType):
+    """A text that may be the path of a file or folder: shells complete it as one."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files and folders that begin with a text, which the shell itself looks for."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE = Place()
 
 
 def _device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -41,6 +53,19 @@ torch_device_option = click.option(
     help="Torch device: cpu, cuda, cuda:1, or 1 for the same.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
+strict_option = click.option("--strict", is_flag=True, help="Refuse a data set of which anything would be left out.")
+model_option = click.option(
+    "--model",
+    type=PLACE,
+    required=True,
+    help="The detector: 'tiny', a YOLO-World checkpoint (.pt), or an official name such as yolov8s-worldv2.pt.",
+)
+text_tower_option = click.option(
+    "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG. Default: the model's own."
+)
+image_size_option = click.option(
+    "--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's."
+)
 recursive_option = click.option(
     "--recursive/--no-recursive",
     default=True,
@@ -55,11 +80,12 @@ def learned_option(note: str = "") -> Callable[[Function], Function]:
     Args:
         note: What else its help says.
     """
-    words = ("Another vocabulary file for the same detector; its file name is its label.", note)
+    words = ("Another vocabulary file for the same detector. NAME is its label; default: its file name.", note)
     return click.option(
         "--learned",
         multiple=True,
         type=click.Path(path_type=Path),
+        metavar="[NAME=]FILE",
         help=" ".join(filter(None, (*words, "Can be given several times."))),
     )
 
@@ -69,6 +95,8 @@ class Command(Verbosity):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse options that were given more often than they can be, then parse as usual."""
+        if ctx.resilient_parsing:  # a shell completes a line that is not finished
+            return super().parse_args(ctx, args)
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for option, count in Counter(part for part in order if isinstance(part, click.Option)).items():
             repeatable = option.multiple or option.count or (option.is_flag and not option.secondary_opts)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import DEVICE_HELP, Command, json_option, learned_option
-from prompt_tune.cli.terminal import cell, echo
+from prompt_tune.cli.options import DEVICE_HELP, PLACE, Command, json_option, learned_option, strict_option
+from prompt_tune.cli.terminal import cell, echo, note
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.runtime.detections import ORIGINAL
@@ -41,6 +41,7 @@ LABELS = {
 @click.argument("place", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
 @click.option(
     "--data",
+    type=PLACE,
     required=True,
     help="The data set, in any format that `fit` reads. Its classes are matched by name to learned and original ones.",
 )
@@ -71,7 +72,7 @@ LABELS = {
     show_default=True,
     help=f"Where it runs. With ONNX Runtime: {DEVICE_HELP} With torch: any of its devices.",
 )
-@click.option("--strict", is_flag=True, help="Refuse a data set of which anything would be left out.")
+@strict_option
 @json_option
 @click.option(
     "--out",
@@ -137,7 +138,7 @@ def command(
     if out is not None:
         write_validation(out, result)
         if not as_json:
-            echo(f"Written to {out}: {', '.join(FILES)}.")
+            note(f"Written to {out}: {', '.join(FILES)}.")
 
 
 def validate(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, json_option, learned_option, recursive_option
+from prompt_tune.cli.options import PLACE, Command, device_option, json_option, learned_option, recursive_option
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.wording import counted
@@ -26,10 +26,11 @@ UNLABELLED = (
 
 @click.command(name="verify", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1)
+@click.argument("images", nargs=-1, type=PLACE)
 @click.option(
     "--images",
     "more_images",
+    type=PLACE,
     multiple=True,
     help="An image, a folder of images, or a glob pattern. Can be given several times, and also as an argument. The "
     "images need no labels, but must not show any object of a learned class: every learned detection in them counts as "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prompt_tune.cli.options import Group, json_option
+from prompt_tune.cli.options import Group, json_option, model_option, text_tower_option
 from prompt_tune.cli.terminal import echo, note
 from prompt_tune.wording import counted
 
@@ -32,7 +32,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--model", required=True, help="The detector: `tiny`, a YOLO-World checkpoint, or an official name.")
+@model_option
 @click.option(
     "--names",
     "--classes",
@@ -49,9 +49,7 @@ def command() -> None:
     show_default=True,
     help="plain: classes to load beside an original vocabulary. original: a vocabulary that guides the detector.",
 )
-@click.option(
-    "--text-tower", show_default="the detector's own", help="NAME:TAG of open_clip, local-dir:FOLDER, or `tiny`."
-)
+@text_tower_option
 @click.option(
     "--prompts",
     type=FILE,
@@ -65,6 +63,13 @@ def command() -> None:
     show_default="that of the run or the detector",
     help="The original vocabulary that the file is made for: a vocabulary file, or classes as for --names.",
 )
+@click.option(
+    "--background",
+    multiple=True,
+    metavar="TEXT",
+    help='A row that guides and scores and is never shown: YOLO-World\'s authors add " ", ultralytics "". '
+    "Only with --kind original. Can be given several times.",
+)
 def build(
     model: str,
     names: str,
@@ -73,10 +78,13 @@ def build(
     text_tower: str | None,
     prompts: Path | None,
     original: str | None,
+    background: tuple[str, ...],
 ) -> None:
     """Make a vocabulary file from class names, with the detector's text tower."""
     if kind == "original" and (prompts is not None or original is not None):
         raise click.UsageError("--kind original takes neither --prompts nor --original: it is a guide itself.")
+    if background and kind != "original":
+        raise click.UsageError("--background needs --kind original: only a guide has background rows.")
     from prompt_tune.vocabulary.names import read_classes
 
     classes = read_classes(names)  # here, so that a mistake shows before anything heavy is loaded
@@ -89,6 +97,7 @@ def build(
         text_tower=text_tower,
         original=original,
         prompts=prompts,
+        background=background,
     )
     _save(vocabulary, out)
 
@@ -223,6 +232,7 @@ def convert(
     \b
     .npy   AILab-CVC/YOLO-World: embeddings, and class texts as JSON in a second file
     .npz   ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection
+    .npz   ultralytics 8.4, `save_prompt_embeddings` (only read)
 
     Embeddings stay the same, bit for bit. These formats have one embedding per class.
     """
@@ -253,4 +263,4 @@ def _print(console: "Console", table: "Table") -> None:
 
 def _save(vocabulary: "Vocabulary", out: Path) -> None:
     vocabulary.save(out)
-    note(f"Wrote {out}: {counted(len(vocabulary.names), 'class')}, kind {vocabulary.kind}.")
+    note(f"Wrote {out}: {counted(len(vocabulary.class_names), 'class')}, kind {vocabulary.kind}.")

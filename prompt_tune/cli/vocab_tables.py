@@ -47,7 +47,7 @@ def classes_table(vocabulary: "Vocabulary", width: int) -> Table:
 
 def content_json(vocabulary: "Vocabulary", *, whole: bool) -> dict[str, Any]:
     """What the tables show, with full digests and numbers; the provenance too if `whole`."""
-    classes = []
+    classes, texts = [], dict(vocabulary.background)
     for i, name in enumerate(vocabulary.names):
         n_prompts = len(np.unique(vocabulary.embeddings[i], axis=0))  # padding repeats prompts
         row: dict[str, Any] = {"name": name, "prompts": n_prompts, "threshold": float(vocabulary.thresholds[i])}
@@ -57,6 +57,8 @@ def content_json(vocabulary: "Vocabulary", *, whole: bool) -> dict[str, Any]:
             row["nms_iou"] = float(vocabulary.nms_iou[i])
         if vocabulary.box_offsets is not None:
             row["box_offsets"] = vocabulary.box_offsets[i].tolist()
+        if name in texts:
+            row["background"] = texts[name]
         classes.append(row)
     content = {name: getattr(vocabulary, name) for name in ("kind", "guide_mode", "digest", *DIGESTS)}
     return content | {"classes": classes} | ({"provenance": vocabulary.provenance} if whole else {})
@@ -67,7 +69,8 @@ def origin_table(vocabulary: "Vocabulary") -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for what, value in (
-        ("classes", str(len(vocabulary.names))),
+        ("classes", str(len(vocabulary.class_names))),
+        *((("background", _background(vocabulary)),) if vocabulary.background else ()),
         ("kind", vocabulary.kind),
         ("guide mode", vocabulary.guide_mode),
         ("digest", short(vocabulary.digest)),
@@ -77,6 +80,11 @@ def origin_table(vocabulary: "Vocabulary") -> Table:
     ):
         table.add_row(what, Text(value, overflow="fold"))
     return table
+
+
+def _background(vocabulary: "Vocabulary") -> str:
+    """The rows that guide and score and are never shown, with their texts."""
+    return ", ".join(f"{name} (text {json.dumps(text, ensure_ascii=False)})" for name, text in vocabulary.background)
 
 
 def provenance_lines(vocabulary: "Vocabulary", width: int) -> list[str]:

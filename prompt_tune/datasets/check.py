@@ -99,7 +99,7 @@ class DataCheck:
 
     Attributes:
         source: The file or folder.
-        kind: The format: "yolo", "coco" or "voc".
+        kind: The format, see `samples.Kind`.
         held_out: Whether the validation images are held out of the training images.
         few: Whether there are too few images to hold some out, so that all are trained on and cross-validated.
         splits: Counts of "train" and "val".
@@ -182,12 +182,13 @@ def shown_samples(dataset: DataSet, count: int) -> list[Sample]:
         Images with boxes, in the order of the data set.
     """
     samples = [sample for sample in dataset.train.samples if not sample.labels.ignore.all()]
+    visible = [_visible(sample) for sample in samples]
     chosen: list[int] = []
-    missing = {int(k) for sample in samples for k in _visible(sample)}
+    missing = set().union(*visible)
     while missing and len(chosen) < count:
-        best = max(range(len(samples)), key=lambda i: (len(missing & _visible(samples[i])), -i))
+        best = max(range(len(samples)), key=lambda i: (len(missing & visible[i]), -i))
         chosen.append(best)
-        missing -= _visible(samples[best])
+        missing -= visible[best]
     rest = [i for i in range(len(samples)) if i not in chosen]
     room = min(count - len(chosen), len(rest))
     chosen += [rest[i * len(rest) // room] for i in range(room)]

@@ -33,7 +33,7 @@ _YAML_KEYS = {"path", "train", "val", "test"}
 _LISTS = ("images", "annotations", "categories")
 # Keys that survive parsing. The rest, above all the polygons, takes most of the memory of a parsed file.
 _KEPT = {*_LISTS, "id", "file_name", "width", "height", "image_id", "category_id", "bbox", "iscrowd"}
-_KEPT |= {"name", "supercategory", "rotation"}
+_KEPT |= {"name", "supercategory", "rotation", "coco_url", "not_exhaustive_category_ids"}
 _ANGLES = ("rotation", "angle", "theta")  # of a box, where a tool says in its own way how it is turned
 _OUTLINE = "outline"  # added while the file is parsed: the box around the polygons of an annotation without `bbox`
 _TURNED = "turned"  # likewise: the angle of CVAT, in degrees about the centre
@@ -78,7 +78,15 @@ def read_roboflow(folder: Path) -> RawLabels:
     names = dict(ROBOFLOW_FOLDERS)
     names["val"] = next((name for name in _VAL_FOLDERS if (folder / name / ROBOFLOW_FILE).exists()), names["val"])
     places = {split: (folder / name, folder / name / ROBOFLOW_FILE) for split, name in names.items()}
-    return _read({split: place for split, place in places.items() if place[1].exists()}, {}, [folder], [])
+    return read_coco_files(folder, {split: place for split, place in places.items() if place[1].exists()})
+
+
+def read_coco_files(folder: Path, places: dict[str, tuple[Path, Path]]) -> RawLabels:
+    """Reads the labels of a folder whose image folder and annotation file of each split are known.
+
+    A split that breaks a rule is unusable.
+    """
+    return _read(places, {}, [folder], [])
 
 
 def _place(root: Path, entry: Any, split: str, description: Path) -> tuple[Path, Path]:
@@ -230,8 +238,27 @@ def _images(
             image.rows.append(Row(where, class_ids[category], _box(entry), bool(entry.get("iscrowd"))))
         except DataError as error:
             image.left_out.append(LeftOut(Reason.ROW, f"{where}: {error}"))
+    _ignore_unfinished(content["images"], images, file, class_ids)
     unique = {id(image): image for image in images.values() if image is not None}
     return list(unique.values()), left_out
+
+
+def _ignore_unfinished(
+    entries: list[dict[str, Any]],
+    images: Mapping[int | str | None, LabelledImage | None],
+    file: Path,
+    class_ids: Mapping[int | str | None, int],
+) -> None:
+    """Adds an ignored box as large as the image for each class of LVIS of which not every object has a box there."""
+    for entry in entries:
+        image, unfinished = images.get(_id(entry, "id")), entry.get("not_exhaustive_category_ids")
+        size_wh = image.declared_wh if image is not None else None
+        if image is None or size_wh is None or not all(map(is_number, size_wh)) or not isinstance(unfinished, list):
+            continue
+        where = f"`{file}`, image {shown(entry.get('id'))}"
+        known = [index for index in unfinished if isinstance(index, int) and index in class_ids]
+        box = (0.0, 0.0, float(size_wh[0]), float(size_wh[1]))
+        image.rows.extend(Row(where, class_ids[index], box, ignore=True) for index in dict.fromkeys(known))
 
 
 def _image_entries(
@@ -243,18 +270,18 @@ def _image_entries(
     by_path: dict[Path, LabelledImage] = {}
     left_out: list[LeftOut] = []
     twice = 0
-    named = {(_id(entry, "id"), name) for entry in entries if isinstance(name := entry.get("file_name"), str)}
+    named = {(_id(entry, "id"), name) for entry in entries if (name := _file_name(entry)) is not None}
     owners = Counter(key for key, _ in named)
     for position, entry in enumerate(entries):
-        name, key = entry.get("file_name"), _id(entry, "id")
+        name, key = _file_name(entry), _id(entry, "id")
         where = f"`{file}`, image {f'number {position + 1}' if key is None else shown(key)}"
-        if not isinstance(name, str) or not may_exist(name) or key is None or owners[key] > 1:
+        if name is None or not may_exist(name) or key is None or owners[key] > 1:
             what = f"{where}: an image has an `id` of its own and a `file_name`. Received: {shown(entry)}."
             left_out.append(LeftOut(Reason.IMAGE, what))
             if key is not None:
                 images[key] = None
             continue
-        path = finder.find(folder / name) or folder / name
+        path = _image_path(folder, name, entry, finder)
         gate.check(path, f"{where}, `file_name`", name)
         width, height = entry.get("width"), entry.get("height")
         declared = (width, height) if type(width) is int and type(height) is int else None
@@ -269,6 +296,22 @@ def _image_entries(
     if twice:
         log.warning("`%s` lists %s more than once: each counts once.", file, counted(twice, "image"))
     return images, left_out
+
+
+def _file_name(entry: dict[str, Any]) -> str | None:
+    """The file name of an image. LVIS has an address instead, whose last two parts are folder and file."""
+    name, address = entry.get("file_name"), entry.get("coco_url")
+    if isinstance(name, str) or not isinstance(address, str):
+        return name if isinstance(name, str) else None
+    return "/".join(address.split("/")[-2:])
+
+
+def _image_path(folder: Path, name: str, entry: dict[str, Any], finder: Finder) -> Path:
+    """Where an image lies: in its folder; LVIS takes its validation images from two folders of COCO, side by side."""
+    tried = [folder / name]
+    if "coco_url" in entry and "/" in name:
+        tried += [folder.parent / name, folder / name.rsplit("/", 1)[1]]
+    return next((path for place in tried if (path := finder.find(place))), tried[-1])
 
 
 def _box(entry: dict[str, Any]) -> Box:

@@ -3,7 +3,7 @@
 import codecs
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from prompt_tune.texts import MAX_YAML_BYTES, ParseError, parse_json, parse_yaml
 from prompt_tune.wording import shown
 
 MAX_LABEL_BYTES = 2**26  # of the labels of one image: 64 MiB
+MAX_LINE = 2**20  # characters of a line of a table
 MAX_TEXT_BYTES = 2**30  # of a list of images: 1 GiB, of ten million paths
 MAX_JSON_BYTES = 2**32  # of a COCO or grounding file: 4 GiB; the largest public ones have 2
+_BEGINNING = 2**16  # bytes that tell a format
 log = logging.getLogger(__name__)
 
 
@@ -123,6 +125,38 @@ def read_bytes(path: Path, most: int) -> bytes:
         raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
 
 
+def read_lines(path: Path, most: int) -> Iterator[str]:
+    """The lines of a UTF-8 text file one after another, for files that are larger than what should lie in memory.
+
+    Bytes that are not UTF-8 become replacement characters.
+
+    Raises:
+        DataError: The file is missing, cannot be read, is larger than `most` bytes, or is a pipe, a socket or a device.
+    """
+    if is_special(path):
+        raise DataError(f"`{path}` is a pipe, a socket or a device. Replace it with a file.")
+    try:
+        if os.path.getsize(path) > most:
+            raise DataError(f"`{path}` cannot be read: it has more than {most:,} bytes.")
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            yield from iter(lambda: file.readline(MAX_LINE), "")
+    except OSError as error:
+        raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
+
+
+def beginning(path: Path) -> str:
+    """The first characters of a file, by which a format can be told; empty if it cannot be read."""
+    try:
+        if is_special(path):
+            return ""
+        with open(path, "rb") as file:
+            content = file.read(_BEGINNING)
+    except OSError:
+        return ""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads the mapping in a YAML file.
 
@@ -142,19 +176,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any], cure: str) -> Any:
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any], cure: str, most: int = MAX_JSON_BYTES) -> Any:
     """Reads a JSON file.
 
     Args:
         path: The file.
         object_hook: Called with each object while the file is parsed; what it returns takes its place.
         cure: What to do about a file that is damaged, in a sentence of its own.
+        most: The most bytes that the file may have.
 
     Raises:
         DataError: The file cannot be read, is not JSON, or breaks a limit of `parse_json`.
     """
     try:
-        return parse_json(read_text(path, most=MAX_JSON_BYTES), object_hook)
+        return parse_json(read_text(path, most=most), object_hook)
     except ParseError as error:
         raise DataError(f"`{path}` is not valid JSON: {error}. {cure}") from error
 
@@ -193,9 +228,27 @@ def root_of(description: Path, content: dict[str, Any]) -> Path:
             if not Gate.of([folder]).has(root):
                 log.info("`%s`: its `path` is outside its own folder: `%s`.", description, root)
             return root
+    if written.is_absolute() and _has_entries(
+        folder, content
+    ):  # FiftyOne writes the folder that it exported to, on another machine perhaps
+        log.info("`%s`: its `path` is missing, so its entries start from its own folder.", description)
+        return folder
     raise DataError(
         f"`{description}`: the folder `path: {named}` is neither beside this file nor in the current folder. Correct "
         "it, or remove the line if the images are beside this file."
+    )
+
+
+def _has_entries(folder: Path, content: dict[str, Any]) -> bool:
+    """Whether a folder has what the training images of a description are named as, below it."""
+    entry = content.get("train")
+    entry = entry.get("images") if isinstance(entry, dict) else entry
+    return (
+        isinstance(entry, str)
+        and may_exist(entry)
+        and not entry.startswith(("/", "~"))
+        and ".." not in Path(entry).parts
+        and (folder / entry).exists()
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads a data set, whichever format it is in: ultralytics YAML, COCO JSON or Pascal VOC."""
+"""Reads a data set, whichever format it is in: a YAML, or a folder as an annotation tool exports it."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -9,13 +9,22 @@ from typing import Literal
 import numpy as np
 
 from prompt_tune.contract import HOLD_OUT
-from prompt_tune.datasets.coco import ROBOFLOW_FILE, ROBOFLOW_FOLDERS, read_coco_yaml, read_roboflow
+from prompt_tune.datasets.coco import (
+    ROBOFLOW_FILE,
+    ROBOFLOW_FOLDERS,
+    read_coco_files,
+    read_coco_yaml,
+    read_roboflow,
+)
+from prompt_tune.datasets.coco_folders import coco_places
+from prompt_tune.datasets.darknet import darknet_content
+from prompt_tune.datasets.folders import read_folder
 from prompt_tune.datasets.grounding import GROUNDING_KEY
 from prompt_tune.datasets.held_out import HELD_OUT_SHARE, copied, has_box, hold_out
 from prompt_tune.datasets.opening import named, tell
-from prompt_tune.datasets.places import expanded, read_yaml
+from prompt_tune.datasets.places import expanded, has_file, read_yaml
 from prompt_tune.datasets.samples import Kind, RawLabels, Split, make_split
-from prompt_tune.datasets.voc import is_voc, read_voc
+from prompt_tune.datasets.voc import has_xml_beside, is_voc, read_voc
 from prompt_tune.datasets.yolo import read_yolo
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.folders import is_metadata
@@ -25,9 +34,10 @@ from prompt_tune.wording import counted
 SplitName = Literal["train", "val", "test"]
 _YAML_SUFFIXES = (".yaml", ".yml")
 _WANTED = (
-    "Give an ultralytics YAML, a YAML that names COCO files (`train: {images: FOLDER, annotations: FILE}`), a folder "
-    f"with `{ROBOFLOW_FOLDERS['train']}/{ROBOFLOW_FILE}`, or a Pascal VOC folder (`images` and `annotations`)."
+    "Give an ultralytics YAML, a YAML that names COCO files (`train: {images: FOLDER, annotations: FILE}`), or a "
+    "folder as CVAT, Label Studio, Roboflow, labelme or FiftyOne exports it; docs/data-sets.md lists the formats."
 )
+_RECORDS = "TFRecord files are not read. Export the data set as COCO JSON or Pascal VOC instead."
 MIN_VAL = 20  # images with boxes: AP and thresholds from fewer are chance
 _FEW = "no image is held out, since a fifth would be too few to validate on: all are trained on, and cross-validated"
 _HELD_OUT = "the validation images are held out of the training images, drawn with seed {}"
@@ -201,13 +211,20 @@ def find_labels(place: Path) -> RawLabels | None:
     if descriptions:
         shown = ", ".join(path.name for path in descriptions)
         raise DataError(f"`{place}` has {len(descriptions)} YAML files ({shown}). Give one of them.")
-    return None
+    if coco := coco_places(place):
+        return read_coco_files(place, coco)
+    if darknet := darknet_content(place):
+        return read_yolo(*darknet)
+    if found := read_folder(place):
+        return found
+    return read_voc(place) if has_xml_beside(place) else None
 
 
 def _read_labels(place: Path) -> RawLabels:
     labels = find_labels(place)
     if labels is None:
-        raise DataError(f"`{place}` is not a data set in a known format. {_WANTED}")
+        cure = _RECORDS if has_file(place, ".tfrecord") else _WANTED
+        raise DataError(f"`{place}` is not a data set in a known format. {cure}")
     return labels
 
 

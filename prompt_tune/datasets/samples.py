@@ -14,7 +14,7 @@ from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import image_size
 from prompt_tune.wording import shown
 
-Kind = Literal["yolo", "coco", "voc"]
+Kind = Literal["yolo", "coco", "voc", "labelme", "label-studio", "fiftyone", "open-images", "cvat", "table"]
 EDGE_PIXELS = 2.0  # annotation tools round: a box may reach this far beyond the image, and is clipped
 EDGE_SHARE = 0.01  # or by this share of the image's side, if that is more; ultralytics allows the same
 
@@ -70,6 +70,7 @@ class Reason(StrEnum):
     FORMAT = "picture in a format that is not read"
     LINK = "link that leads nowhere"
     ALONE = "label file without an image"
+    UNLABELLED = "image that nobody has labelled"
     ROW = "bad label row"
     FLAT = "box without an area"
     TWICE = "box that stands twice"
@@ -80,6 +81,7 @@ PLURALS = {
     Reason.FORMAT: "pictures in a format that is not read",
     Reason.LINK: "links that lead nowhere",
     Reason.ALONE: "label files without an image",
+    Reason.UNLABELLED: "images that nobody has labelled",
     Reason.ROW: "bad label rows",
     Reason.FLAT: "boxes without an area",
     Reason.TWICE: "boxes that stand twice",

@@ -1,12 +1,15 @@
 """Data sets in Pascal VOC's format: an XML file for each image.
 
-The folders are `images` and `annotations`, or the devkit's `JPEGImages` and `Annotations`. Subfolders of the one match
-those of the other (`JPEGImages/cam1/a.jpg` and `Annotations/cam1/a.xml`). The lists `train.txt`, `val.txt` and
-`test.txt` (image names such as `cam1/a`, with or without suffix), in the folder itself or in the devkit's
-`ImageSets/Main`, assign images to splits; without lists, every image is for training. Classes are sorted by name. An
-image without an XML file is background. An XML file whose name is no image's belongs to the image in its `<filename>`.
+The folders are `images` and `annotations`, the devkit's `JPEGImages` and `Annotations`, or FiftyOne's `data` and
+`labels`; or each XML file lies beside its image. Subfolders of the one match those of the other
+(`JPEGImages/cam1/a.jpg` and `Annotations/cam1/a.xml`). The lists `train.txt`, `val.txt` and `test.txt` (image names
+such as `cam1/a`, with or without suffix), in the folder itself or in the devkit's `ImageSets/Main`, assign images to
+splits. Without lists, subfolders `train`, `valid` and `test` do; without these, every image is for training. Classes
+are sorted by name. An image without an XML file is background. An XML file whose name is no image's belongs to the
+image in its `<filename>`.
 """
 
+import logging
 import math
 import os
 import re
@@ -24,38 +27,47 @@ from prompt_tune.datasets.places import (
     files_under,
     has_file,
     is_hidden,
-    read_bytes,
     read_list,
 )
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import Box, box_around, box_around_rotated
+from prompt_tune.datasets.splits import by_split, split_folders
+from prompt_tune.datasets.xml_files import parsed_xml
 from prompt_tune.errors import DataError
+from prompt_tune.runtime.folders import walk
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
-from prompt_tune.wording import shown
+from prompt_tune.wording import counted, shown
 
 # Image folder, annotation folder, and the coordinate of the first pixel. The devkit counts pixels from 1 and its boxes
-# include the last one, so the edges are xmin - 1 and xmax; other tools write edges.
-_LAYOUTS = (("images", "annotations", 0.0), ("JPEGImages", "Annotations", 1.0))
+# include the last one, so the edges are xmin - 1 and xmax. Other tools write edges, and so does CVAT in these folders.
+_LAYOUTS = (("images", "annotations", 0.0), ("JPEGImages", "Annotations", 1.0), ("data", "labels", 0.0))
+_OF_CVAT = "labelmap.txt"
 _SIDE = re.compile(r"\d{1,9}")  # pixels, as text
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+log = logging.getLogger(__name__)
 
 
 def is_voc(folder: Path) -> bool:
-    """Whether a folder has one of the two layouts, with at least one XML file."""
+    """Whether a folder has one of the layouts of two folders, with at least one XML file."""
     return _layout(folder) is not None
 
 
+def has_xml_beside(folder: Path) -> bool:
+    """Whether a folder or a subfolder has an image with an XML file of its name beside it."""
+    labels = {path.with_suffix("") for path in walk(folder) if path.suffix.lower() == ".xml"}
+    return bool(labels) and any(
+        path.suffix.lower() in IMAGE_SUFFIXES and path.with_suffix("") in labels for path in walk(folder)
+    )
+
+
 def read_voc(folder: Path) -> RawLabels:
-    """Reads the labels of a folder in one of the two layouts.
+    """Reads the labels of a folder in one of the layouts, or else with each XML file beside its image.
 
     Raises:
-        DataError: The folder has neither layout. A list that breaks a rule makes its split unusable. XML files and
-            objects that do are left out.
+        DataError: The folder cannot be read. A list that breaks a rule makes its split unusable. XML files and objects
+            that do are left out.
     """
-    layout = _layout(folder)
-    if layout is None:
-        raise DataError(f"`{folder}` has no images with Pascal VOC annotations.")
-    image_folder, xml_folder, first_pixel = layout
+    image_folder, xml_folder, first_pixel = _layout(folder) or (folder, folder, 0.0)
     images = _Images(image_folder, xml_folder)
     members: dict[str, list[Path]] = {}
     left_out: dict[str, list[LeftOut]] = {}
@@ -68,8 +80,7 @@ def read_voc(folder: Path) -> RawLabels:
         except DataError as error:
             unusable[split] = str(error)
     if not lists:
-        members["train"] = images.paths
-        left_out["train"] = [*images.passed.values(), *images.strays]
+        members, left_out = _by_folder(images, image_folder)
     read: dict[str, dict[Path, _Annotation]] = {}
     for split, paths in members.items():
         read[split] = {}
@@ -244,43 +255,51 @@ def _without_strangers(
     return read, left_out
 
 
+def _by_folder(images: _Images, folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[LeftOut]]]:
+    """The images, and what is left out with none of them, by the subfolders of splits; all are "train" without any."""
+    parts = split_folders(folder)
+    if "train" not in parts:
+        return {"train": images.paths}, {"train": [*images.passed.values(), *images.strays]}
+    members = {split: [path for path in images.paths if path.is_relative_to(part)] for split, part in parts.items()}
+    passed = {
+        split: [entry for path, entry in images.passed.items() if path.is_relative_to(part)]
+        for split, part in parts.items()
+    }
+    passed["train"] += images.strays
+    others = len(images.paths) - sum(map(len, members.values()))
+    if others:
+        log.warning("`%s`: %s outside the folders of the splits, not read.", folder, counted(others, "image"))
+    return {split: paths for split, paths in members.items() if paths}, passed
+
+
 def _layout(folder: Path) -> tuple[Path, Path, float] | None:
     for image_name, xml_name, first_pixel in _LAYOUTS:
         image_folder, xml_folder = folder / image_name, folder / xml_name
         if image_folder.is_dir() and xml_folder.is_dir() and has_file(xml_folder, ".xml"):
-            return image_folder, xml_folder, first_pixel
+            return image_folder, xml_folder, 0.0 if (folder / _OF_CVAT).is_file() else first_pixel
     return None
 
 
 def _lists(folder: Path) -> dict[str, Path]:
     """The list of each split that has one; `trainval.txt` is used where `train.txt` is missing."""
-    places = [place for place in (folder, folder / "ImageSets" / "Main") if any(place.glob("*.txt"))]
-    for place in places:
-        train = next((file for name in ("train", "trainval") if (file := place / f"{name}.txt").exists()), None)
-        if train is not None:
-            files = {"train": train} | {split: place / f"{split}.txt" for split in ("val", "test")}
-            if train.stem == "trainval":
-                del files["val"]  # trainval.txt has those images too
-            return {split: file for split, file in files.items() if file.exists()}
+    for place in (folder, folder / "ImageSets" / "Main"):
+        files = by_split(sorted(place.glob("*.txt")))
+        both = place / "trainval.txt"
+        if "train" not in files and both.exists():
+            files.pop("val", None)  # trainval.txt has those images too
+            files["train"] = both
+        if "train" in files:
+            return files
     return {}
-
-
-class _WithoutDoctype(ElementTree.TreeBuilder):
-    """Refuses a DOCTYPE: its entities could grow without end, or name other files. Labels need none."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("it has a DOCTYPE, which labels do not need and which could name other files")
 
 
 def _parsed(file: Path) -> ElementTree.Element | LeftOut:
     """The root of an XML file, in the encoding that it declares; or why its image is left out."""
     try:
-        return ElementTree.fromstring(
-            read_bytes(file, MAX_LABEL_BYTES), ElementTree.XMLParser(target=_WithoutDoctype())
-        )
+        return parsed_xml(file, MAX_LABEL_BYTES)
     except DataError as error:
         return cannot_use(file) or LeftOut(Reason.IMAGE, f"{error} Until then, its image is left out.")
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: encodings that expat cannot read
+    except ValueError as error:
         what = f"`{file}` is not valid XML: {error}. Correct or remove it; until then, its image is left out."
         return LeftOut(Reason.IMAGE, what)
 

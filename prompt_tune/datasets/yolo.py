@@ -24,6 +24,7 @@ from prompt_tune.datasets.places import (
 )
 from prompt_tune.datasets.samples import LabelledImage, LeftOut, RawLabels, Reason, Row
 from prompt_tune.datasets.shapes import box_around, may_be_pose
+from prompt_tune.datasets.splits import split_of
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.folders import walk
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
@@ -55,11 +56,8 @@ def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
         raise DataError(f"`{description}` has `kpt_shape`: its labels are poses, not boxes. Give a detection data set.")
     names = _names(description, content)
     root = root_of(description, content)
-    keys = {"train": "train", "val": "val" if content.get("val") else "validation", "test": "test"}
     splits, unusable, left_out = {}, {}, {}
-    for split, key in keys.items():
-        if not content.get(key):
-            continue
+    for split, key in _split_keys(content).items():
         try:
             paths, passed, folders = _image_paths(root, content[key], description, key)
         except DataError as error:
@@ -68,6 +66,15 @@ def read_yolo(description: Path, content: dict[str, Any]) -> RawLabels:
         splits[split], unread = _read_split(paths)
         left_out[split] = [*passed.values(), *unread, *_alone(folders, [*paths, *passed])]
     return RawLabels(names, "yolo", splits, unusable, left_out)
+
+
+def _split_keys(content: dict[str, Any]) -> dict[str, str]:
+    """The key of each split that a description has, as tools spell them; ultralytics' own spelling comes first."""
+    keys: dict[str, str] = {}
+    for key in ("train", "val", "test", *content):
+        if isinstance(key, str) and content.get(key) and (split := split_of(key)):
+            keys.setdefault(split, key)
+    return {split: keys[split] for split in ("train", "val", "test") if split in keys}
 
 
 def _names(description: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -117,7 +124,7 @@ def _image_paths(
             # ultralytics takes `./` from the list's own folder and other paths from the current one; we take both here
             listing = gate.with_folders([place.parent])
             for line in read_list(place):
-                path = clean_path(finder.find(place.parent / line) or place.parent / line)
+                path = clean_path(_listed(place.parent, line, finder))
                 if not may_exist(line):
                     what = f"`{place}`: {shown(line)} cannot be a path. Correct or remove the line."
                     passed[path] = LeftOut(Reason.IMAGE, what)
@@ -136,6 +143,12 @@ def _image_paths(
             f"`{description}`: `{key}: {', '.join(map(str, entries[:_NAMED]))}` holds no image. Correct the entry."
         )
     return sorted(paths), passed, folders
+
+
+def _listed(folder: Path, line: str, finder: Finder) -> Path:
+    """The image that a line of a list names; CVAT writes `data/` before paths that start from the list's folder."""
+    short = line.removeprefix("data/")
+    return finder.find(folder / line) or (finder.find(folder / short) if short != line else None) or folder / line
 
 
 def _label_path(image: Path) -> Path:

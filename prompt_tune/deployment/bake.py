@@ -64,8 +64,9 @@ class Baked:
     """The classes of the checkpoint that was written.
 
     Attributes:
-        names: Class names, in class-id order, the original ones first.
-        n_original: The number of original classes.
+        names: Class names, in class-id order: the original ones, the learned ones, and the texts of background rows.
+        n_original: The number of original classes, without background rows.
+        n_background: The number of background rows of the original vocabulary, which are the last classes there.
         shift: How original detections change by the joint guide alone, with the suppression that a bundle has; None if
             it was not measured.
         predicted: How they change in ultralytics' `predict` at its defaults; None likewise.
@@ -75,13 +76,16 @@ class Baked:
     n_original: int
     shift: Shift | None
     predicted: Shift | None
+    n_background: int = 0
 
 
 def bake(run: str | Path, out: str | Path, *, images: Places | None = None, device: str = "cpu") -> Baked:
     """Writes the detector of a run as an ultralytics checkpoint that has all classes set and needs no text tower.
 
     ultralytics has one threshold for all classes, no calibration, no box offsets, and one embedding per class. If a
-    learned class has the name of an original one, " (learned)" is appended to its name.
+    learned class has the name of an original one, " (learned)" is appended to its name. Background rows are classes
+    there like any other: they come last, with the text that was encoded as their name, and a log line says how to hide
+    them.
 
     Args:
         run: A run folder of `fit`.
@@ -100,9 +104,18 @@ def bake(run: str | Path, out: str | Path, *, images: Places | None = None, devi
     if out.suffix.lower() != SUFFIX:
         raise RunError(f"An ultralytics checkpoint is a {SUFFIX} file. Received: {out.name}.")
     config, world, original, learned = load_run(Path(run), device=torch_device(device))
-    rows = np.concatenate([single_prompts(original, out), single_prompts(learned, out)])  # (n, 512)
-    taken = set(original.names)
-    names = original.names + tuple(f"{name} (learned)" if name in taken else name for name in learned.names)
+    hidden = original.is_background
+    originals = single_prompts(original, out)
+    rows = np.concatenate([originals[~hidden], single_prompts(learned, out), originals[hidden]])  # (n, 512)
+    taken = set(original.class_names)
+    names = original.class_names + tuple(f"{name} (learned)" if name in taken else name for name in learned.names)
+    if original.background:
+        logger.info(
+            "ultralytics hides no class: background rows come last in %s. Predict with classes=range(%d).",
+            out,
+            len(names),
+        )
+    names += tuple(text for _, text in original.background)
     if learned.calibration is not None:
         logger.info("%s cannot hold the calibration: learned scores there are not calibrated.", out)
     if learned.nms_iou is not None:
@@ -111,13 +124,14 @@ def bake(run: str | Path, out: str | Path, *, images: Places | None = None, devi
         logger.info("%s cannot hold box offsets: learned boxes there are the detector's, as with --boxes frozen.", out)
     if learned.guide_mode == "own":
         logger.info("The learned classes were trained as their own guide: in %s their scores change too.", out)
-    n_original, image_size = len(original.names), config["image_size"]
+    n_original, n_background, image_size = len(original.class_names), int(hidden.sum()), config["image_size"]
+    options: dict[str, Any] = {"image_size": image_size, "n_background": n_background}
     shift = predicted = None
     if images is not None:
-        shift = measure_shift(world, torch.tensor(rows), n_original, images, image_size=image_size)
-        predicted = measure_predict(world, names, torch.tensor(rows), n_original, images, image_size=image_size)
+        shift = measure_shift(world, torch.tensor(rows), n_original, images, **options)
+        predicted = measure_predict(world, names, torch.tensor(rows), n_original, images, **options)
     save_checkpoint(world, names, torch.tensor(rows), out, image_size=image_size)
-    return Baked(names, n_original, shift, predicted)
+    return Baked(names, n_original, shift, predicted, n_background)
 
 
 def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Path, *, image_size: int) -> None:
@@ -152,37 +166,49 @@ def save_checkpoint(world: World, names: tuple[str, ...], rows: Tensor, out: Pat
 
 
 @torch.no_grad()
-def measure_shift(world: World, rows: Tensor, n_original: int, images: Places, *, image_size: int) -> Shift:
+def measure_shift(
+    world: World, rows: Tensor, n_original: int, images: Places, *, image_size: int, n_background: int = 0
+) -> Shift:
     """Measures how original detections change when all classes guide the neck, as in ultralytics.
 
     Every box may have several classes here, as in a bundle, so this is the effect of the guide alone.
 
     Args:
         world: The detector.
-        rows: (n, 512) float32, unit rows; the first `n_original` are the original classes.
+        rows: (n, 512) float32, unit rows; the first `n_original` are the original classes, the last `n_background` the
+            background rows that guide with them.
         n_original: The number of original classes.
         images: See `bake`.
         image_size: Side in pixels of the square to which images are letterboxed.
+        n_background: The number of background rows, which are not counted.
 
     Raises:
         DataError: No image can be read.
     """
     rows = rows.to(world.device)
     weight, bias = world.fold(rows[:n_original])
+    alone = torch.cat([rows[:n_original], rows[len(rows) - n_background :]])
 
     def both(rgb: np.ndarray) -> tuple[Detections, Detections]:
         pixels = torch.tensor(letterbox(rgb, image_size)[0], device=world.device)  # (h, w, 3)
         image = pixels.permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
         return (
-            _detect(world, image, rows[:n_original], weight, bias),
+            _detect(world, image, alone, weight, bias),
             _detect(world, image, rows, weight, bias),
         )
 
-    return replace(_compare(images, both, n_original), learned=None)
+    return replace(_compare(images, both, n_original, n_original), learned=None)
 
 
 def measure_predict(
-    world: World, names: tuple[str, ...], rows: Tensor, n_original: int, images: Places, *, image_size: int
+    world: World,
+    names: tuple[str, ...],
+    rows: Tensor,
+    n_original: int,
+    images: Places,
+    *,
+    image_size: int,
+    n_background: int = 0,
 ) -> Shift:
     """Measures how original detections change in ultralytics' own `predict` at its defaults.
 
@@ -192,30 +218,37 @@ def measure_predict(
     Args:
         world: The detector.
         names: n class names.
-        rows: (n, 512) float32, unit rows; the first `n_original` are the original classes.
+        rows: See `measure_shift`.
         n_original: The number of original classes.
         images: See `bake`.
         image_size: The size in pixels that the checkpoints ask for.
+        n_background: See `measure_shift`.
 
     Raises:
         DataError: No image can be read.
     """
     with tempfile.TemporaryDirectory(prefix="prompt-tune-bake-") as folder:
         predictors = []
-        for name, count in (("original.pt", n_original), ("all.pt", len(names))):
-            save_checkpoint(world, names[:count], rows[:count], Path(folder) / name, image_size=image_size)
+        n_classes = len(names) - n_background
+        for name, count in (("original.pt", n_original), ("all.pt", n_classes)):
+            chosen = [*range(count), *range(n_classes, len(names))]
+            texts = tuple(names[row] for row in chosen)
+            save_checkpoint(world, texts, rows[chosen], Path(folder) / name, image_size=image_size)
             predictors.append(ultralytics.Predictor(Path(folder) / name, device=str(world.device)))
         alone, together = predictors
-        return _compare(images, lambda rgb: (alone(rgb), together(rgb)), n_original)
+        return _compare(images, lambda rgb: (alone(rgb), together(rgb)), n_original, n_classes)
 
 
-def _compare(images: Places, both: Callable[[np.ndarray], tuple[Detections, Detections]], n_original: int) -> Shift:
+def _compare(
+    images: Places, both: Callable[[np.ndarray], tuple[Detections, Detections]], n_original: int, n_classes: int
+) -> Shift:
     """The difference between two ways of detecting, summed over images.
 
     Args:
         images: See `bake`.
         both: Gives the detections of an image, uint8 (h, w, 3) RGB, with the original classes and with all.
         n_original: The number of original classes, whose ids come first.
+        n_classes: The number of all classes. Rows with higher ids are background rows, which are not counted.
 
     Raises:
         DataError: No image can be read.
@@ -229,6 +262,7 @@ def _compare(images: Places, both: Callable[[np.ndarray], tuple[Detections, Dete
             skipped.append(str(error))
             continue
         before, found = both(rgb)
+        before, found = before.select(before.class_ids < n_original), found.select(found.class_ids < n_classes)
         after = found.select(found.class_ids < n_original)
         moved = _matched_changes(before, after)
         counts += (len(before), len(before) - len(moved), len(after) - len(moved), len(found) - len(after))

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -15,6 +16,7 @@ from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing_folder
 from prompt_tune.models.embeddings import load_run
 from prompt_tune.models.world import World
+from prompt_tune.runtime.labels import checked_label
 from prompt_tune.version import NAME, PUBLISHED, install_on_cpu
 from prompt_tune.vocabulary.checks import short
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
@@ -23,14 +25,20 @@ from prompt_tune.wording import counted
 
 README_FILE = "README.md"
 BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
-KITS = ("python", "web")  # the folders of the deployment kit, without subfolders, in every bundle
+KITS = ("python", "web", "annotation")  # the folders of the deployment kit, without subfolders, in every bundle
 SAMPLE_FILE = "sample.jpg"  # the photo behind the page's Sample button, in web/
 MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime", SAMPLE_FILE}  # what an export or the kit's use adds
 logger = logging.getLogger(__name__)
 
 
 def export_bundle(
-    run: Path | str, out: Path | str, *, half: bool = False, photo: bool = True, with_wheel: bool = False
+    run: Path | str,
+    out: Path | str,
+    *,
+    half: bool = False,
+    photo: bool = True,
+    with_wheel: bool = False,
+    name: str | None = None,
 ) -> None:
     """Writes the bundle of a run, which is all that `prompt-tune detect` needs.
 
@@ -43,6 +51,8 @@ def export_bundle(
             float32.
         photo: Whether one of the run's validation images goes into the bundle, for the page's Sample button.
         with_wheel: Whether a wheel of this package, built from its checkout, goes into the bundle.
+        name: The label of the learned vocabulary, which its provenance then has. By default, "learned", and the file is
+            the run's, byte for byte.
 
     Raises:
         RunError: The run folder is incomplete, or its parts were not made for one another.
@@ -50,8 +60,9 @@ def export_bundle(
             also: float16 is not exact enough for the detector. With `with_wheel`: there is no checkout, or the build
             fails.
         ModelError: The run's detector is missing or cannot be used.
-        VocabularyError: A vocabulary of the run is damaged.
+        VocabularyError: A vocabulary of the run is damaged, or `name` cannot be a label.
     """
+    label = None if name is None else checked_label(name)
     run, out = Path(run), Path(out).absolute()
     _check_place(out)
     if with_wheel:
@@ -61,7 +72,10 @@ def export_bundle(
         with replacing_folder(out) as folder:
             write_graph(folder / GRAPH_FILE, config, world, original, learned, half=half)
             shutil.copyfile(run / ORIGINAL_FILE, folder / ORIGINAL_FILE)
-            shutil.copyfile(run / LEARNED_FILE, folder / LEARNED_FILE)
+            if label is None:
+                shutil.copyfile(run / LEARNED_FILE, folder / LEARNED_FILE)
+            else:
+                replace(learned, provenance={**learned.provenance, "label": label}).save(folder / LEARNED_FILE)
             wheel = build_wheel(folder) if with_wheel else None
             readme = _readme(out, config, original, learned, wheel.name if wheel else None)
             (folder / README_FILE).write_text(readme, encoding="utf-8")
@@ -78,7 +92,7 @@ def export_bundle(
         "%s: detector %s, %d original and %s; the graph agrees with torch on shapes not traced.",
         out,
         short(world.digest),
-        len(original.names),
+        len(original.class_names),
         counted(len(learned.names), "learned class"),
     )
 
@@ -130,7 +144,7 @@ def _readme(out: Path, config: dict[str, Any], original: Vocabulary, learned: Vo
         install_on_cpu=install_on_cpu(package),
         detector=original.detector,
         image_size=config["image_size"],
-        n_original=len(original.names),
+        n_original=len(original.class_names),
         n_learned=len(learned.names),
         learned_names=", ".join(learned.names),
     )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_tune.contract import SAME_BOX_IOU
 from prompt_tune.evaluation.outcomes import Example
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.runtime.offsets import moved
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-SAME_BOX_IOU = 0.7  # the overlap at which suppression takes two boxes of a class for one object
 EXAMPLES_EACH = 6  # false alarms kept of a class; of a pair of classes that collide, one collision is kept
 Pair = tuple[ClassKey, str]  # a learned class and the name of an original one
 Ranked = list[tuple[float, Example]]  # by falling score

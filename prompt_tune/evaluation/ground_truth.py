@@ -97,7 +97,7 @@ class GroundTruth:
         names, images = read_split(
             data, split, seed=seed, names=names, recorded=recorded, strict=strict, trained_on_all=few
         )
-        own = {name for vocabulary in vocabularies.values() for name in vocabulary.names}
+        own = {name for vocabulary in vocabularies.values() for name in vocabulary.class_names}
         unknown = tuple(name for name in names if name not in own)
         if len(unknown) == len(names):
             raise DataError(_no_class(data, names, own))
@@ -105,14 +105,16 @@ class GroundTruth:
         classes = [
             ((label, name), threshold, scale_shift, limit, offsets)
             for label, vocabulary in vocabularies.items()
-            for name, threshold, scale_shift, limit, offsets in zip(
+            for name, threshold, scale_shift, limit, offsets, hidden in zip(
                 vocabulary.names,
                 vocabulary.thresholds,
                 vocabulary.calibration_rows,
                 vocabulary.nms_iou_rows,
                 vocabulary.box_offsets_rows,
+                vocabulary.is_background,
                 strict=True,
             )
+            if not hidden
         ]
         classes.sort(key=lambda part: part[0][1] not in labelled)  # stable: those that can be measured first
         n_cls = sum(key[1] in labelled for key, *_ in classes)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from prompt_tune.contract import HOLD_OUT
+from prompt_tune.contract import HOLD_OUT, SAME_BOX_IOU
 from prompt_tune.datasets.held_out import pictures
 from prompt_tune.datasets.reading import find_labels
 from prompt_tune.datasets.replay import name_pattern
 from prompt_tune.errors import DataError
-from prompt_tune.evaluation.alarms import SAME_BOX_IOU
 from prompt_tune.files import saving
 from prompt_tune.media.annotate import annotate
 from prompt_tune.media.sources import open_source

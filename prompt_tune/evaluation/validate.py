@@ -31,8 +31,9 @@ from prompt_tune.evaluation.per_image import ImageResult, image_results
 from prompt_tune.progress import Progress
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
-from prompt_tune.runtime.detector import LEARNED, Detector
+from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.labels import LEARNED
 from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
@@ -189,7 +190,7 @@ def validate_bundle(
     Args:
         bundle: A bundle folder of `export`.
         data: A data set in any format that `fit` reads. Its classes are matched to the vocabularies by name.
-        learned: More vocabulary files for the same detector; a file name is the label.
+        learned: More vocabulary files for the same detector, labelled as by `Detector.load`.
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
         device: See `open_session`.
@@ -205,8 +206,7 @@ def validate_bundle(
         ProviderError: The device is not available.
     """
     detector = Detector(bundle, device=device, learned=learned)
-    own = detector.vocabularies.get(LEARNED)
-    provenance = {} if own is None else own.provenance
+    provenance = {} if detector.bundled is None else detector.vocabularies[detector.bundled].provenance
     if recorded is None and "held_out" not in provenance:
         recorded = ()
     truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded, strict=strict)

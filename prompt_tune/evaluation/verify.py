@@ -349,7 +349,7 @@ class _Labels:
                 f"({install('fit')}), or verify without --data."
             ) from error
         names, split = read_split(data, "val", strict=strict)
-        unknown = [name for name in names if name not in original.names]
+        unknown = [name for name in names if name not in original.class_names]
         if unknown:
             shown = ", ".join(map(repr, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
             raise DataError(

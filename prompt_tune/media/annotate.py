@@ -13,16 +13,19 @@ import numpy as np
 from prompt_tune.errors import DataError
 from prompt_tune.media.fonts import FONTS
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
+from prompt_tune.media.pre_annotations import Cvat, Labelme, LabelStudio
 from prompt_tune.media.sinks import Pictures, Sink, Videos
 from prompt_tune.media.sources import Frame, Source
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.overlap import Overlap
 from prompt_tune.version import __version__
 
-Output = Literal["pictures", "coco", "yolo", "csv"]
+Output = Literal["pictures", "coco", "yolo", "csv", "label-studio", "cvat", "labelme"]
 DEFAULT_OUTPUTS: tuple[Output, ...] = ("pictures", "coco")
+SHORT_DIGEST = 12  # characters of a digest that tell two vocabularies apart
 MISSING_PLACE = "`out` must be a folder, because `save` names something to write. Received: None."
 
 
@@ -39,6 +42,7 @@ class Annotated:
         stopped: Whether `stop` ended the run, or the reader of `lines` closed them.
         detections: Number of detections by (vocabulary label, class name); classes without any are left out.
         images_with: Number of images or frames that have the class, by the same keys.
+        hidden: Number of detections that `overlap` hid. The other numbers leave them out.
     """
 
     images: int
@@ -49,6 +53,7 @@ class Annotated:
     stopped: bool
     detections: Mapping[ClassKey, int]
     images_with: Mapping[ClassKey, int]
+    hidden: int = 0
 
 
 def annotate(
@@ -63,6 +68,7 @@ def annotate(
     learned_conf: float | None = None,
     show: Sequence[str] | None = None,
     hide: Sequence[str] | None = None,
+    overlap: Overlap = "keep",
     batch: int = 1,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -74,13 +80,16 @@ def annotate(
         source: From `open_source`.
         out: Folder to write to. Files of the same names are replaced, each of them whole or not at all.
         save: "pictures" (annotated pictures and videos), "coco" (detections.json), "yolo" (a data set to learn from,
-            with labels of learned classes only unless `show` is given), "csv" (detections.csv).
+            with labels of learned classes only unless `show` is given), "csv" (detections.csv), "label-studio", "cvat"
+            and "labelme" (images with labels of the same classes, to correct in that tool).
         lines: File that gets one line of JSON per frame at once.
-        iou: See `Detector.detect`, as for the next four.
+        iou: See `Detector.detect`, as for the next five.
         original_conf: Threshold of the original vocabulary.
         learned_conf: Threshold of all other vocabularies.
         show: Classes to show.
         hide: Classes to hide.
+        overlap: What becomes of an original and a learned box on the same object. Labels of text formats keep hidden
+            ones with a flag; pictures, videos and YOLO labels leave them out.
         batch: Number of frames that go through the network at once, see `Detector.detect`. Those of a live source go
             one by one, whatever it is: none waits for the next.
         progress: Called with (stage, done, total, note); total is None where it is unknown.
@@ -95,15 +104,17 @@ def annotate(
     """
     chosen = choose_classes(detector.classes, show=show, hide=hide)
     options: dict[str, float | None] = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
+    may_hide = overlap != "keep"
     sinks: list[Sink] = [] if lines is None else [JsonLines(lines)]
     if save:
         if out is None:
             raise DataError(MISSING_PLACE)
         shown = tuple(key for key in detector.classes if key in chosen)
         labelled = shown if show is not None else tuple(key for key in shown if key[0] != ORIGINAL) or shown
-        sinks += _sinks(Path(out), save, detector, source, labelled, options)
+        facts = {**provenance(detector), **options, **({"overlap": overlap} if may_hide else {})}
+        sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
-    stopped = False
+    stopped, hidden = False, 0
     with closing(source.frames()) as frames, ExitStack() as opened:
         first = next(frames, None)
         if first is None:
@@ -120,14 +131,17 @@ def annotate(
                 yield frame, frame.image
 
         at_once = 1 if source.live else batch
-        for frame, found in detect_in_batches(detector, images(), batch=at_once, **options, show=show, hide=hide):
+        wanted = {**options, "show": show, "hide": hide, "overlap": overlap}
+        for frame, found in detect_in_batches(detector, images(), batch=at_once, **wanted):
             try:
                 for sink in sinks:
                     sink.write(frame, found)
             except BrokenPipeError:  # the reader of the lines has seen enough
                 stopped = True
             counts[frame.index is None] += 1
-            keys = list(zip(found.vocabularies, found.class_names, strict=True))
+            seen = found.shown
+            hidden += len(found) - len(seen)
+            keys = list(zip(seen.vocabularies, seen.class_names, strict=True))
             detections.update(keys)
             images_with.update(set(keys))
             if stopped := stopped or stop():
@@ -137,7 +151,7 @@ def annotate(
         progress("detect", total, source.total if stopped else total, "")
     skipped = tuple(source.skipped.values())
     return Annotated(
-        counts[True], counts[False], skipped, source.missed, source.broken, stopped, detections, images_with
+        counts[True], counts[False], skipped, source.missed, source.broken, stopped, detections, images_with, hidden
     )
 
 
@@ -147,25 +161,45 @@ def _sinks(
     detector: Detector,
     source: Source,
     labelled: Sequence[ClassKey],
-    options: dict[str, float | None],
+    info: Mapping[str, object],
+    *,
+    may_hide: bool,
 ) -> list[Sink]:
     """The sinks that `save` names, pictures first."""
     sinks: list[Sink] = []
     if "pictures" in save:
         sinks += [Pictures(out, source.paths), Videos(out, source.paths)]
     if "coco" in save:
-        sinks.append(Coco(out, detector.classes, info={**_info(detector), **options}, skipped=source.skipped))
+        sinks.append(Coco(out, detector.classes, info=info, skipped=source.skipped))
     if "yolo" in save:
         sinks.append(Yolo(out, labelled))
     if "csv" in save:
-        sinks.append(Csv(out))
+        sinks.append(Csv(out, may_hide=may_hide))
+    if "label-studio" in save:
+        sinks.append(LabelStudio(out, labelled, version=model_version(detector)))
+    if "cvat" in save:
+        sinks.append(Cvat(out, labelled))
+    if "labelme" in save:
+        sinks.append(Labelme(out, labelled))
     return sinks
 
 
-def _info(detector: Detector) -> dict[str, object]:
+def model_version(detector: Detector) -> str:
+    """The package and the learned vocabularies, by label and digest; the original one if nothing else is loaded."""
+    learned = [key for key in detector.vocabularies if key != ORIGINAL] or [ORIGINAL]
+    parts = [f"{label} {detector.vocabularies[label].digest[:SHORT_DIGEST]}" for label in learned]
+    return f"prompt-tune {__version__}, {', '.join(parts)}"
+
+
+def provenance(detector: Detector) -> dict[str, object]:
     """Where the detections come from."""
     vocabularies = {
-        label: {"kind": part.kind, "guide_mode": part.guide_mode, "digest": part.digest, "classes": len(part.names)}
+        label: {
+            "kind": part.kind,
+            "guide_mode": part.guide_mode,
+            "digest": part.digest,
+            "classes": len(part.class_names),
+        }
         for label, part in detector.vocabularies.items()
     }
     return {

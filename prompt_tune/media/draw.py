@@ -31,7 +31,8 @@ def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Ima
     Args:
         image: What `Detector.detect` was given: a path, a PIL image, or a uint8 (h, w, 3) RGB array. It is not changed.
             Files and PIL images are turned upright as their EXIF orientation says, as the detector does.
-        detections: Those of this image, with boxes in its pixels. A score of nan, as of a label, is not written.
+        detections: Those of this image, with boxes in its pixels. A score of nan, as of a label, is not written, and
+            hidden ones are not drawn.
         bgr: Whether an array is BGR, as OpenCV gives it. The result is RGB in any case.
 
     Returns:
@@ -41,6 +42,7 @@ def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Ima
         DataError: The image cannot be read, or is none of the above.
     """
     picture = Image.fromarray(to_rgb(image, bgr=bgr)).copy()
+    detections = detections.shown
     canvas = ImageDraw.Draw(picture)
     side = sum(picture.size) / 2
     learned = np.array([label != ORIGINAL for label in detections.vocabularies], dtype=bool)

@@ -8,27 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self, TextIO
 
-from PIL import Image
-
 from prompt_tune.contract import HOLD_OUT
 from prompt_tune.errors import DataError
-from prompt_tune.files import MAX_NAME, saving, shortened, told
-from prompt_tune.media.sinks import OTHER_OUT, Places, Sink, with_suffix
+from prompt_tune.files import saving, told
+from prompt_tune.media.labelled_set import LabelledSet
+from prompt_tune.media.sinks import OTHER_OUT, Sink
 from prompt_tune.media.sources import Frame
 from prompt_tune.runtime.detections import PIXEL_DECIMALS, SCORE_DECIMALS, ClassKey, Detections, coco_categories
-from prompt_tune.runtime.image_files import WRITTEN_SUFFIXES
-from prompt_tune.runtime.images import save_image
 from prompt_tune.wording import csv_cell
 
 COCO_FILE = "detections.json"
 CSV_FILE = "detections.csv"
 YOLO_FOLDER = "yolo"
 ORIGIN = ("file_name", "video", "frame", "seconds")
+HIDDEN = "hidden"  # a further field where boxes on the same object may be hidden
 ROW = ("vocabulary", "class", "score", "box_xyxy")
 ESCAPED = "backslashreplace"  # a file name that is not valid text: JSON reads its escapes back, and CSV shows them
-LABEL_QUALITY = 95  # JPEG quality of frames that a detector will be trained on
 SHARE_DECIMALS = 6  # YOLO labels: a hundredth of a pixel in 10,000
-MOST_ADDED = 20  # characters that the number and the suffix of a frame add to the name of its video
 SECOND_DECIMALS = 3
 
 
@@ -91,12 +87,10 @@ class Coco(Sink):
             file.write("\n]}\n")
 
 
-class Yolo(Sink):
+class Yolo(LabelledSet):
     """A data set in ultralytics' format to correct and learn from: the folder `yolo` with images, labels and data.yaml.
 
-    An image is copied as it is, and a frame of a video becomes a JPEG. All images lie in one folder, and all labels in
-    another, since many tools look into no subfolder. A class name that is in two vocabularies becomes "LABEL:NAME". The
-    format has no scores, and everything without a box counts as background.
+    The format has no scores, and everything without a box counts as background.
     """
 
     def __init__(self, out: Path, classes: Sequence[ClassKey]) -> None:
@@ -104,62 +98,19 @@ class Yolo(Sink):
 
         Args:
             out: Folder that gets the folder `yolo`.
-            classes: (vocabulary label, class name) of every class that gets labels.
-
-        Raises:
-            DataError: There is a data set already, no class is shown, or the place cannot be read.
+            classes: See `LabelledSet`.
         """
-        super().__init__()
-        self._root = out / YOLO_FOLDER
-        with told(self._root, DataError, cure=OTHER_OUT):
-            is_taken = self._root.exists()
-        if is_taken:
-            raise DataError(
-                f"`{self._root}` is there already, and its labels would mix with the new ones. Remove it, or choose "
-                "another --out."
-            )
-        if not classes:
-            raise DataError("YOLO labels need a class: all are hidden. Show one.")
-        names = [name for _, name in classes]
-        self._names = [name if names.count(name) == 1 else f"{label}:{name}" for label, name in classes]
-        self._class_ids = {key: number for number, key in enumerate(classes)}
-        self._images, self._videos = Places(_yolo_label), Places()  # a.png and a.jpg would share the label a.txt
-        self._video = ""
+        super().__init__(out / YOLO_FOLDER, classes, label=_yolo_label)
 
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
-        image = self._image_place(frame)
-        label = _yolo_label(image)
-        with saving(image, DataError, cure=OTHER_OUT) as temporary:
-            if frame.path is not None and image.suffix == frame.path.suffix:
-                shutil.copyfile(frame.path, temporary)
-            else:
-                save_image(temporary, Image.fromarray(frame.image), quality=LABEL_QUALITY)
-        with saving(label, DataError, cure=OTHER_OUT) as temporary:
-            temporary.write_text("".join(self._rows(found)), encoding="utf-8")
+        image = self.save_image(frame)
+        self.save_text(_yolo_label(image), "".join(self._lines(found)))
 
-    def _image_place(self, frame: Frame) -> Path:
-        """Where the image goes. The name of a frame begins with that of its video."""
-        folder = self._root / "images"
-        flat = "_".join(Path(frame.name).parts)
-        if frame.index is None:
-            image = self._images.take(with_suffix(folder / flat, WRITTEN_SUFFIXES, ".png"))
-        else:
-            if frame.name != self._video:  # the frames of one video follow one another
-                stem = shortened(Path(flat).stem, MAX_NAME - MOST_ADDED)
-                self._video, self._stem = frame.name, self._videos.take(Path(stem)).name
-            image = folder / f"{self._stem}_{frame.index:06}.jpg"
-        while _yolo_label(image).exists():  # an image may have the name of a frame
-            image = image.with_stem(f"{image.stem}-2")
-        return image
-
-    def _rows(self, found: Detections) -> Iterator[str]:
+    def _lines(self, found: Detections) -> Iterator[str]:
         """Lines `class x y w h`: centre and size as shares of the image's size. Boxes without an area are left out."""
         width, height = found.size_wh
-        for box, key in zip(found.boxes_xyxy, zip(found.vocabularies, found.class_names, strict=True), strict=True):
-            if key not in self._class_ids:
-                continue
-            left, top, right, bottom = (float(value) for value in box)
+        for _, number, (left, top, right, bottom) in self.rows(found):
             shares = (
                 (left + right) / 2 / width,
                 (top + bottom) / 2 / height,
@@ -168,45 +119,47 @@ class Yolo(Sink):
             )
             x, y, w, h = (f"{share:.{SHARE_DECIMALS}f}" for share in shares)
             if float(w) > 0 and float(h) > 0:
-                yield f"{self._class_ids[key]} {x} {y} {w} {h}\n"
+                yield f"{number} {x} {y} {w} {h}\n"
 
     def _finish(self) -> None:
-        lines = [f"  {number}: {_json(name)}\n" for number, name in enumerate(self._names)]  # JSON text is YAML text
-        with saving(self._root / "data.yaml", DataError, cure=OTHER_OUT) as temporary:
-            temporary.write_text(
-                "# A detector made these labels: correct them before you trust them. `val` has the same images, since\n"
-                "# `yolo val` needs it. With `hold_out`, `prompt-tune fit` holds out a fifth of the images instead;\n"
-                "# to train with ultralytics, let `val` name other images.\n"
-                f"train: images\nval: images\n{HOLD_OUT}: true\nnames:\n{''.join(lines)}",
-                encoding="utf-8",
-            )
+        lines = [f"  {number}: {_json(name)}\n" for number, name in enumerate(self.names)]  # JSON text is YAML text
+        self.save_text(
+            self.root / "data.yaml",
+            "# A detector made these labels: correct them before you trust them. `val` has the same images, since\n"
+            "# `yolo val` needs it. With `hold_out`, `prompt-tune fit` holds out a fifth of the images instead;\n"
+            "# to train with ultralytics, let `val` name other images.\n"
+            f"train: images\nval: images\n{HOLD_OUT}: true\nnames:\n{''.join(lines)}",
+        )
 
 
 class Csv(Sink):
     """detections.csv for spreadsheets: one line per detection, boxes in pixels of the image."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, may_hide: bool = False) -> None:
         """Prepare the table.
 
         Args:
             out: Folder to write to.
+            may_hide: Whether detections may be hidden: a last column then says which.
         """
         super().__init__()
+        self._may_hide = may_hide
         self._path = out / CSV_FILE
 
     def __enter__(self) -> Self:
         temporary = self._files.enter_context(saving(self._path, DataError, cure=OTHER_OUT))
         self._file = self._files.enter_context(open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline=""))
         self._writer = csv.writer(self._file)
-        self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2"))
+        self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2", *([HIDDEN] if self._may_hide else [])))
         return self
 
     def write(self, frame: Frame, found: Detections) -> None:
         """See `Sink.write`."""
         origin = _origin(frame)
         with told(self._path, DataError, cure=OTHER_OUT):
-            for *row, box in _rows(found):
-                self._writer.writerow(map(csv_cell, (*(origin.get(name) for name in ORIGIN), *row, *box)))
+            for number, (*row, box) in enumerate(_rows(found)):
+                marks = [int(found[number].hidden)] if self._may_hide else []
+                self._writer.writerow(map(csv_cell, (*(origin.get(name) for name in ORIGIN), *row, *box, *marks)))
 
 
 class JsonLines(Sink):
@@ -229,7 +182,9 @@ class JsonLines(Sink):
             DataError: The file cannot be written.
         """
         width, height = found.size_wh
-        rows = [dict(zip(ROW, (*row, box), strict=True)) for *row, box in _rows(found)]
+        rows: list[dict[str, object]] = [dict(zip(ROW, (*row, box), strict=True)) for *row, box in _rows(found)]
+        for row, hidden in zip(rows, () if found.hidden is None else found.hidden.tolist(), strict=False):
+            row[HIDDEN] = hidden
         entry = {**_origin(frame), "width": width, "height": height, "detections": rows}
         try:
             self._file.write(json.dumps(entry) + "\n")

@@ -12,11 +12,13 @@ import numpy as np
 
 from prompt_tune.contract import GuideMode, Kind
 from prompt_tune.errors import ModelError, RunError, VocabularyError
+from prompt_tune.models.own_classes import MIN_COSINE, differing, row_texts
 from prompt_tune.models.prompts_file import embed_with_prompts, read_guide_mode
 from prompt_tune.models.text_tower import DEFAULT_TOWER, LOCAL_PREFIX, TextTower
 from prompt_tune.models.world import TINY, World
 from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.version import __version__
+from prompt_tune.vocabulary.background import Background, free_name, named
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.format import LEARNED_FILE, ORIGINAL_FILE, Provenance
 from prompt_tune.vocabulary.names import read_classes
@@ -24,7 +26,6 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 DEFAULT_ORIGINAL = "coco"  # the classes of YOLO-World's official checkpoints
 TOWER_FOLDER = "tower"  # in a detector's folder, as in `tiny`
-MIN_COSINE = 0.999  # of one name's embeddings in a checkpoint and from its own tower; float16 keeps 0.99999
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +37,7 @@ def build_vocabulary(
     text_tower: str | None = None,
     original: str | Path | None = None,
     prompts: str | Path | None = None,
+    background: Sequence[str] = (),
 ) -> Vocabulary:
     """Builds a vocabulary of the given classes for a detector.
 
@@ -48,6 +50,7 @@ def build_vocabulary(
             beside `prompts`, or the detector's own (`original_vocabulary`). Not allowed with kind "original".
         prompts: `prompts.safetensors` of a run, whose context vectors are put before the names. If they were learned
             with guide mode `own`, the vocabulary is its own guide.
+        background: Texts of background rows, such as " ", which come after the classes. Only with kind "original".
 
     Returns:
         The vocabulary, with thresholds of 0.25.
@@ -60,8 +63,12 @@ def build_vocabulary(
         raise VocabularyError(f"Kind `learned` goes with prompts, and only that. Received: kind {kind!r}, {prompts=}.")
     if kind == "original" and original is not None:
         raise VocabularyError("A vocabulary of kind `original` is a guide itself: leave the argument `original` out.")
+    if background and kind != "original":
+        raise VocabularyError(f"Only a vocabulary of kind `original` has background rows. Received: kind {kind!r}.")
     world = World.load(model)
     tower = TextTower.load(text_tower or default_tower(model))
+    names = tuple(prompts_of_class[0] for prompts_of_class in classes)
+    marks: Background = ()
     guide_mode: GuideMode = "original"
     if prompts is not None:
         guide = _guide_of_run(world, tower, Path(prompts), original)
@@ -74,17 +81,19 @@ def build_vocabulary(
         embeddings, provenance = tower.embed_classes(classes), _provenance()
         if kind == "original":
             check_tower(world, tower)
+            names, marks, embeddings = _with_background(tower, names, embeddings, background)
             guide = guide_digest(embeddings)
         else:
             guide = original_vocabulary(world, tower, original).guide
     return Vocabulary(
-        tuple(prompts_of_class[0] for prompts_of_class in classes),
+        names,
         embeddings,
         kind=kind,
         guide_mode=guide_mode,
         detector=world.digest,
         text_tower=tower.digest,
         guide=guide,
+        background=marks,
         provenance=provenance,
     )
 
@@ -96,13 +105,15 @@ def original_vocabulary(world: World, tower: TextTower, source: str | Path | Non
         world: The detector.
         tower: Its text tower.
         source: A vocabulary file of kind `original`, or what `names.read_classes` takes. None is the detector's own:
-            the file beside its weights, or else the text features in its checkpoint, or else COCO's 80 names.
+            the file beside its weights, or else the text features in its checkpoint, or else COCO's 80 names, which a
+            log line says. A class of a checkpoint with a blank name is a background row.
 
     Returns:
         A vocabulary of kind `original` for this detector and tower.
 
     Raises:
-        ModelError: The tower does not belong to the detector.
+        ModelError: The tower does not belong to the detector, or names and text features of its checkpoint differ in
+            number and there is no `source`.
         VocabularyError: The file is not an original vocabulary, or was made for another detector or tower.
     """
     check_tower(world, tower)
@@ -111,15 +122,22 @@ def original_vocabulary(world: World, tower: TextTower, source: str | Path | Non
         if shipped is not None:
             return shipped
         if world.names is not None and world.class_embeddings is not None:
+            texts = row_texts(world, tower)
+            if texts is None:
+                raise differing(world, tower)
             rows = world.class_embeddings.cpu().numpy()[:, None]  # (n_cls, 1, 512)
-            return _original(world, tower, world.names, rows)
+            return _original(world, tower, *named(texts), rows)
         source = DEFAULT_ORIGINAL
+        logger.info(
+            "'%s' has no text features of its own: COCO's 80 names guide it. --original names other classes.",
+            world.source_name,
+        )
     if str(source).endswith(".safetensors"):
         vocabulary = Vocabulary.load(source)
         _check_original(vocabulary, world, tower, str(source))
         return vocabulary
     classes = read_classes(source)
-    return _original(world, tower, [prompts[0] for prompts in classes], tower.embed_classes(classes))
+    return _original(world, tower, [prompts[0] for prompts in classes], (), tower.embed_classes(classes))
 
 
 def default_tower(model: str | Path) -> str:
@@ -157,19 +175,23 @@ def check_tower(world: World, tower: TextTower) -> None:
             error=ModelError,
         )
         return
-    if world.names is None or world.class_embeddings is None:
+    known = world.names is not None and world.class_embeddings is not None
+    texts = row_texts(world, tower) if known else None
+    if texts is None or world.class_embeddings is None:
         logger.info(
-            "'%s' has no text embeddings of its own: whether the text tower '%s' belongs to it was not checked.",
+            "'%s' has %s: whether the text tower '%s' belongs to it was not checked.",
             world.source_name,
+            "not one text feature per class name" if known else "no text embeddings of its own",
             tower.spec,
         )
         return
-    cosines = np.einsum("nd,nd->n", tower.embed(world.names), world.class_embeddings.cpu().numpy())  # (n_cls,)
+    ours, theirs = tower.embed(texts, blank=True), world.class_embeddings.cpu().numpy()
+    cosines = np.einsum("nd,nd->n", ours, theirs)  # (n_cls,)
     worst = int(cosines.argmin())
     if not cosines[worst] > MIN_COSINE:
         raise ModelError(
             f"Text tower '{tower.spec}' does not belong to the detector '{world.source_name}': their embeddings of "
-            f"{world.names[worst]!r} have a cosine of {cosines[worst]:.4f}; the rule is above {MIN_COSINE}. "
+            f"{texts[worst]!r} have a cosine of {cosines[worst]:.4f}; the rule is above {MIN_COSINE}. "
             f"Give the tower that the detector was trained with; YOLO-World's is {DEFAULT_TOWER}."
         )
 
@@ -197,7 +219,21 @@ def load_run(run: Path, device: str = "cpu") -> tuple[dict[str, Any], World, Voc
     return config, world, original, learned
 
 
-def _original(world: World, tower: TextTower, names: Sequence[str], embeddings: np.ndarray) -> Vocabulary:
+def _with_background(
+    tower: TextTower, names: tuple[str, ...], embeddings: np.ndarray, texts: Sequence[str]
+) -> tuple[tuple[str, ...], Background, np.ndarray]:
+    """Names, background rows and embeddings (n_cls, n_prompts, 512) with a row more for each text."""
+    taken, marks = set(names), []
+    for text in texts:
+        marks.append((free_name(taken), text))
+        taken.add(marks[-1][0])
+    rows = tower.embed(texts, blank=True)[:, None].repeat(embeddings.shape[1], axis=1)  # (n, n_prompts, 512)
+    return (*names, *(name for name, _ in marks)), tuple(marks), np.concatenate([embeddings, rows])
+
+
+def _original(
+    world: World, tower: TextTower, names: Sequence[str], background: Background, embeddings: np.ndarray
+) -> Vocabulary:
     return Vocabulary(
         tuple(names),
         embeddings,
@@ -205,6 +241,7 @@ def _original(world: World, tower: TextTower, names: Sequence[str], embeddings: 
         detector=world.digest,
         text_tower=tower.digest,
         guide=guide_digest(embeddings),
+        background=background,
         provenance=_provenance(),
     )
 

@@ -213,11 +213,12 @@ class TextTower:
         return nn.functional.normalize(x, dim=-1)
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[str], *, blank: bool = False) -> np.ndarray:
         """Computes embeddings of texts.
 
         Args:
             texts: n non-empty strings.
+            blank: Whether texts may be empty or blank, as those of background rows.
 
         Returns:
             (n, 512) float32, unit L2 norm; row i belongs to texts[i].
@@ -225,7 +226,8 @@ class TextTower:
         Raises:
             VocabularyError: A text is empty, or has too many tokens for the window.
         """
-        rows = [[self.start_token, *self.tokenize(text), self.end_token] for text in texts]
+        tokens = [[] if blank and not text.strip() else self.tokenize(text) for text in texts]
+        rows = [[self.start_token, *inner, self.end_token] for inner in tokens]
         out = np.empty((len(rows), EMBED_DIM), np.float32)
         for first in range(0, len(rows), BATCH):
             part = rows[first : first + BATCH]

@@ -40,7 +40,8 @@ class World:
         n_levels: The number of levels.
         c3: Channels of the head features: those of the last 1x1 convolution's input, and one more in v1 (`FoldedHead`).
         names: The checkpoint's own class names, or None if it has placeholders.
-        class_embeddings: (n, 512) float32, unit rows, for `names`; None if the checkpoint has noise.
+        class_embeddings: (n, 512) float32, unit rows, the checkpoint's own text features; None if it has noise. They
+            belong to `names`, but may be more or fewer: see `own_classes`.
         head: The folded head.
         source_name: What `load` was given.
         device: Where the parameters are.
@@ -270,7 +271,7 @@ class World:
             return None, None  # the placeholders of a model that was built from its YAML
         rows = self.model.txt_feats.detach().float().to(self.device).reshape(-1, EMBED_DIM)  # (n, 512)
         unit = bool(((rows.norm(dim=1) - 1).abs() < UNIT_NORM_ATOL).all())
-        if len(rows) != len(names) or not unit:
+        if not unit:
             logger.info("'%s' has no text features of its own with which to check a text tower.", self.source_name)
             return names, None
         return names, F.normalize(rows, dim=1)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 F1_SCORES = np.linspace(0, 1, 1001)  # where F1 is drawn
 DPI = 110  # resolution of the PNG files
 MAX_LINES = 20  # with more classes than this, curves are grey and have no legend
+MAX_UNLABELLED = 10  # columns of the confusion matrix for classes that the data set does not label
 MAX_ROWS, MAX_COLUMNS = 30, 40  # of the confusion matrix: with more, the classes with the most mistakes are drawn
 SVG_SIDE = 100  # side of a class's curve in the page, in SVG units
 SVG_POINTS = 400  # about how many corners of a class's curve are kept
@@ -246,7 +247,12 @@ def _most_mistaken(confusion: Confusion) -> tuple[list[int], list[int]]:
     alarms = np.array([column.second_boxes + (column.on_nothing or 0) for column in confusion.columns], int)
     of_rows = confusion.is_own()[rows].any(0)  # the diagonal of the rows that are drawn comes first
     weight = wrong[rows].sum(0) + alarms
-    return rows, _largest(weight + of_rows * (1 + weight.max(initial=0)), MAX_COLUMNS)
+    unlabelled = np.array([column.on_nothing is None for column in confusion.columns], bool)
+    places = np.flatnonzero(unlabelled)
+    dropped = np.setdiff1d(places, places[_largest(weight[places], MAX_UNLABELLED)])
+    weight = weight + of_rows * (1 + weight.max(initial=0))
+    weight[dropped] = -1
+    return rows, _largest(weight, min(MAX_COLUMNS, len(weight) - len(dropped)))
 
 
 def _largest(values: np.ndarray, most: int) -> list[int]:

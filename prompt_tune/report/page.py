@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prompt_tune.contract import SAME_BOX_IOU
 from prompt_tune.errors import RunError
-from prompt_tune.evaluation.alarms import SAME_BOX_IOU
 from prompt_tune.evaluation.baselines import Baseline
 from prompt_tune.evaluation.matching import HIT_IOU
 from prompt_tune.evaluation.outcomes import ClassOutcome, Example
@@ -19,6 +19,8 @@ from prompt_tune.evaluation.thresholds import hardly_learned
 from prompt_tune.files import saving
 from prompt_tune.report.figures import SVG_SIDE
 from prompt_tune.report.pictures import Picture, pictures
+from prompt_tune.runtime.detections import ORIGINAL
+from prompt_tune.runtime.labels import load_labelled
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -200,15 +202,14 @@ def write_verification_page(
         path: The HTML file to write.
         result: From `verify`.
         bundle: The bundle that was verified.
-        learned: The further vocabulary files that were verified.
+        learned: The further vocabulary files that were verified, as `verify` takes them.
 
     Raises:
         VocabularyError: A vocabulary file is gone.
         RunError: The HTML file cannot be written.
     """
-    files = [Path(bundle) / ORIGINAL_FILE, Path(bundle) / LEARNED_FILE, *map(Path, learned)]
-    vocabularies = [(file.name.removesuffix(".vocab.safetensors"), Vocabulary.load(file)) for file in files]
-    first = vocabularies[0][1]
+    first = Vocabulary.load(Path(bundle) / ORIGINAL_FILE)
+    vocabularies = [(ORIGINAL, first), *load_labelled([Path(bundle) / LEARNED_FILE, *learned]).items()]
     facts = {
         "Bundle": {
             "folder": Path(bundle).absolute().name,

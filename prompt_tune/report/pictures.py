@@ -1,7 +1,9 @@
 """Pictures of hits, misses, false alarms and collisions: small JPEGs, embedded in the page. Light: NumPy and Pillow."""
 
 import base64
+import html
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ JPEG_QUALITY = 80  # about 8 kB per picture
 LINE = 3  # width of a detection's outline in pixels
 DASH = (7, 5)  # a label's dashed line: pixels drawn, pixels left out
 Colour = tuple[int, int, int]
+_PHOTO = re.compile(r'<img src="data:image/jpeg;base64,([^"]+)" alt="([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -223,3 +226,9 @@ def _dashed(canvas: ImageDraw.ImageDraw, box: tuple[float, ...], *, width: int) 
             dash = (x1 + along[0] * first, y1 + along[1] * first, x1 + along[0] * last, y1 + along[1] * last)
             canvas.line(dash, fill=OUTLINE, width=width + 2)
             canvas.line(dash, fill=PAPER, width=width)
+
+
+def embedded_photos(page: Path) -> list[tuple[str, bytes]]:
+    """The photos in a page of this package, with the words that say what they show; none if there is no such page."""
+    text = page.read_text("utf-8") if page.is_file() else ""
+    return [(html.unescape(alt), base64.b64decode(content)) for content, alt in _PHOTO.findall(text)]

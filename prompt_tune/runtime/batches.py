@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import ImageInput
+from prompt_tune.runtime.images import ImageInput, Letterboxed
 
 What = TypeVar("What")
 
 
 def detect_in_batches(
-    detector: Detector, images: Iterable[tuple[What, ImageInput]], *, batch: int, **options: Any
+    detector: Detector, images: Iterable[tuple[What, ImageInput | Letterboxed]], *, batch: int, **options: Any
 ) -> Iterator[tuple[What, Detections]]:
     """Detections of images in their order, `batch` of them at once, see `Detector.detect`.
 

@@ -1,18 +1,20 @@
-"""The detections of one image, and their conversion to COCO's JSON and to `supervision`. NumPy only."""
+"""The detections of one image, and their conversion to COCO's JSON, `supervision` and `fiftyone`. NumPy only."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from prompt_tune.errors import PromptTuneError, VocabularyError
+from prompt_tune.privacy import quiet_imports
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.version import install
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
+    import fiftyone
     import supervision
 
 ORIGINAL = "original"  # the label of the vocabulary that the detector is deployed with
@@ -32,6 +34,7 @@ class Detection:
         score: In 0..1.
         box_xyxy: Left, top, right and bottom in pixels of the original image.
         class_id: The row of the class in its own vocabulary.
+        hidden: Whether `overlap` of `Detector.detect` hid it behind another box on the same object.
     """
 
     class_name: str
@@ -39,6 +42,7 @@ class Detection:
     score: float
     box_xyxy: tuple[float, float, float, float]
     class_id: int
+    hidden: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,8 @@ class Detections:
         class_names: n class names, or empty.
         vocabularies: n vocabulary labels, "original" or that of a learned vocabulary, or empty.
         size_wh: Width and height of the original image in pixels, or (0, 0) if it does not matter.
+        hidden: (n,) bool, the rows that `overlap` of `Detector.detect` hid behind another box on the same object. They
+            are still here; `shown` has the others. None if nothing was to be hidden.
     """
 
     boxes_xyxy: np.ndarray
@@ -66,6 +72,7 @@ class Detections:
     class_names: tuple[str, ...] = ()
     vocabularies: tuple[str, ...] = ()
     size_wh: tuple[int, int] = (0, 0)
+    hidden: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -96,10 +103,13 @@ class Detections:
             score=float(self.scores[row]),
             box_xyxy=(left, top, right, bottom),
             class_id=int(self.class_ids[row]),
+            hidden=self.hidden is not None and bool(self.hidden[row]),
         )
 
     def __repr__(self) -> str:
-        """One line: how many there are of each class, those of learned vocabularies first."""
+        """One line: how many there are of each class, those of learned vocabularies first. Hidden ones are counted."""
+        if self.hidden is not None and self.hidden.any():
+            return f"{repr(self.shown)[:-1]}; {int(self.hidden.sum())} hidden>"
         counts: dict[tuple[str, str], int] = {}
         names = self.class_names or tuple(f"class {number}" for number in self.class_ids)
         for key in zip(self.vocabularies or ("",) * len(self), names, strict=True):
@@ -125,7 +135,13 @@ class Detections:
             class_names=tuple(self.class_names[row] for row in rows) if self.class_names else (),
             vocabularies=tuple(self.vocabularies[row] for row in rows) if self.vocabularies else (),
             size_wh=self.size_wh,
+            hidden=None if self.hidden is None else self.hidden[rows],
         )
+
+    @property
+    def shown(self) -> "Detections":
+        """Those that are not hidden."""
+        return self if self.hidden is None else replace(self.select(~self.hidden), hidden=None)
 
     def distinct(self, nms_iou: np.ndarray) -> "Detections":
         """The detections that a further suppression keeps, see `boxes.distinct`.
@@ -151,7 +167,8 @@ class Detections:
 
         Returns:
             One dictionary per detection: `id`, `image_id`, `category_id`, `bbox` [x, y, width, height] and `area` in
-            original pixels, `iscrowd` 0, `score`, and `vocabulary`, the label of its vocabulary.
+            original pixels, `iscrowd` 0, `score`, and `vocabulary`, the label of its vocabulary. If some may be hidden,
+            `hidden` says which.
         """
         entries: list[dict[str, object]] = []
         for row, (label, name) in enumerate(zip(self.vocabularies, self.class_names, strict=True)):
@@ -167,6 +184,7 @@ class Detections:
                     "score": round(float(self.scores[row]), SCORE_DECIMALS),
                     "vocabulary": label,
                 }
+                | ({} if self.hidden is None else {"hidden": bool(self.hidden[row])})
             )
         return entries
 
@@ -181,7 +199,8 @@ class Detections:
             classes: (vocabulary label, class name) of all classes, such as `Detector.classes`.
 
         Returns:
-            `xyxy` in original pixels, `confidence`, `class_id` and, in `data`, `class_name` and `vocabulary`.
+            `xyxy` in original pixels, `confidence`, `class_id` and, in `data`, `class_name` and `vocabulary`. Hidden
+            rows are left out.
 
         Raises:
             PromptTuneError: supervision is not installed.
@@ -193,6 +212,8 @@ class Detections:
             raise PromptTuneError(
                 f"supervision is not installed, and this needs it: {install('supervision')}"
             ) from error
+        if self.hidden is not None:
+            return self.shown.to_supervision(classes)
         row_of = {key: row for row, key in enumerate(classes)}
         keys = list(zip(self.vocabularies, self.class_names, strict=True))
         if unknown := [key for key in keys if key not in row_of]:
@@ -210,9 +231,43 @@ class Detections:
             },
         )
 
+    def to_fiftyone(self) -> "fiftyone.Detections":
+        """The detections for FiftyOne: a field of a sample, as in `sample["found"] = found.to_fiftyone()`.
+
+        Returns:
+            One detection each, with `label`, `bounding_box` (left, top, width and height as shares of the image),
+            `confidence`, and `vocabulary`, the label of its vocabulary.
+
+        Raises:
+            PromptTuneError: fiftyone is not installed, or the size of the image is not known.
+        """
+        width, height = self.size_wh
+        if min(width, height) <= 0:
+            raise PromptTuneError("FiftyOne wants boxes as shares of the image, and these have no `size_wh`. Set it.")
+        try:
+            with quiet_imports():
+                import fiftyone
+        except ModuleNotFoundError as error:
+            raise PromptTuneError(f"fiftyone is not installed, and this needs it: {install('fiftyone')}") from error
+        found = []
+        for one in self.shown:
+            left, top, right, bottom = one.box_xyxy
+            box = [left / width, top / height, (right - left) / width, (bottom - top) / height]
+            found.append(
+                fiftyone.Detection(
+                    label=one.class_name, bounding_box=box, confidence=one.score, vocabulary=one.vocabulary
+                )
+            )
+        return fiftyone.Detections(detections=found)
+
 
 def concatenate(parts: Iterable[Detections], size_wh: tuple[int, int]) -> Detections:
-    """The detections of one image from several vocabularies as one, in the order given. `parts` may be empty."""
+    """The detections of one image from several vocabularies as one, in the order given.
+
+    Args:
+        parts: Those of each vocabulary, of which none is hidden. There may be none.
+        size_wh: Width and height of the image in pixels.
+    """
     parts = list(parts)
     return Detections(
         boxes_xyxy=np.concatenate([part.boxes_xyxy for part in parts] or [np.zeros((0, 4), np.float32)]),  # (n, 4)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
-from prompt_tune.errors import GraphError, PromptTuneError, VocabularyError
+from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
-from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, letterbox, to_rgb
+from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, Letterboxed, letterbox, to_rgb
+from prompt_tune.runtime.labels import free_label, label_of, named_file
+from prompt_tune.runtime.overlap import Overlap, check_overlap, hide_boxes
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.session import GraphSession
@@ -32,8 +34,6 @@ from prompt_tune.wording import counted
 # times that in all
 MAX_SCORES = 2**28
 MOST_SCORES = 2 * MAX_SCORES  # of a single image: vocabularies that need more cannot be loaded beside each other
-LEARNED = "learned"  # label of a learned vocabulary without a file name
-VOCABULARY_SUFFIX = ".vocab.safetensors"
 
 
 class Detector:
@@ -56,6 +56,8 @@ class Detector:
         precision: Of the graph: "float32" or "float16".
         digest: SHA-256 (hex) of the detector.
         image_size: Side in pixels of the square that images are letterboxed to.
+        bundled: The label of the bundle's own learned vocabulary: "learned", or what `export --name` gave. None if it
+            was not loaded.
     """
 
     def __init__(
@@ -74,7 +76,8 @@ class Detector:
             bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
             device: "cpu", "cuda" (the first GPU), "cuda:1" or 1 (the second), or "auto", which is CUDA if it works and
                 else the CPU. A device that is not available is an error.
-            learned: Further learned or plain vocabularies for the same detector, as files or objects.
+            learned: Further learned or plain vocabularies for the same detector, as files, texts "NAME=FILE" that give
+                a label, or objects. See `load`.
             use_bundled: Whether to load the bundle's own learned vocabulary.
             image_size: Side in pixels of the square that images are letterboxed to, a multiple of 32. By default, the
                 bundle's.
@@ -109,12 +112,14 @@ class Detector:
         self._lock = PerProcess(threading.Lock)
         self._readers = PerProcess(lambda: ThreadPoolExecutor(threads or os.cpu_count(), "letterbox"))
         self._state = State.of(ORIGINAL, self._original, self._session.upload)
-        for vocabulary in ([self.bundle / LEARNED_FILE] if use_bundled else []) + list(learned):
+        own = self.bundle / LEARNED_FILE
+        self.bundled = self._load_file(own, own, None) if use_bundled else None
+        for vocabulary in learned:
             self.load(vocabulary)
 
     def __repr__(self) -> str:
         """One line: where it is from, where it runs, and what it detects."""
-        parts = [f"{label} ({counted(len(part.names), 'class')})" for label, part in self.vocabularies.items()]
+        parts = [f"{label} ({counted(len(part.class_names), 'class')})" for label, part in self.vocabularies.items()]
         runs = f"{self.device}, {self.precision}, {self.image_size} px"
         return f"<Detector {str(self.bundle)!r}, {runs}: {', '.join(parts)}>"
 
@@ -129,16 +134,23 @@ class Detector:
 
     @property
     def classes(self) -> tuple[ClassKey, ...]:
-        """(vocabulary label, class name) of every class, in the order of detections: guide mode `own` comes last."""
+        """(vocabulary label, class name) of every class, in the order of detections: guide mode `own` comes last.
+
+        Background rows of the original vocabulary are no classes: they guide and score, and are never shown.
+        """
         return self._state.classes
 
-    def load(self, vocabulary: str | Path | Vocabulary, name: str | None = None) -> str:
+    def load(self, vocabulary: str | Path | Vocabulary, name: str | None = None, *, replace: bool = False) -> str:
         """Add a learned or plain vocabulary, from the next call of `detect` on.
 
         Args:
-            vocabulary: A file or an object.
-            name: The label of its detections. By default, the name of the file; objects are labelled "learned",
+            vocabulary: A file, a text "NAME=FILE" that gives a label, or an object.
+            name: The label of its detections. By default, the name of the file. A file called
+                learned.vocab.safetensors, as all runs have one, takes the label that `export --name` gave, or else
+                "learned", or else, if that is taken, the name of its folder. Objects are labelled "learned",
                 "learned-2", and so on.
+            replace: Whether it may take the place of the learned vocabulary with that label. No call of `detect` sees
+                both of them, or neither.
 
         Returns:
             The label.
@@ -146,10 +158,17 @@ class Detector:
         Raises:
             VocabularyError: See `Detector`.
         """
-        place = "The vocabulary" if isinstance(vocabulary, Vocabulary) else f"`{vocabulary}`"
-        if not isinstance(vocabulary, Vocabulary):
-            name = name or Path(vocabulary).name.removesuffix(VOCABULARY_SUFFIX)
-            vocabulary = Vocabulary.load(vocabulary)
+        if isinstance(vocabulary, Vocabulary):
+            return self._add(vocabulary, "The vocabulary", name, None, replace=replace)
+        given, file = named_file(vocabulary)
+        return self._load_file(vocabulary, file, name or given, replace=replace)
+
+    def _load_file(self, place: str | Path, file: Path, name: str | None, *, replace: bool = False) -> str:
+        """Add the vocabulary of a file, which errors call `place`."""
+        return self._add(Vocabulary.load(file), f"`{place}`", name, file, replace=replace)
+
+    def _add(self, vocabulary: Vocabulary, place: str, name: str | None, file: Path | None, *, replace: bool) -> str:
+        """Add a vocabulary, with a label of its own if `name` is None."""
         if vocabulary.kind == "original":
             raise VocabularyError(
                 f"{place} is of kind `original`: it guides a detector, and a bundle has its own. Load a vocabulary of "
@@ -158,11 +177,11 @@ class Detector:
         self._check_made_for_this(vocabulary, place)
         with self._lock.get():
             loaded = self._state.learned
-            label = name or _free_label(loaded)
-            if label == ORIGINAL or label in loaded:
+            label = name or (free_label(loaded) if file is None else label_of(file, vocabulary, loaded))
+            if label == ORIGINAL or (label in loaded and not replace):
                 raise VocabularyError(
-                    f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Rename the file, give "
-                    "another `name`, or leave the other one out."
+                    f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Give it another one "
+                    "(NAME=FILE), or leave the other vocabulary out."
                 )
             self._check_room({**loaded, label: vocabulary}, place)
             self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload)
@@ -185,7 +204,7 @@ class Detector:
 
     def detect(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Letterboxed | Sequence[ImageInput | Letterboxed],
         *,
         iou: float | None = None,
         conf: float | None = None,
@@ -193,14 +212,15 @@ class Detector:
         learned_conf: float | None = None,
         show: Sequence[str] | None = None,
         hide: Sequence[str] | None = None,
+        overlap: Overlap = "keep",
         batch: int = 1,
         bgr: bool = False,
     ) -> list[Detections]:
         """Detections of one or several images.
 
         Args:
-            images: One image or a list of images: paths, PIL images, or uint8 (h, w, 3) RGB arrays. Files and PIL
-                images are turned upright as their EXIF orientation says.
+            images: One image or a list of images: paths, PIL images, uint8 (h, w, 3) RGB arrays, or what
+                `letterboxed` gives. Files and PIL images are turned upright as their EXIF orientation says.
             iou: In 0..1. A box is dropped if it overlaps a better one of its class by more than this. By default 0.7,
                 and for a class whose vocabulary has a tighter limit, that limit.
             conf: In 0..1, the score above which a detection counts. By default, each class's own threshold; a class
@@ -209,6 +229,10 @@ class Detector:
             learned_conf: The same for all other vocabularies; overrides `conf`.
             show: Only these classes, see `choose_classes`.
             hide: Not these classes.
+            overlap: What becomes of an original and a learned box on the same object. "keep": both stay. "learned": the
+                original one is hidden. "score": the one that is less far above its class's threshold is hidden. Hidden
+                rows stay in the result: `Detections.hidden` marks them, and `Detections.shown` leaves them out. See
+                `overlap.hidden_rows`.
             batch: Number of images that go through the network at once. With thousands of classes it may be fewer, to
                 fit into memory. A call with fewer images is filled up with grey ones, at the cost of whole images: on
                 the same device, with the same options and vocabularies, what is found in an image depends on `batch`
@@ -232,6 +256,7 @@ class Detector:
         ):
             if value is not None and not 0 <= value <= 1:
                 raise PromptTuneError(f"`{what}` must be from 0 to 1. Received: {value}.")
+        check_overlap(overlap)
         if batch < 1:
             raise PromptTuneError(f"`batch` must be at least 1. Received: {batch}.")
         state = self._state
@@ -251,7 +276,21 @@ class Detector:
             side_by_side = self._readers.get().map if len(part) > 1 else map  # Pillow works without Python's lock
             pixels = list(side_by_side(partial(self._letterboxed, bgr=bgr), part))
             found += self._detect_batch(pixels, at_once, wanted, NMS_IOU if iou is None else iou)
-        return found
+        return hide_boxes(found, {ORIGINAL: self._original, **state.learned}, overlap)
+
+    def letterboxed(self, image: ImageInput, *, bgr: bool = False) -> Letterboxed:
+        """An image made ready for the network, which `detect` takes in its place.
+
+        So a thread can read and scale images while another one detects.
+
+        Args:
+            image: See `detect`.
+            bgr: See `detect`.
+
+        Raises:
+            DataError: The image cannot be read, or is none of the above.
+        """
+        return Letterboxed(*letterbox(to_rgb(image, bgr=bgr), self.image_size))
 
     def raw(
         self,
@@ -287,9 +326,15 @@ class Detector:
         """Anchor points of one image."""
         return sum((self.image_size // stride) ** 2 for stride in self._session.metadata["strides"])
 
-    def _letterboxed(self, image: ImageInput, *, bgr: bool) -> tuple[np.ndarray, Letterbox]:
+    def _letterboxed(self, image: ImageInput | Letterboxed, *, bgr: bool) -> tuple[np.ndarray, Letterbox]:
         """The network's input, uint8 (h, w, 3), and where the image lies in it."""
-        return letterbox(to_rgb(image, bgr=bgr), self.image_size)
+        ready = image if isinstance(image, Letterboxed) else self.letterboxed(image, bgr=bgr)
+        if ready.placed.input_hw != (self.image_size, self.image_size):
+            raise DataError(
+                f"A letterboxed image must fit the detector's input of {self.image_size} px. Received: "
+                f"{ready.placed.input_hw}. Make it with this detector."
+            )
+        return ready.pixels, ready.placed
 
     def _detect_batch(
         self, pixels: list[tuple[np.ndarray, Letterbox]], at_once: int, wanted: list[Wanted], iou: float
@@ -371,15 +416,9 @@ def _restored(
     return detector
 
 
-def _as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
+def _as_list(
+    images: ImageInput | Letterboxed | Sequence[ImageInput | Letterboxed],
+) -> Sequence[ImageInput | Letterboxed]:
     """Several images as they are, anything else as a list with one image."""
     single = isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(images, Sequence)
     return [images] if single else images  # type: ignore[list-item, return-value]
-
-
-def _free_label(taken: Mapping[str, Vocabulary]) -> str:
-    """ "learned", "learned-2", ...: the first that is not taken."""
-    number = 1
-    while (label := LEARNED if number == 1 else f"{LEARNED}-{number}") in taken:
-        number += 1
-    return label

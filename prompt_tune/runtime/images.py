@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.image_files import unread_picture
-from prompt_tune.runtime.opening import opened
+from prompt_tune.runtime.opening import UNNAMED, opened
 
 PAD_GREY = 114  # ultralytics' letterbox colour, which YOLO-World was trained with
 _ORIENTATION_TAG = 0x0112
@@ -67,6 +67,19 @@ class Letterbox:
         return np.clip(boxes, 0, np.array(self.size_wh * 2, np.float32))
 
 
+@dataclass(frozen=True, eq=False)
+class Letterboxed:
+    """An image that is ready for the network, see `Detector.letterboxed`.
+
+    Attributes:
+        pixels: uint8 (h, w, 3), the network's input.
+        placed: Where the image lies in it.
+    """
+
+    pixels: np.ndarray
+    placed: Letterbox
+
+
 def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
     """An image in any form that `Detector.detect` takes, as RGB.
 
@@ -122,6 +135,20 @@ def read_rgb(path: str | Path) -> np.ndarray:
             return _upright_rgb(image, f"`{path}`")
     except Exception as error:
         raise _unreadable(f"`{path}`", error) from error
+
+
+def decode_rgb(content: bytes, *, max_megapixels: int | None = None) -> np.ndarray:
+    """Like `read_rgb`, from the content of a file.
+
+    Args:
+        content: Of an image file, in one of `opening.FORMATS`.
+        max_megapixels: A limit in place of `opening.max_megapixels`.
+    """
+    try:
+        with opened(content, limit=max_megapixels) as image:
+            return _upright_rgb(image, UNNAMED)
+    except Exception as error:
+        raise _unreadable(UNNAMED, error) from error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Opening image files with Pillow: only the formats that are read, only real files, and up to a limit of our own."""
 
 import ctypes
+import io
 import os
 import struct
 import threading
@@ -21,34 +22,41 @@ from prompt_tune.files import is_special
 FORMATS = frozenset(("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"))
 MAX_MEGAPIXELS = 500  # the largest cameras have 400
 LIMIT_VARIABLE = "PROMPT_TUNE_MAX_MEGAPIXELS"
+UNNAMED = "The image"  # in errors: an image that came without a file name
 _BYTES_PER_PIXEL = 21  # of memory, at most: JPEG 2000; an upright JPEG takes 10, and others up to 18
 _ASK_WHEN_OPENED = ("GIF", "WEBP")  # formats whose readers ask for Pillow's limit before they give the size
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path | bytes, *, limit: int | None = None) -> Iterator[Image.Image]:
     """An image file, whose pixels are not decoded yet.
 
+    Args:
+        path: The file, or its content.
+        limit: Megapixels that are read at most. By default `max_megapixels`, which errors then name.
+
     Raises:
-        DataError: It is a folder, a pipe or a device, has no pixels, or has more than `max_megapixels`.
+        DataError: It is a folder, a pipe or a device, has no pixels, or has more than the limit.
         Exception: Of any class: Pillow and the libraries below it say what they raise for damaged files nowhere.
     """
-    if is_special(path):
-        raise DataError(f"`{path}` is a pipe, a socket or a device. Give a file.")
-    limit = max_megapixels()
-    with open(path, "rb") as file:  # by its name, Pillow 13 would garble some TIFFs that it turns
+    place = UNNAMED if isinstance(path, bytes) else f"`{path}`"
+    if not isinstance(path, bytes) and is_special(path):
+        raise DataError(f"{place} is a pipe, a socket or a device. Give a file.")
+    rule = _limit_rule(max_megapixels()) if limit is None else f"At most {limit} are read here. Scale it down."
+    limit = max_megapixels() if limit is None else limit
+    # a file not by its name: Pillow 13 would garble some TIFFs that it turns
+    with io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:
         try:
             image = _open(file, limit * 1_000_000)
         except Image.DecompressionBombError as error:
-            raise DataError(f"`{path}` has more than {limit} megapixels. {_limit_rule(limit)}") from error
+            raise DataError(f"{place} has more than {limit} megapixels. {rule}") from error
         with image:
             width, height = image.size
             if width < 1 or height < 1:
-                raise DataError(f"`{path}` has {width} x {height} pixels. Replace the file.")
+                raise DataError(f"{place} has {width} x {height} pixels. Replace the file.")
             if width * height > limit * 1_000_000:
                 raise DataError(
-                    f"`{path}` has {width} x {height} pixels, {width * height / 1_000_000:.4g} megapixels. "
-                    f"{_limit_rule(limit)}"
+                    f"{place} has {width} x {height} pixels, {width * height / 1_000_000:.4g} megapixels. {rule}"
                 )
             with _pillow_limit(limit * 1_000_000, only_for=width * height):  # some decoders ask for it once more
                 yield image

@@ -28,6 +28,7 @@ class Packed:
         calibration: (n_cls, 2) float32, scale and shift of the logit. None if no vocabulary has one.
         nms_iou: (n_cls,) float32 above 0 and at most 1, each class's own limit of overlap. 1 adds nothing to the
             graph's suppression.
+        visible: (n_cls,) bool, False for background rows, which are never shown.
         box_offsets: (n_cls, 4) float32, see `offsets`. None if no vocabulary has any.
     """
 
@@ -37,6 +38,7 @@ class Packed:
     thresholds: np.ndarray
     calibration: np.ndarray | None
     nms_iou: np.ndarray
+    visible: np.ndarray
     box_offsets: np.ndarray | None = None
 
     @classmethod
@@ -57,6 +59,7 @@ class Packed:
             thresholds=np.concatenate([np.zeros(0, np.float32), *(part.thresholds for part in parts)]),  # (n_cls,)
             calibration=np.concatenate([part.calibration_rows for part in parts]) if calibrated else None,  # (n_cls, 2)
             nms_iou=np.concatenate([np.zeros(0, np.float32), *(part.nms_iou_rows for part in parts)]),  # (n_cls,)
+            visible=np.concatenate([np.zeros(0, bool), *(~part.is_background for part in parts)]),  # (n_cls,)
             box_offsets=np.concatenate([part.box_offsets_rows for part in parts]) if moves else None,  # (n_cls, 4)
         )
 
@@ -93,7 +96,7 @@ class Packed:
         Args:
             found: With class ids of this packing, boxes in pixels of the network's input and uncalibrated scores.
             placed: How the image lies in that input.
-            shown: (n_cls,) bool, the classes that are wanted.
+            shown: (n_cls,) bool, the classes that are wanted. Background rows stay hidden.
             limits: (n_cls,) float32, thresholds of the calibrated scores.
             nms_iou: (n_cls,) float32, from `overlaps`.
 
@@ -104,7 +107,7 @@ class Packed:
         found = move(found, self.box_offsets)
         index = found.class_ids
         scores = self._calibrated(found.scores, index)
-        keep = np.flatnonzero(shown[index] & (scores > limits[index]))
+        keep = np.flatnonzero((shown & self.visible)[index] & (scores > limits[index]))
         keep = keep[distinct(found.boxes_xyxy[keep], found.scores[keep], index[keep], nms_iou)]
         boxes_xyxy = placed.to_original(found.boxes_xyxy)
         keep = keep[(boxes_xyxy[keep, 2:] > boxes_xyxy[keep, :2]).all(axis=1)]

@@ -74,8 +74,9 @@ class State:
 
     @cached_property
     def classes(self) -> tuple[ClassKey, ...]:
-        """All classes, in the order of detections."""
-        return tuple(key for part in (self.original, self.together, *self.own.values()) for key in part.packed.classes)
+        """All classes, in the order of detections. Background rows are none."""
+        parts = [part.packed for part in (self.original, self.together, *self.own.values())]
+        return tuple(key for part in parts for key, seen in zip(part.classes, part.visible, strict=True) if seen)
 
     @property
     def n_rows(self) -> int:

@@ -28,7 +28,7 @@ from prompt_tune.evaluation.thresholds import choose_nms_iou, choose_thresholds
 from prompt_tune.files import saving
 from prompt_tune.models.prompts_file import save_context
 from prompt_tune.models.world import torch_device
-from prompt_tune.progress import Progress, silent
+from prompt_tune.progress import Epoch, Progress, silent, untold
 from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
@@ -89,6 +89,7 @@ def fit(
     device: str = "cpu",
     ranks: Ranks | None = None,
     progress: Progress = silent,
+    on_epoch: Epoch = untold,
 ) -> FitResult:
     """Learn prompts for the classes of a data set.
 
@@ -104,6 +105,7 @@ def fit(
         ranks: The processes that torchrun has started; this one is rank 0.
         progress: Called as the work proceeds. KeyboardInterrupt, raised by it or by the user, ends the training; what
             was learned until then is kept.
+        on_epoch: Called after each epoch with its line of metrics.jsonl.
 
     Returns:
         The epoch that is kept: the best one by AP on the validation images, or the last one if those are few.
@@ -138,7 +140,7 @@ def fit(
     folds = make_folds([job.dataset.train.samples[i] for i in task.train.kept], job.config.seed) if few else []
     judged = _cross_validate(job, task, folds, run, progress) if folds else None
     trainer = _trainer(job, task, select=not few, keep_last=_has_few_to_measure(task))
-    _train(run, trainer, progress, resume=resume)
+    _train(run, trainer, progress, on_epoch, resume=resume)
     seconds["train"] = time.perf_counter() - started
     chosen = _choose(trainer, job, judged, len(folds))
     _write(run, chosen, job)
@@ -243,7 +245,7 @@ def _embeddings(job: Job) -> np.ndarray:
     return job.context.embeddings() if job.earlier is None else job.earlier.keep(job.context, job.frozen)
 
 
-def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool) -> None:
+def _train(run: RunFolder, trainer: Trainer, progress: Progress, on_epoch: Epoch, *, resume: bool) -> None:
     """Train epoch after epoch until all are done or the user stops; the state after each one is kept on disk.
 
     Raises:
@@ -258,6 +260,7 @@ def _train(run: RunFolder, trainer: Trainer, progress: Progress, *, resume: bool
             line = trainer.run_epoch()
             run.add_metrics(line)
             save_state(run, trainer.state())
+            on_epoch(line)
             measured = f"  AP50 {line['ap50']:.3f}  AP {line['ap']:.3f}" if "ap" in line else ""
             progress("train", trainer.epoch, epochs, f"loss {line['loss']:.3f}{measured}")
     except KeyboardInterrupt:

@@ -182,7 +182,7 @@ def prepare(
     classes = inputs.classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
     names = [prompts[0] for prompts in classes]
     carried = [] if earlier is None else [name for name in earlier.learned.names if name not in names]
-    for hint in name_hints([*names, *carried], vocabulary.names):
+    for hint in name_hints([*names, *carried], vocabulary.class_names):
         logger.warning("%s", hint)
     context = PromptContext(
         tower,

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -137,8 +138,9 @@ def helpers(
             for rank, device in enumerate(devices[1:], 1)
         ]
         try:
-            for process in processes:
-                process.start()
+            with _ignored_by_children():
+                for process in processes:
+                    process.start()
             with _meet(store, 0, len(devices), lambda rank: processes[rank - 1].is_alive()) as ranks:
                 yield ranks
             for process in processes:
@@ -148,6 +150,19 @@ def helpers(
                 if process.is_alive():
                     process.kill()
                 process.join()
+
+
+@contextmanager
+def _ignored_by_children() -> Iterator[None]:
+    """Processes that start in the block ignore Ctrl-C: it goes to rank 0 too, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check_all(devices: Sequence[str]) -> None:
@@ -178,7 +193,6 @@ def _helper(
     device: str,
 ) -> None:
     """A process that `helpers` starts."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to rank 0 too, which ends this process
     with suppress(RankLostError):  # rank 0 is the user's own process: who ended it knows
         help_out(inputs, out, _meet(store, rank, size), config=config, strict=strict, device=device)
 

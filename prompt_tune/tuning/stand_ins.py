@@ -36,6 +36,8 @@ class StandIns:
         self._rows = torch.tensor(rows, device=world.device)  # (m, 512)
         patterns = [name_pattern(prompts) for prompts in classes]
         others = np.array([[pattern.search(name) is None for name in names] for pattern in patterns], np.float32)
+        hidden = [part.is_background.repeat(part.n_prompts) for part in vocabularies]  # no class, so no object to show
+        others *= ~np.concatenate(hidden)
         ends = np.cumsum([vocabulary.embeddings[..., 0].size for vocabulary in vocabularies])[:-1]
         parts = [part / max(1.0, part.sum()) for part in np.split(others, ends, axis=1)]  # each counts fully
         self._weights = torch.tensor(np.concatenate(parts, axis=1), device=world.device)  # (n_cls, m)

@@ -90,6 +90,7 @@ def diff(before: Vocabulary, after: Vocabulary) -> VocabularyDiff:
     common = [name for name in old if name in new]
     pairs = {name: (old[name], new[name]) for name in common}
     fields = {name: (getattr(before, name), getattr(after, name)) for name in FIELDS}
+    fields["background"] = (dict(before.background) or None, dict(after.background) or None)
     one_side, other_side = (flat("provenance", part.provenance) for part in (before, after))
     fields |= {key: (one_side.get(key), other_side.get(key)) for key in sorted({*one_side, *other_side})}
     return VocabularyDiff(

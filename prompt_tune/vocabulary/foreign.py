@@ -1,9 +1,11 @@
-"""Vocabularies in the formats of other projects: AILab's `.npy` with a JSON file of names, and ibaiGorordo's `.npz`.
+"""Vocabularies in other projects' formats: AILab's `.npy` with names in JSON, ibaiGorordo's and ultralytics' `.npz`.
 
 AILab-CVC/YOLO-World: float32 (n_cls, 512) with unit rows, written by tools/generate_text_prompts.py and read by
 tools/reparameterize_yoloworld.py. The JSON file beside it holds the names: [["person"], ["bicycle"], ...].
 ibaiGorordo/ONNX-YOLO-World-Open-Vocabulary-Object-Detection: `class_embeddings`, float32 (1, n_cls, 512), and
 `class_list`, strings.
+ultralytics 8.4, `save_prompt_embeddings` of YOLOE: `embeddings`, float32 (1, n_cls, 512), `names`, strings, and
+`model`, the name of the model whose text tower made them. Such a file is read, and not written.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ from prompt_tune.contract import EMBED_DIM, Kind
 from prompt_tune.errors import VocabularyError
 from prompt_tune.files import MAX_METADATA_BYTES, is_special, saving
 from prompt_tune.texts import parse_json, regular_bytes
+from prompt_tune.vocabulary.background import named
 from prompt_tune.vocabulary.checks import FloatArray
 from prompt_tune.vocabulary.format import ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
@@ -26,6 +29,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 OWN_SUFFIX = ".safetensors"
 NPY, NPZ = ".npy", ".npz"
 NPZ_KEYS = ("class_embeddings", "class_list")
+BOUND_KEYS = ("embeddings", "names", "model")  # of ultralytics, for one model
 MIN_COSINE = 0.999  # two embeddings of a name by the same tower; rounding to float16 keeps 0.99999
 MAX_NORM_ERROR = 0.01  # float16 rounding stays below 0.001
 logger = logging.getLogger(__name__)
@@ -84,13 +88,14 @@ def from_foreign(
     """Read a `.npy` or `.npz` file as a vocabulary, bit for bit.
 
     Such a file does not say which text tower made its embeddings. For the kinds "plain" and "original", names that
-    `original` has too must therefore have the same embeddings there. The kind "learned" is not checked.
+    `original` has too must therefore have the same embeddings there, and ultralytics' files, which are for one model,
+    must share a name with it. The kind "learned" is not checked.
 
     Args:
         source: The `.npy` or `.npz` file.
         original: A vocabulary of kind "original". The result is for its detector, text tower and guide.
         classes: See `convert`.
-        kind: Of the result. "original" makes it a guide.
+        kind: Of the result. "original" makes it a guide, in which a class with a blank text is a background row.
         normalise: Divide each row by its norm, which must be within 0.01 of 1. For embeddings made in float16.
 
     Raises:
@@ -101,24 +106,36 @@ def from_foreign(
         raise VocabularyError(
             f"--original must be a vocabulary of kind `original`, such as a bundle's. Received: `{original.kind}`."
         )
-    names, rows = _read_npz(source) if source.suffix == NPZ else _read_npy(source, classes or _beside(source))
+    model = None
+    if source.suffix == NPZ:
+        names, rows, model = _read_npz(source)
+    else:
+        names, rows = _read_npy(source, classes or _beside(source))
     if normalise:
         rows = _normalised(rows, source)
+    converted = {"format": source.suffix, "sha256": _sha256(source), "normalised": normalise}
+    converted |= {} if model is None else {"model": model}
+    texts, background = named(names) if kind == "original" else (tuple(names), ())
     try:
         vocabulary = Vocabulary(
-            tuple(names),
+            texts,
             rows[:, None],  # (n_cls, 1, 512)
             kind=kind,
             detector=original.detector,
             text_tower=original.text_tower,
             guide=guide_digest(rows) if kind == "original" else original.guide,
-            provenance={"converted": {"format": source.suffix, "sha256": _sha256(source), "normalised": normalise}},
+            background=background,
+            provenance={"converted": converted},
         )
     except VocabularyError as error:
         cure = "" if normalise or "unit" not in str(error) else " Made in float16? Give --normalise."
+        if "" in map(str.strip, names):
+            cure = " Is it a background row? Only --kind original has such rows."
         raise VocabularyError(f"{source}: {error}{cure}") from error
     if kind != "learned":
-        _check_tower(vocabulary, original, source)
+        _check_tower(vocabulary, original, source, model)
+    elif model is not None:
+        logger.info("%s was saved for '%s'. Its text tower was not checked.", source, model)
     return vocabulary
 
 
@@ -139,16 +156,18 @@ def to_foreign(vocabulary: Vocabulary, out: Path, *, classes: Path | None = None
         VocabularyError: A class has several prompts, or a file cannot be written.
     """
     rows = single_prompts(vocabulary, out)
+    encoded = dict(vocabulary.background)
+    names = [encoded.get(name, name) for name in vocabulary.names]  # background rows as those projects have them
     written = [out]
     if out.suffix == NPZ:
         with saving(out, VocabularyError) as path:  # `NPZ_KEYS`; (1, n_cls, 512)
-            np.savez(path, class_embeddings=rows[None], class_list=np.array(vocabulary.names))
+            np.savez(path, class_embeddings=rows[None], class_list=np.array(names))
     else:
         texts = classes or _beside(out)
         written.append(texts)
         with saving(out, VocabularyError) as path, saving(texts, VocabularyError) as texts_path:
             np.save(path, rows)
-            texts_path.write_text(json.dumps([[name] for name in vocabulary.names], ensure_ascii=False), "utf-8")
+            texts_path.write_text(json.dumps([[name] for name in names], ensure_ascii=False), "utf-8")
     optional = ("calibration", "nms_iou", "box_offsets")
     lost = "".join(f", {name}" for name in optional if getattr(vocabulary, name) is not None)
     logger.info(
@@ -191,22 +210,24 @@ def _read_npy(source: Path, classes: Path) -> tuple[list[str], FloatArray]:
     return names, rows
 
 
-def _read_npz(source: Path) -> tuple[list[str], FloatArray]:
-    """Names and float32 (n_cls, 512)."""
+def _read_npz(source: Path) -> tuple[list[str], FloatArray, str | None]:
+    """Names, float32 (n_cls, 512), and the model that the file is for, if it says so."""
     arrays = _load(source)
     if isinstance(arrays, np.ndarray):
         raise VocabularyError(f"{source} is not an .npz file but a single array. If it is a .npy, rename it.")
-    if missing := [key for key in NPZ_KEYS if key not in arrays]:
+    bound = arrays.keys() == {*BOUND_KEYS}
+    place, texts = BOUND_KEYS[:2] if bound else NPZ_KEYS
+    if missing := [key for key in (place, texts) if key not in arrays]:
         raise VocabularyError(f"{source} lacks {', '.join(missing)}; it has: {', '.join(arrays) or 'nothing'}.")
-    embeddings, listed = (arrays[key] for key in NPZ_KEYS)
+    listed, model = arrays[texts], arrays["model"] if bound else None
     if listed.ndim != 1 or listed.dtype.kind != "U":
-        raise VocabularyError(
-            f"{source}: `class_list` must be strings (n_cls,). Received: {listed.dtype} {listed.shape}."
-        )
+        raise VocabularyError(f"{source}: `{texts}` must be strings (n_cls,). Received: {listed.dtype} {listed.shape}.")
+    if model is not None and (model.ndim != 0 or model.dtype.kind != "U"):
+        raise VocabularyError(f"{source}: `model` must be a string. Received: {model.dtype} {model.shape}.")
     names = [str(name) for name in listed]
-    rows = _checked_rows(embeddings, source, leading=True)
-    _check_count(names, rows, f"`class_list` and `class_embeddings` of {source}")
-    return names, rows
+    rows = _checked_rows(arrays[place], source, leading=True)
+    _check_count(names, rows, f"`{texts}` and `{place}` of {source}")
+    return names, rows, None if model is None else str(model)
 
 
 def _load(source: Path) -> Any:
@@ -271,10 +292,15 @@ def _normalised(rows: FloatArray, source: Path) -> FloatArray:
     return (rows / norms).astype(np.float32)  # (n_cls, 512)
 
 
-def _check_tower(vocabulary: Vocabulary, original: Vocabulary, source: Path) -> None:
+def _check_tower(vocabulary: Vocabulary, original: Vocabulary, source: Path, model: str | None) -> None:
     """Refuse other embeddings of names in `original`: they are from another tower, or tuned."""
     row_of = {name: row for row, name in enumerate(original.names)}
-    shared = [row for row, name in enumerate(vocabulary.names) if name in row_of]
+    shared = [row for row, name in enumerate(vocabulary.names) if name in row_of and not vocabulary.is_background[row]]
+    if not shared and model is not None:
+        raise VocabularyError(
+            f"{source} was saved for {model!r}, and shares no name with the original vocabulary by which to see "
+            "whether its text tower is the same. Save it with such a class, or give --kind learned if you know it is."
+        )
     if not shared:
         logger.info(
             "%s shares no name with the original vocabulary, so its text tower was not checked.",

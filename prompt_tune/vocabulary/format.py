@@ -23,11 +23,12 @@ FORMAT_VERSION = 2  # the newest
 MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `checks.MAX_ROWS`), and the rest
 FIELDS = {"names", "kind", "guide_mode", "detector", "text_tower", "guide", "provenance"}
 CONTENT = "content"  # optional: the digest of all that inference uses, see `content_digest`
-DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide")  # in this order, and all tensors
+BACKGROUND = "background"  # optional: the rows that are no class, see `background`
+DIGESTED = ("names", "kind", "guide_mode", "detector", "text_tower", "guide", BACKGROUND)  # in this order; all tensors
 REQUIRED_TENSORS = {"embeddings", "thresholds"}
 OPTIONAL_TENSORS = {"calibration", "nms_iou", "box_offsets"}
 # what an older reader would drop, by the first version that has it: it must refuse the file
-SINCE = {"box_offsets": 2, CONTENT: 2}
+SINCE = {"box_offsets": 2, CONTENT: 2, BACKGROUND: 2}
 
 
 class Provenance(TypedDict, total=False):
@@ -60,6 +61,7 @@ class Provenance(TypedDict, total=False):
         merged: `digest` and `provenance` of each vocabulary that was merged.
         converted: `format`, `sha256` and `normalised` of the foreign file that was read.
         prompts: SHA-256 (hex) of the prompts file that `vocab build` used.
+        label: The label that `export --name` gave.
         metrics: Further figures by name.
     """
 
@@ -86,6 +88,7 @@ class Provenance(TypedDict, total=False):
     merged: list[dict[str, Any]]
     converted: dict[str, Any]
     prompts: str
+    label: str
     metrics: dict[str, float]
 
 
@@ -93,11 +96,15 @@ def content_digest(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[
     """The digest of all that inference uses: it differs if a bit of the file's meaning does.
 
     SHA-256 (hex) of a JSON list in UTF-8, without spaces and with every character as it is, and then the tensors in
-    the order of their names, as little-endian float32 in C order. The list holds the values of `DIGESTED`, then a list
-    with a pair (name, shape) for each tensor, in the same order.
+    the order of their names, as little-endian float32 in C order. The list holds the values of `DIGESTED` that the
+    file has (all but `background`, which is optional), then a list with a pair (name, shape) for each tensor, in the
+    same order.
     """
     order = sorted(tensors)
-    head = [*(fields[name] for name in DIGESTED), [[name, list(tensors[name].shape)] for name in order]]
+    head = [
+        *(fields[name] for name in DIGESTED if name in fields),
+        [[name, list(tensors[name].shape)] for name in order],
+    ]
     digest = hashlib.sha256(json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
     for name in order:
         digest.update(np.ascontiguousarray(tensors[name], dtype="<f4").data)
@@ -110,14 +117,14 @@ def encode(fields: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float
     A file that needs version 2 has a digest of its content. Any other has none, so that older readers can read it.
 
     Args:
-        fields: A value for each of `FIELDS`, plain JSON.
+        fields: A value for each of `FIELDS`, plain JSON, and one for `BACKGROUND` if there are such rows.
         tensors: Float32 arrays, named as in the format.
 
     Raises:
         VocabularyError: Names and provenance take more than 16 MiB.
     """
     try:
-        version = _version(tensors)
+        version = _version({*tensors, *fields})
         content = {CONTENT: content_digest(fields, tensors)} if version >= SINCE[CONTENT] else {}
         return tensor_bytes(tensors, {"version": version, **fields, **content})
     except ValueError as error:
@@ -128,7 +135,8 @@ def decode(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32
     """Fields and tensors of a vocabulary file.
 
     Returns:
-        A value of any JSON type for each of `FIELDS`, and the float32 tensors, of any shape.
+        A value of any JSON type for each of `FIELDS` and, if the file has it, `BACKGROUND`; and the float32 tensors,
+        of any shape.
 
     Raises:
         VocabularyError: The file is missing, damaged or of an unknown version, or something in it is missing or not
@@ -165,7 +173,7 @@ def _check(fields: dict[str, Any], tensors: set[str]) -> None:
         )
     if missing := sorted(FIELDS - fields.keys()):
         raise VocabularyError(f"its metadata lacks {', '.join(missing)}. Build the file again.")
-    if unknown := sorted(fields.keys() - FIELDS - {"version", CONTENT}):
+    if unknown := sorted(fields.keys() - FIELDS - {"version", CONTENT, BACKGROUND}):
         raise VocabularyError(f"its metadata has unknown keys: {unknown}. Update prompt-tune.")
     if missing := sorted(REQUIRED_TENSORS - tensors):
         raise VocabularyError(f"it lacks the tensors {', '.join(missing)}. Build the file again.")
@@ -173,7 +181,8 @@ def _check(fields: dict[str, Any], tensors: set[str]) -> None:
         raise VocabularyError(f"it has unknown tensors: {unknown}. Update prompt-tune.")
     if version != (needed := _version({*tensors, *fields})):
         raise VocabularyError(
-            f"format version {version}, but with its tensors a file has version {needed}. Build the file again."
+            f"format version {version}, but with its {'background rows' if BACKGROUND in fields else 'tensors'} a file "
+            f"has version {needed}. Build the file again."
             if CONTENT not in fields
             else f"format version {version}, but a file with a `{CONTENT}` digest has version {needed}. Build it again."
         )

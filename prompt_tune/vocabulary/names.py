@@ -136,9 +136,14 @@ def kept_names(names: Sequence[Any]) -> list[Any]:
     return [KeptName(name) if isinstance(name, str) and _BIDI_CONTROLS.search(name) else name for name in names]
 
 
+def unprintable(text: str) -> bool:
+    """Whether a text has control characters, line separators or lone surrogates."""
+    return _UNPRINTABLE.search(text) is not None
+
+
 def unfit(name: str) -> str | None:
     """Why a class cannot have a name: a sentence about its characters, or None."""
-    if _UNPRINTABLE.search(name):
+    if unprintable(name):
         return f"Class names must not have control characters or line breaks. Received: {name!r}."
     if _BIDI_CONTROLS.search(name) and not isinstance(name, KeptName):
         return f"Class names must not have characters that control the direction of text. Received: {name!a}."
@@ -158,7 +163,7 @@ def name_hints(names: Sequence[str], original: Sequence[str]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(_folded(name), []).append(name)
-    known = {key: name for name in original if (key := _folded(name))}  # background rows have no words
+    known = {key: name for name in original if (key := _folded(name))}
     hints = []
     groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if groups:

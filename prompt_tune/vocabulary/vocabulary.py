@@ -17,6 +17,7 @@ import numpy.typing as npt
 from prompt_tune.contract import DEFAULT_THRESHOLD, IDENTITY, UNLIMITED, GuideMode, Kind
 from prompt_tune.errors import VocabularyError
 from prompt_tune.files import saving
+from prompt_tune.vocabulary.background import Background, checked_background
 from prompt_tune.vocabulary.checks import (
     FloatArray,
     as_floats,
@@ -30,7 +31,7 @@ from prompt_tune.vocabulary.checks import (
     listing,
     plain_json,
 )
-from prompt_tune.vocabulary.format import FIELDS, OPTIONAL_TENSORS, Provenance, decode, encode
+from prompt_tune.vocabulary.format import BACKGROUND, FIELDS, OPTIONAL_TENSORS, Provenance, decode, encode
 from prompt_tune.vocabulary.names import KeptName, check_names, kept_names
 from prompt_tune.wording import counted
 
@@ -70,6 +71,8 @@ class Vocabulary:
         box_offsets: (n_cls, 4) float32 from -0.4 to 0.4, how far the left, top, right and bottom edge of the class's
             boxes are moved, in shares of the box's width and height; see `runtime.offsets`. None moves nothing. An
             original vocabulary has none.
+        background: Name and encoded text of each row that is no class: it guides the neck and scores, and nothing shows
+            it. Only an original vocabulary has such rows.
         provenance: How the vocabulary was made, as plain JSON.
 
     Raises:
@@ -88,6 +91,7 @@ class Vocabulary:
     calibration: FloatArray | None = None
     nms_iou: FloatArray | None = None
     box_offsets: FloatArray | None = None
+    background: Background = ()
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
@@ -120,12 +124,25 @@ class Vocabulary:
                     "A vocabulary of kind `original` has no `box_offsets`: original boxes stay. Leave them out."
                 )
         self._check_origin()
+        self._set("background", checked_background(self.background, self.names, self.kind))
         self._set("provenance", cast(Provenance, plain_json(self.provenance)))
 
     def __repr__(self) -> str:
         """One line: how many classes of which kind, and their names."""
         guide = ", guide mode own" if self.guide_mode == "own" else ""
-        return f"<Vocabulary of {counted(len(self.names), f'{self.kind} class')}{guide}: {listing(self.names)}>"
+        shown = self.class_names
+        return f"<Vocabulary of {counted(len(shown), f'{self.kind} class')}{guide}: {listing(shown)}>"
+
+    @property
+    def is_background(self) -> npt.NDArray[np.bool_]:
+        """The rows that are no class: (n_cls,) bool."""
+        marked = {name for name, _ in self.background}
+        return np.array([name in marked for name in self.names], dtype=bool)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of all classes, without background rows."""
+        return tuple(name for name, hidden in zip(self.names, self.is_background, strict=True) if not hidden)
 
     @property
     def n_prompts(self) -> int:
@@ -165,6 +182,8 @@ class Vocabulary:
             values, tensors = decode(Path(path))
             if tensors["thresholds"].ndim == 0:
                 raise VocabularyError("`thresholds` must have one number per class. Received: a scalar.")
+            if values.get(BACKGROUND) == []:
+                raise VocabularyError("`background` must name a row. Received: an empty list.")
             if isinstance(values["names"], list):
                 values["names"] = kept_names(values["names"])
                 if odd := [name for name in values["names"] if isinstance(name, KeptName)]:
@@ -187,7 +206,8 @@ class Vocabulary:
         """The content of the vocabulary file."""
         tensors = {"embeddings": self.embeddings, "thresholds": self.thresholds}
         tensors |= {name: rows for name in sorted(OPTIONAL_TENSORS) if (rows := getattr(self, name)) is not None}
-        return encode({name: getattr(self, name) for name in FIELDS}, tensors)
+        marks = {BACKGROUND: self.background} if self.background else {}
+        return encode({name: getattr(self, name) for name in FIELDS} | marks, tensors)
 
     def select(self, names: Sequence[str]) -> "Vocabulary":
         """A vocabulary with only these classes, in this order. From an original vocabulary, it is another guide.
@@ -203,7 +223,7 @@ class Vocabulary:
             )
         row_of = {name: row for row, name in enumerate(self.names)}
         rows = [row_of[name] for name in names]
-        embeddings = self.embeddings[rows]  # (len(names), n_prompts, 512)
+        embeddings, texts = self.embeddings[rows], dict(self.background)  # (len(names), n_prompts, 512)
         return replace(
             self,
             names=tuple(self.names[row] for row in rows),  # as this vocabulary has them, see `KeptName`
@@ -213,6 +233,7 @@ class Vocabulary:
             nms_iou=None if self.nms_iou is None else self.nms_iou[rows],
             box_offsets=None if self.box_offsets is None else self.box_offsets[rows],
             guide=guide_digest(embeddings) if self.kind == "original" else self.guide,
+            background=tuple((self.names[row], texts[self.names[row]]) for row in rows if self.names[row] in texts),
         )
 
     def remove(self, names: Sequence[str]) -> "Vocabulary":
@@ -235,7 +256,11 @@ class Vocabulary:
             VocabularyError: An old name is unknown, or a new name is empty or taken.
         """
         self._check_known(list(new_names))
-        return replace(self, names=tuple(new_names.get(name, name) for name in self.names))
+        return replace(
+            self,
+            names=tuple(new_names.get(name, name) for name in self.names),
+            background=tuple((new_names.get(name, name), text) for name, text in self.background),
+        )
 
     def padded(self, n_prompts: int) -> FloatArray:
         """The embeddings, with prompts repeated up to `n_prompts` per class: (n_cls, n_prompts, 512) float32.

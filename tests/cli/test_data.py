@@ -4,13 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from commands import run_command
+from data_sets import TRAIN
+from exports import labelme
 from PIL import Image
 
+from prompt_tune.cli.data import FORMATS
 from prompt_tune.datasets.sample import write_sample
+from prompt_tune.datasets.samples import Kind
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,13 @@ def test_tables_and_sheet_of_the_sample_set(custom: Path, tmp_path: Path, capfd:
     assert f"Contact sheet of 10 training images: {tmp_path / 'sheet.png'}" in done.out
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2000 and sheet.height > 600
+
+
+def test_every_format_has_a_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert FORMATS.keys() == set(get_args(Kind))
+    done = run_command(capfd, "data", "check", labelme(tmp_path / "set", {"train": TRAIN}))
+    assert done.status == 0, done.err
+    assert "set: labelme, 2 classes" in done.out
 
 
 def test_json_has_everything_and_nothing_else_is_on_standard_output(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -498,3 +499,43 @@ def test_names_of_every_kind_end_nothing(bundle: Path, tmp_path: Path, capfd: Ca
         assert word in done.err
     done = run_command(capfd, "detect", bundle, "--source", "q" * 5000, "--stream", *FEW)
     assert done.status == 1 and "no such file or folder" in done.err
+
+
+def test_overlap_marks_hidden_rows_and_keeps_them_in_json(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    original = runtime.Detector(bundle, use_bundled=False).vocabularies["original"]
+    twins = replace(
+        learned_for(bundle, *original.names), embeddings=original.embeddings, thresholds=original.thresholds
+    )
+    twins.save(tmp_path / "twins.vocab.safetensors")
+    options: list[object] = [
+        "--no-bundled",
+        "--learned",
+        tmp_path / "twins.vocab.safetensors",
+        "--conf",
+        0.5,
+        "--threads",
+        1,
+    ]
+    save = [part for what in ("coco", "csv", "yolo") for part in ("--save", what)]
+    (plain, hidden) = (tmp_path / "plain", tmp_path / "hidden")
+    before = run_command(capfd, "detect", bundle, photos, "--out", plain, *options, *save, "--show", "thing 1")
+    done = run_command(
+        capfd, "detect", bundle, photos, "--out", hidden, *options, *save, "--show", "thing 1", "--overlap", "learned"
+    )
+    assert (before.status, done.status) == (0, 0), done.err
+    one, other = (document(out)["annotations"] for out in (plain, hidden))
+    assert all("hidden" not in row for row in one) and "overlap" not in document(plain)["info"]
+    assert document(hidden)["info"]["overlap"] == "learned"
+    assert [{**row, "hidden": row["vocabulary"] == "original"} for row in one] == other and len(one) > 0
+    shown = sum(not row["hidden"] for row in other)
+    assert f"{counted(shown, 'detection')} ({shown} more hidden) in 2 images" in done.out
+    lines = (hidden / "detections.csv").read_text().splitlines()
+    assert lines[0].endswith(",y2,hidden") and {line[-2:] for line in lines[1:]} == {",0", ",1"}
+    labels = "".join(path.read_text() for path in (hidden / "yolo" / "labels").iterdir())
+    assert len(labels.splitlines()) == shown
+    done = run_command(capfd, "detect", bundle, photos, "--stream", *options, "--show", "thing 1", "--overlap", "score")
+    rows = [row for line in done.out.splitlines() for row in json.loads(line)["detections"]]
+    assert {row["hidden"] for row in rows if row["vocabulary"] == "original"} == {True}
+    assert {row["hidden"] for row in rows if row["vocabulary"] == "twins"} == {False}

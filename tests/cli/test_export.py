@@ -92,3 +92,23 @@ def test_export_with_half_that_is_refused_writes_nothing(
     assert done.status == 1 and done.err.startswith("Error: In float16, boxes of this detector move by")
     assert len(done.err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_name_of_export_is_the_label_of_the_bundles_vocabulary(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = original_vocabulary()
+    learned = learned_for_tiny(("disc",), original.embeddings[:1])
+    run = write_run(tmp_path / "run", "tiny", original, learned, image_size=SIZE)
+    bundle = tmp_path / "bundle"
+    done = run_command(capfd, "export", run, "--out", bundle, "--name", "forklifts")
+    assert (done.status, done.out) == (0, f"Bundle: {bundle}\n")
+    detector = Detector(bundle, learned=[run / "learned.vocab.safetensors"], threads=1)
+    assert list(detector.vocabularies) == ["original", "forklifts", "learned"] and detector.bundled == "forklifts"
+    assert Vocabulary.load(bundle / "learned.vocab.safetensors").provenance["label"] == "forklifts"
+    assert "label" not in Vocabulary.load(run / "learned.vocab.safetensors").provenance
+    done = run_command(capfd, "export", run, "--out", tmp_path / "other", "--name", "original")
+    assert done.status == 1 and done.err.startswith("Error: A label must be a word")
+    assert not (tmp_path / "other").exists()
+    assert run_command(capfd, "export", run, "--out", bundle).status == 0
+    assert (bundle / "learned.vocab.safetensors").read_bytes() == (run / "learned.vocab.safetensors").read_bytes()

@@ -1,15 +1,17 @@
 """`prompt-tune vocab` as on an inference box, without the packages of `fit`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 from places import ROOT
-from vocabularies import DETECTOR, golden, learned
+from vocabularies import DETECTOR, golden, learned, unit_rows
 
-from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 # the command line as on an inference box: what `fit` needs cannot be imported
 LIGHT = """if True:
@@ -223,3 +225,22 @@ def test_vocab_help_of_each_command_is_there_without_torch(name: str) -> None:
     done = prompt_tune("vocab", name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"vocab {name}" in done.stdout
+
+
+def test_vocab_show_names_background_rows_apart(tmp_path: Path) -> None:
+    path, rows = tmp_path / "a.vocab.safetensors", unit_rows(2, 1)
+    learned("car", "void", kind="original", guide=guide_digest(rows), background=(("void", " "),)).save(path)
+    lines = [line.split() for line in prompt_tune("vocab", "show", path).stdout.splitlines()]
+    assert lines[:2] == [["classes", "1"], ["background", "void", "(text", '"', '")']]
+    rows = json.loads(prompt_tune("vocab", "show", path, "--json").stdout)["classes"]
+    assert [(row["name"], row.get("background")) for row in rows] == [("car", None), ("void", " ")]
+
+
+def test_build_adds_background_rows_to_a_guide_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    build: list[str | Path] = ["vocab", "build", "--model", "tiny", "--names", "red circle, blue ring"]
+    out = tmp_path / "a.vocab.safetensors"
+    done = run_command(capfd, *build, "--kind", "original", "--background", " ", "--out", out)
+    assert (done.status, done.out) == (0, f"Wrote {out}: 2 classes, kind original.\n")
+    assert Vocabulary.load(out).background == (("<background>", " "),)
+    done = run_command(capfd, *build, "--background", " ", "--out", tmp_path / "b.vocab.safetensors")
+    assert done.status == 2 and "--background needs --kind original" in done.err

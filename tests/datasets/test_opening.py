@@ -37,7 +37,8 @@ def test_several_of_a_reason_are_in_the_plural(caplog: pytest.LogCaptureFixture)
         tell_left_out("`x`", [LeftOut(reason, f"{reason}.") for reason in Reason for _ in range(2)])
     assert caplog.messages[0] == (
         "`x`. Left out: 2 unreadable images, 2 pictures in a format that is not read, 2 links that lead nowhere, 2 "
-        "label files without an image, 2 bad label rows, 2 boxes without an area, 2 boxes that stand twice."
+        "label files without an image, 2 images that nobody has labelled, 2 bad label rows, 2 boxes without an area, 2 "
+        "boxes that stand twice."
     )
 
 

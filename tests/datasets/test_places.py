@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tune.datasets.places import files_under, is_hidden, read_list, read_text, read_yaml, resolve, root_of
+from prompt_tune.datasets.places import (
+    beginning,
+    files_under,
+    is_hidden,
+    read_lines,
+    read_list,
+    read_text,
+    read_yaml,
+    resolve,
+    root_of,
+)
 from prompt_tune.datasets.samples import LeftOut, Reason
 from prompt_tune.errors import DataError
 
@@ -148,3 +158,27 @@ def test_pipe_in_a_folder_of_images_is_named(tmp_path: Path) -> None:
     assert sorted(path.name for path in passed) == ["b.png", "c.png"]
     assert all("is a pipe, a socket or a device" in entry.what for entry in passed.values())
     assert {entry.reason for entry in passed.values()} == {Reason.IMAGE}
+
+
+def test_path_of_another_machine_is_the_folder_of_the_yaml_if_its_entries_are_there(tmp_path: Path) -> None:
+    """FiftyOne writes the folder that it exported to."""
+    (tmp_path / "images").mkdir()
+    content = {"path": "/nowhere/export", "train": "./images"}
+    assert root_of(tmp_path / "a.yaml", content) == tmp_path
+    for train in ("gone", "../images", str(tmp_path / "images"), None):
+        with pytest.raises(DataError, match="the folder `path: /nowhere/export` is neither"):
+            root_of(tmp_path / "a.yaml", content | {"train": train})
+
+
+def test_read_lines_and_beginning(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"\xef\xbb\xbfa,b\r\n\xff\n")
+    assert list(read_lines(file, 100)) == ["a,b\r\n", "\ufffd\n"]
+    assert beginning(file) == "a,b\r\n\ufffd\n"
+    with pytest.raises(DataError, match="has more than 5 bytes"):
+        list(read_lines(file, 5))
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        list(read_lines(tmp_path / "gone", 5))
+    with pytest.raises(DataError, match="is a pipe, a socket or a device"):
+        list(read_lines(Path("/dev/zero"), 5))
+    assert beginning(tmp_path / "gone") == beginning(tmp_path) == beginning(Path("/dev/zero")) == ""

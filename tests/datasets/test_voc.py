@@ -2,14 +2,17 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-from data_sets import TRAIN, VAL, save_images, write_devkit, write_voc
+from data_sets import TRAIN, VAL, check_split, save_images, write_devkit, write_voc
+from exports import roboflow_voc
 from PIL import Image
 
 from prompt_tune.datasets.reading import find_labels, read_dataset
 from prompt_tune.datasets.samples import Reason
+from prompt_tune.datasets.voc import read_voc
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -224,3 +227,25 @@ def test_read_voc_size_of_zero_is_not_checked(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"annotations/{name}.xml").write_text(objects(bndbox(1, 2, 30, 40), head=size * (name == "a")))
     assert [len(sample.labels) for sample in read_dataset(source).train.samples] == [1, 1, 0]
+
+
+def test_cvat_writes_edges_into_the_folders_of_the_devkit(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": TRAIN}, devkit=True)
+    assert read_voc(tmp_path).images("train")[0].rows[0].box_xyxy == (10, 20, 50, 60)
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n")
+    assert read_voc(tmp_path).images("train")[0].rows[0].box_xyxy == (11, 21, 50, 60)
+
+
+def test_xml_files_beside_images_in_any_folder(tmp_path: Path) -> None:
+    write_voc(tmp_path / "set", {"train": TRAIN})
+    for path in [*(tmp_path / "set/images").iterdir(), *(tmp_path / "set/annotations").iterdir()]:
+        path.rename(tmp_path / path.name)
+    shutil.rmtree(tmp_path / "set")
+    check_split(read_dataset(tmp_path, keep_few=True).train, TRAIN, with_ignored=True)
+
+
+def test_images_outside_the_folders_of_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    roboflow_voc(tmp_path, {"train": TRAIN, "val": VAL})
+    save_images(tmp_path, ["stray"])
+    assert len(read_dataset(tmp_path).train.samples) == 3
+    assert "1 image outside the folders of the splits, not read" in caplog.text

@@ -1,6 +1,7 @@
 """The baked checkpoint in ultralytics itself, and the measure of what its joint guide moves."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,35 @@ def test_bake_refuses_what_ultralytics_cannot_hold(tiny_run: Path, tmp_path: Pat
     with pytest.raises(DataError, match="None of the 1 images"):
         bake(tiny_run, tmp_path / "custom.pt", images=tmp_path / "bad")
     assert not (tmp_path / "custom.pt").exists()
+
+
+def test_background_row_comes_last_and_is_not_counted(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row that `tiny` detects most is marked: it still guides, so the others stay as they are."""
+    world, original = World.load("tiny"), original_vocabulary()
+    rows = torch.tensor(original.embeddings[:, 0])  # (80, 512)
+    head, _ = world.features(torch.tensor(original_scene(0, 0).image.transpose(2, 0, 1)[None]).float() / 255, rows)
+    scores = world.logits(head, world.anchors(SIZE, SIZE)[2], *world.fold(rows)).amax((0, 1))  # (80,)
+    row = int(scores.argmax())
+    marked = replace(original, background=((original.names[row], ""),))
+    learned = learned_for_tiny(("gizmo",), unit_rows(1, 1, seed=3))
+    run = write_run(tmp_path / "run", "tiny", marked, learned, image_size=SIZE)
+    with caplog.at_level(logging.INFO):
+        baked = bake(run, tmp_path / "custom.pt", images=scenes)
+    others = tuple(name for name in original.names if name != original.names[row])
+    assert baked.names == (*others, "gizmo", "") and (baked.n_original, baked.n_background) == (79, 1)
+    assert "background rows come last in" in caplog.text and "Predict with classes=range(80)." in caplog.text
+    plain = bake(
+        write_run(tmp_path / "plain", "tiny", original, learned, image_size=SIZE), tmp_path / "b.pt", images=scenes
+    )
+    assert baked.shift is not None and plain.shift is not None
+    assert 0 < baked.shift.before < plain.shift.before and baked.shift.learned is None
+    assert baked.predicted is not None and baked.predicted.before > 0
+    again = World.load(tmp_path / "custom.pt")
+    assert again.names == baked.names and again.class_embeddings is not None
+    np.testing.assert_allclose(again.class_embeddings[-1], rows[row], atol=1e-6)
+    (result,) = load(tmp_path / "custom.pt").predict(
+        np.ascontiguousarray(original_scene(0, 0).image[..., ::-1]), verbose=False, device="cpu", classes=range(80)
+    )
+    assert len(result.boxes) and int(result.boxes.cls.max()) < 80

@@ -153,8 +153,8 @@ def test_batch_is_limited(run: Path, batch: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--target", "triton", "--with-wheel"), "--with-wheel and --no-photo are for bundles"),
-        (("--target", "triton", "--no-photo"), "--with-wheel and --no-photo are for bundles"),
+        (("--target", "triton", "--with-wheel"), "--with-wheel, --no-photo and --name are for bundles"),
+        (("--target", "triton", "--no-photo"), "--with-wheel, --no-photo and --name are for bundles"),
         (("--batch", "4"), "--batch is for --target triton"),
     ],
 )

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import TRAIN, VAL, Boxes, write_voc, write_yolo
-from vocabularies import learned
+from vocabularies import learned, unit_rows
 
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.ground_truth import GroundTruth
-from prompt_tune.vocabulary.vocabulary import Vocabulary
+from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 SHARED_NAME = "traffic light"
 CALIBRATION = np.array([[1, 0], [2, -1]], np.float32)
@@ -88,3 +88,11 @@ def test_held_out_images_are_those_of_the_seed_in_the_provenance(tmp_path: Path)
         truth = GroundTruth.read(data, "val", None, {"learned": learned("lorry", provenance=provenance)})
         held_out[seed] = [sample.path.stem for sample in truth.samples]
     assert len(held_out[0]) == 4 and held_out[None] == held_out[0] != held_out[1]
+
+
+def test_label_named_like_a_background_row_is_not_measured_as_it(tmp_path: Path) -> None:
+    rows = unit_rows(2, 1)
+    guide = guide_digest(rows)
+    original = learned("lorry", SHARED_NAME, kind="original", guide=guide, background=((SHARED_NAME, " "),))
+    truth = GroundTruth.read(write_voc(tmp_path, {"train": TRAIN, "val": VAL}), "train", None, {"original": original})
+    assert truth.keys == (("original", "lorry"),) and truth.unknown == (SHARED_NAME,)

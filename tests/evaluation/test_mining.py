@@ -14,7 +14,8 @@ from prompt_tune.datasets.sample import write_sample
 from prompt_tune.errors import DataError
 from prompt_tune.evaluation.mining import Candidate, judge, mine
 from prompt_tune.runtime.detections import ORIGINAL, Detections
-from prompt_tune.runtime.detector import LEARNED, Detector
+from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.labels import LEARNED
 
 BUNDLE = Path(__file__).parents[1] / "data" / "bundle"
 

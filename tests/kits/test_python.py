@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from bundles import learned_for_tiny, make_bundle
 from damage import cases
 from PIL import Image
 from places import ROOT
-from small_bundle import learned_for, photo, small_bundle
+from small_bundle import learned_for, photo, small_bundle, with_background
 from vocabularies import unit_rows
 
 from prompt_tune.datasets.sample import custom_scene
@@ -210,9 +211,11 @@ def test_file_that_is_not_an_image_and_label_that_is_taken_are_refused_in_one_li
     done = run(tmp_path / "photo.png", "--bundle", bundle)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{tmp_path / 'photo.png'} cannot be read as an image: not an image of a known format\n"
-    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", bundle / "learned.vocab.safetensors")
+    again = f"learned={bundle / 'learned.vocab.safetensors'}"
+    done = run(tmp_path / "photo.png", "--bundle", bundle, "--learned", again)
     assert (
-        done.returncode == 1 and done.stderr == "learned: two vocabularies have this name; rename one of the files.\n"
+        done.returncode == 1
+        and done.stderr == "learned: two vocabularies have this name; give one another: NAME=FILE.\n"
     )
 
 
@@ -398,3 +401,63 @@ def test_drawings_that_their_format_cannot_hold_are_named_and_a_fax_is_drawn_in_
     assert line.startswith(f"{tmp_path / 'out' / 'a.webp'} cannot hold 17000 x 2: ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fax.tif"]
     assert Image.open(tmp_path / "out" / "fax.tif").mode == "RGB"
+
+
+def test_background_row_stays_hidden_in_the_program_too(bundle: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.fromarray(photo(90, 161)).save(image)
+    shown = Detector(bundle).detect([image], conf=0.05)[0].of("original")
+    row = int(np.bincount(shown.class_ids).argmax())
+    marked = with_background(bundle, tmp_path / "marked", row)
+    for conf in (0.05, None):
+        done = run(image, "--bundle", marked, *([] if conf is None else ["--conf", str(conf)]))
+        assert (done.returncode, done.stderr) == (0, "")
+        (answer,) = json.loads(done.stdout)
+        assert answer["detections"] == rows_of(Detector(marked), image, conf)
+        assert row not in {one["class_id"] for one in answer["detections"] if one["vocabulary"] == "original"}
+
+
+def test_labels_of_the_program_are_those_of_the_runtime(bundle: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.fromarray(photo(90, 161)).save(image)
+    named = tmp_path / "named"
+    shutil.copytree(bundle, named)
+    own = Vocabulary.load(named / "learned.vocab.safetensors")
+    save(replace(own, provenance={"label": "mine"}), named / "learned.vocab.safetensors")
+    places: list[str | Path] = []
+    for run_folder in ("night", "day"):
+        (tmp_path / run_folder).mkdir()
+        vocabulary = learned_for(bundle, run_folder, provenance={"label": "mine"} if run_folder == "day" else {})
+        places.append(save(vocabulary, tmp_path / run_folder / "learned.vocab.safetensors"))
+    places.append(f"third={places[0]}")
+    arguments = [part for place in places for part in ("--learned", place)]
+    done = run(image, "--bundle", named, "--conf", "0.05", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    detector = Detector(named, learned=places)
+    assert list(detector.vocabularies) == ["original", "mine", "learned", "day", "third"]
+    assert json.loads(done.stdout)[0]["detections"] == rows_of(detector, image, 0.05)
+    done = run(image, "--bundle", named, "--learned", f"original={places[0]}")
+    assert done.returncode == 1 and "this cannot be a label" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("overlap", ["learned", "score"])
+def test_program_hides_what_the_runtime_hides(overlap: Any, bundle: Path, tmp_path: Path) -> None:
+    original = Detector(bundle, use_bundled=False).vocabularies["original"]
+    twins = replace(
+        learned_for(bundle, *original.names, box_offsets=np.tile(np.array([0, 0.1, 0, -0.1], np.float32), (80, 1))),
+        embeddings=original.embeddings,
+        thresholds=original.thresholds + np.linspace(-0.1, 0.1, 80, dtype=np.float32),
+    )
+    more = save(twins, tmp_path / "twins.vocab.safetensors")
+    images = [tmp_path / f"{seed}.png" for seed in range(2)]
+    for seed, image in enumerate(images):
+        Image.fromarray(photo(90, 161, seed=seed)).save(image)
+    done = run(*images, "--bundle", bundle, "--learned", more, "--overlap", overlap, "--draw", tmp_path / "drawn")
+    assert (done.returncode, done.stderr) == (0, "")
+    for image, answer in zip(images, json.loads(done.stdout), strict=True):
+        (found,) = Detector(bundle, learned=[more]).detect(image, overlap=overlap)
+        assert [one["score"] for one in answer["detections"]] == found.scores.tolist()
+        assert found.hidden is not None and [one["hidden"] for one in answer["detections"]] == found.hidden.tolist()
+        assert 0 < found.hidden.sum() < len(found)
+        labels = {label for label, hidden in zip(found.vocabularies, found.hidden, strict=True) if hidden}
+        assert labels == ({"original"} if overlap == "learned" else labels)

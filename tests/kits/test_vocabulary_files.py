@@ -14,9 +14,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 from places import ROOT, TESTS
+from vocabularies import learned
 from vocabulary_files import Case, cases, damaged, write
 
 from prompt_tune.errors import VocabularyError
+from prompt_tune.runtime.labels import label_of
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 OLD = sorted((TESTS / "data").rglob("*.vocab.safetensors"))
@@ -154,3 +156,35 @@ def test_digest_of_the_page_is_sha_256() -> None:
     given = json.dumps([text.hex() for text in texts])
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [hashlib.sha256(text).hexdigest() for text in texts]
+
+
+def test_label_of_export_is_read_by_the_page_as_by_the_package(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    labels: list[object] = ["forklifts", "", " ", "original", 7, None, "a\u202eb", "a\nb", "Gabelstapler ü", "a b"]
+    script = """
+        import { readFileSync } from "node:fs";
+        const { readVocabulary } = await import(process.argv[1]);
+        const said = JSON.parse(readFileSync(0, "utf8")).map(([path, name]) => {
+          const bytes = readFileSync(path);
+          return readVocabulary(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length), name).label;
+        });
+        console.log(JSON.stringify(said));
+    """
+    asked, wanted = [], []
+    for number, label in enumerate(labels):
+        vocabulary = learned("a", provenance={"label": label})
+        vocabulary.save(tmp_path / f"{number}.vocab.safetensors")
+        for name in ("learned.vocab.safetensors", "night.vocab.safetensors"):
+            asked.append([str(tmp_path / f"{number}.vocab.safetensors"), name])
+            wanted.append(label_of(Path(name), vocabulary, ()))
+    command = [node, "--input-type=module", "--eval", script, (ROOT / "export" / "web" / "vocabulary.js").as_uri()]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == wanted and set(wanted) == {
+        "forklifts",
+        "learned",
+        "night",
+        "Gabelstapler ü",
+        "a b",
+    }

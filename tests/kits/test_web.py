@@ -20,6 +20,7 @@ import pytest
 from bundles import learned_for_tiny, make_bundle, original_vocabulary
 from PIL import Image
 from places import ROOT, SHARED
+from small_bundle import with_background
 from vocabularies import unit_rows
 
 from prompt_tune.datasets.sample import custom_scene
@@ -412,3 +413,48 @@ def test_webgpu_finds_what_python_finds_and_another_device_can_be_chosen(
     if on_gpu != "256 px, WebGPU":
         pytest.skip(f"this Chromium computes no WebGPU in software: {on_gpu}")
     assert_same(saved, wanted)
+
+
+def test_background_row_stays_hidden_on_the_page_too(tools: Tools, bundle: Path, scene: Path, tmp_path: Path) -> None:
+    (found,) = Detector(bundle).detect([scene], conf=LOW)
+    row = int(np.bincount(found.of("original").class_ids).argmax())
+    marked = with_background(bundle, tmp_path / "marked", row)
+    shutil.rmtree(marked / "web", ignore_errors=True)
+    shutil.copytree(tools.kit, marked / "web")
+    with serve(marked) as address:
+        *_, saved, chips = use(
+            tools,
+            address,
+            ["files", "#photo", str(scene)],
+            *thresholds(LOW),
+            ["download", "#save-json"],
+            ["text", ".entry:nth-child(1)"],
+        )
+    (wanted,) = Detector(marked).detect([scene], original_conf=LOW, learned_conf=LOW)
+    assert 0 < len(wanted) < len(found)
+    assert_same(saved, wanted, LOW)
+    name = original_vocabulary().names[row]
+    assert "79 classes" in chips and f", {name}," not in chips
+
+
+def test_hidden_boxes_are_not_listed_and_stay_in_the_json(tools: Tools, site: str, bundle: Path, scene: Path) -> None:
+    _, before, _, after, saved, _, surer = use(
+        tools,
+        site,
+        ["files", "#photo", str(scene)],
+        ["text", "#total"],
+        ["select", "#overlap", "learned"],
+        ["text", "#total"],
+        ["download", "#save-json"],
+        ["select", "#overlap", "score"],
+        ["download", "#save-json"],
+    )
+    for how, text in (("learned", saved), ("score", surer)):
+        (wanted,) = Detector(bundle).detect([scene], overlap=how)  # type: ignore[arg-type]
+        assert wanted.hidden is not None and 0 < wanted.hidden.sum() < len(wanted)
+        assert_same(text, wanted)
+        hidden = [one for one in json.loads(text)[0]["detections"] if one["hidden"]]
+        assert len(hidden) == wanted.hidden.sum()
+        assert {one["vocabulary"] for one in hidden} == {"original"}
+        count = int(wanted.hidden.sum())
+    assert before == f"· {len(wanted)}" and after == f"· {len(wanted) - count}, {count} hidden"

@@ -15,12 +15,13 @@ from PIL import Image
 from small_bundle import learned_for, photo, small_bundle
 
 from prompt_tune.errors import DataError
-from prompt_tune.media.annotate import Output, annotate
+from prompt_tune.media.annotate import Output, annotate, model_version
 from prompt_tune.media.fonts import Fonts
 from prompt_tune.media.sources import Frame, open_source
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.version import __version__
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,24 @@ def test_annotate_stops_when_it_is_asked_and_finishes_its_files(detector: Detect
     assert [image["frame"] for image in document["images"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("save", ["pictures", "coco", "yolo", "csv"])
+def test_annotate_writes_for_annotation_tools(detector: Detector, photos: Path, tmp_path: Path) -> None:
+    """Classes are those of the learned vocabulary, unless `show` names others."""
+    annotate(detector, open_source(photos), out=tmp_path / "out", save=["label-studio", "cvat", "labelme"])
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["cvat", "label-studio", "labelme"]
+    (tasks,) = (tmp_path / "out").rglob("tasks.json")
+    version = json.loads(tasks.read_text(encoding="utf-8"))[0]["predictions"][0]["model_version"]
+    assert version == f"prompt-tune {__version__}, learned {detector.vocabularies['learned'].digest[:12]}"
+    labels = json.loads((tmp_path / "out/cvat/labels.json").read_text(encoding="utf-8"))
+    assert [label["name"] for label in labels] == ["gizmo", "forklift"]
+    expected = [found.of("learned").class_names for found in detector.detect([photos / "a.png", photos / "b.png"])]
+    written = [json.loads((tmp_path / f"out/labelme/{stem}.json").read_text())["shapes"] for stem in "ab"]
+    assert [tuple(shape["label"] for shape in shapes) for shapes in written] == expected
+    assert model_version(Detector(detector.bundle, use_bundled=False)).startswith(
+        f"prompt-tune {__version__}, original "
+    )
+
+
+@pytest.mark.parametrize("save", ["pictures", "coco", "yolo", "csv", "label-studio", "cvat", "labelme"])
 def test_annotate_without_a_folder_is_refused(save: Output, detector: Detector, photos: Path) -> None:
     with pytest.raises(DataError, match=r"^`out` must be a folder, because `save` names something to write"):
         annotate(detector, open_source(photos), save=(save,))

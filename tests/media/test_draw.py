@@ -1,5 +1,6 @@
 """Annotated pictures: what is drawn where, in which colour, and on any size of image."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,16 @@ def test_draw_takes_what_the_detector_takes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(public(pixels[:, :, ::-1], detections, bgr=True)), right)
     with pytest.raises(DataError, match="An image must be a path"):
         public(None, detections)  # type: ignore[arg-type]
+
+
+def test_hidden_detections_are_not_drawn() -> None:
+    image = np.full((60, 80, 3), 90, np.uint8)
+    rows = Detections(
+        boxes_xyxy=np.array([[5, 20, 30, 50], [40, 20, 70, 50]], np.float32),
+        scores=np.array([0.5, 0.6], np.float32),
+        class_ids=np.array([0, 0]),
+        class_names=("a", "b"),
+        vocabularies=("original", "learned"),
+    )
+    half_hidden = draw(image, replace(rows, hidden=np.array([True, False])))
+    assert half_hidden.tobytes() == draw(image, rows[1:]).tobytes() != draw(image, rows).tobytes()

@@ -18,6 +18,7 @@ from prompt_tune.report.figures import (
     MAX_COLUMNS,
     MAX_LINES,
     MAX_ROWS,
+    MAX_UNLABELLED,
     SVG_POINTS,
     SVG_SIDE,
     _legend_font,
@@ -119,6 +120,7 @@ def test_confusion_of_many_classes_draws_those_with_the_most_mistakes(tmp_path: 
             sizes[n] = image.size
     assert sizes[2][0] < sizes[MAX_ROWS][0] and abs(sizes[3 * MAX_ROWS][0] - sizes[MAX_ROWS][0]) < 50
     assert _most_mistaken(confusion(3, others=1)) == ([0, 1, 2], [0, 1, 2, 3])
+    assert len(_most_mistaken(confusion(3, others=20))[1]) == 3 + MAX_UNLABELLED
     n = 3 * MAX_ROWS
     rows, columns = _most_mistaken(confusion(n, others=20))
     assert rows == list(range(n - MAX_ROWS, n))

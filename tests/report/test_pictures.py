@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from prompt_tune.datasets.samples import Labels, Sample
@@ -17,7 +18,9 @@ from prompt_tune.report.pictures import (
     SHEET_COLUMNS,
     TILE_PIXELS,
     WHOLE_PIXELS,
+    Picture,
     contact_sheet,
+    embedded_photos,
     labelled_picture,
     picture,
     pictures,
@@ -103,3 +106,19 @@ def test_picture_of_an_image_smaller_than_the_crop_is_whole() -> None:
     image = Image.new("RGB", (40, 20))
     got = picture(image, Example(Path("a.jpg"), (0, 0, 40, 20), None, (), "nothing found here"), "gizmo", "miss")
     assert (got.width, got.height) == (TILE_PIXELS, TILE_PIXELS // 2)
+
+
+def test_photos_of_a_page_come_back_with_their_words(tmp_path: Path) -> None:
+    """Also a name that HTML writes with escapes; curves, which are no photos, are left out."""
+    example = Example(Path("a.jpg"), None, (10, 10, 30, 30), (), "score 0.9")
+    shown = picture(Image.new("RGB", (80, 60), (9, 99, 9)), example, 'a "b" <c>', "hit")
+    Image.new("RGB", (9, 9)).save(tmp_path / "curves.png")
+    curves = Picture.of_png(tmp_path / "curves.png", "curves", "")
+    page = tmp_path / "page.html"
+    macros = PackageLoader("prompt_tune.report").get_source(Environment(), "macros.html.j2")[0]
+    template = Environment(autoescape=True).from_string(macros + "{{ tiles([curves, shown]) }}")
+    page.write_text(template.render(curves=curves, shown=shown), "utf-8")
+    ((words, content),) = embedded_photos(page)
+    assert words == 'a "b" <c>, hit in a.jpg: score 0.9'
+    assert content == base64.b64decode(shown.src.split(",")[1])
+    assert embedded_photos(tmp_path / "none.html") == []

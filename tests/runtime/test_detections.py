@@ -1,6 +1,7 @@
 """The result of one image: selection, classes that are chosen, and COCO's JSON."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,3 +203,16 @@ def test_repr_is_one_line_that_says_what_was_found() -> None:
     assert repr(Detections(np.zeros((1, 4)), np.ones(1), np.array([7]))) == "<1 detection: 1 'class 7'>"
     many = Detections(np.zeros((7, 4)), np.ones(7), np.arange(7), tuple("abcdefg"), ("x",) * 7, (1, 1))
     assert repr(many).endswith("1 'e' (x), 2 more classes>")
+
+
+def test_hidden_rows_stay_and_are_marked() -> None:
+    found = replace(three(), hidden=np.array([True, False, False]))
+    assert len(found) == 3 and [one.hidden for one in found] == [True, False, False]
+    assert found.shown.class_names == ("car", "truck") and found.shown.hidden is None
+    rest = found[1:].hidden
+    assert rest is not None and rest.tolist() == [False, False]
+    assert three().shown.hidden is None and not three()[0].hidden
+    ids = {key: number for number, key in enumerate(CLASSES, start=1)}
+    assert [entry["hidden"] for entry in found.to_coco(1, ids)] == [True, False, False]
+    assert all("hidden" not in entry for entry in three().to_coco(1, ids))
+    assert repr(found) == "<2 detections in 100 x 50 pixels: 1 'truck' (learned), 1 'car' (original); 1 hidden>"

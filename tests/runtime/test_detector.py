@@ -5,18 +5,19 @@ import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
-from small_bundle import IMAGE_SIZE, content, learned_for, photo
+from small_bundle import IMAGE_SIZE, content, learned_for, photo, with_background
 from vocabularies import refusal_of
 
 from prompt_tune.contract import LEAST_SCORE
-from prompt_tune.errors import PromptTuneError, VocabularyError
+from prompt_tune.errors import DataError, PromptTuneError, VocabularyError
 from prompt_tune.runtime import detector as runtime
 from prompt_tune.runtime.boxes import distinct
 from prompt_tune.runtime.detections import Detections
@@ -361,8 +362,8 @@ def test_labels_come_from_files_names_or_are_counted(bundle: Path, tmp_path: Pat
     with pytest.raises(VocabularyError, match=r"No learned vocabulary `original` is loaded\. Loaded: learned, "):
         detector.unload("original")
     shutil.copy(file, tmp_path / "learned.vocab.safetensors")
-    with pytest.raises(VocabularyError, match="cannot be loaded as `learned`"):
-        Detector(bundle, learned=[tmp_path / "learned.vocab.safetensors"], threads=1)
+    with pytest.raises(VocabularyError, match=r"cannot be loaded as `learned`: .* Give it another one \(NAME=FILE\)"):
+        Detector(bundle, learned=[f"learned={tmp_path / 'learned.vocab.safetensors'}"], threads=1)
     alone = Detector(bundle, learned=[tmp_path / "learned.vocab.safetensors"], use_bundled=False, threads=1)
     assert alone.vocabularies["learned"].names == ("lorry",)
 
@@ -489,6 +490,66 @@ def test_detector_and_vocabulary_come_from_the_package() -> None:
     assert prompt_tune.Detector is Detector and prompt_tune.Vocabulary is Vocabulary
 
 
+def test_background_row_guides_and_scores_and_is_never_shown(bundle: Path, tmp_path: Path) -> None:
+    images = [photo(60, 150, seed=1), photo(96, 96, seed=3)]
+    plain = Detector(bundle, threads=1)
+    before = plain.detect(images, conf=0.2)
+    row = int(np.bincount(np.concatenate([found.of("original").class_ids for found in before])).argmax())
+    marked = Detector(with_background(bundle, tmp_path / "marked", row), threads=1)
+    hidden = ("original", plain.vocabularies["original"].names[row])
+    assert marked.classes == tuple(key for key in plain.classes if key != hidden)
+    for options in ({"conf": 0.2}, {}, {"conf": 0.2, "show": ["original:*"]}):
+        for one, other in zip(plain.detect(images, **options), marked.detect(images, **options), strict=True):
+            rest = [key != hidden for key in zip(one.vocabularies, one.class_names, strict=True)]
+            assert content(one[rest]) == content(other)  # every other detection keeps every bit
+    assert sum(key == hidden for found in before for key in zip(found.vocabularies, found.class_names, strict=True)) > 0
+    tables = [one.raw(network_input(images[0])) for one in (plain, marked)]
+    assert tables[0][0].tobytes() == tables[1][0].tobytes()  # it scores in the graph, which `verify` compares
+    with pytest.raises(VocabularyError, match="No loaded class is named"):
+        marked.detect(images, show=[hidden[1]])
+    twin = learned_for(tmp_path / "marked", hidden[1], seed=2)  # the mark hides, not the name
+    label = marked.load(twin)
+    found = marked.detect(images, conf=0.2, show=[hidden[1]])
+    assert {key for part in found for key in part.vocabularies} == {label}
+    assert "original (79 classes)" in repr(marked)
+
+
+def test_files_of_several_runs_are_loaded_side_by_side(bundle: Path, tmp_path: Path) -> None:
+    places = []
+    for run in ("night", "day"):
+        (tmp_path / run).mkdir()
+        places.append(tmp_path / run / "learned.vocab.safetensors")
+        learned_for(bundle, run).save(places[-1])
+    detector = Detector(bundle, learned=[places[0], f"sun={places[1]}"], threads=1)
+    assert list(detector.vocabularies) == ["original", "learned", "night", "sun"] and detector.bundled == "learned"
+    assert detector.load(f"again={places[0]}") == "again" and detector.load(places[0], "and again") == "and again"
+    with pytest.raises(VocabularyError) as refusal:
+        detector.load(places[0])
+    assert "cannot be loaded as `night`" in str(refusal.value) and "NAME=FILE" in str(refusal.value)
+    assert Detector(bundle, use_bundled=False, learned=places, threads=1).bundled is None
+
+
+def test_overlap_is_a_view_that_removes_no_row(bundle: Path) -> None:
+    """Twins of the original classes lie on their boxes, with their scores."""
+    detector = Detector(bundle, use_bundled=False, threads=1)
+    original, images = detector.vocabularies["original"], [photo(60, 150, seed=1), photo(96, 96, seed=3)]
+    twins = replace(
+        learned_for(bundle, *original.names), embeddings=original.embeddings, thresholds=original.thresholds - 0.1
+    )
+    detector.load(twins, "twins")
+    kept = detector.detect(images)
+    how: Literal["learned", "score"]
+    for how in ("learned", "score"):
+        for before, found in zip(kept, detector.detect(images, overlap=how), strict=True):
+            assert content(before) == content(replace(found, hidden=None)) and before.hidden is None
+            assert found.hidden is not None and set(found.shown.vocabularies) == {"twins"}
+    (found,) = detector.detect(images[0], overlap="learned", hide=["twins:*"])  # what is not there hides nothing
+    assert found.hidden is not None and not found.hidden.any() and len(found) > 0
+    assert content(replace(found, hidden=None)) == content(kept[0].of("original"))
+    with pytest.raises(PromptTuneError, match="`overlap` must be one of"):
+        detector.detect(images[0], overlap="both")  # type: ignore[arg-type]
+
+
 def test_vocabularies_that_do_not_fit_into_memory_are_refused(bundle: Path) -> None:
     large = Detector(bundle, image_size=4096, use_bundled=False)
     n_original, limit = len(large.classes), 2**29 // (512**2 + 256**2 + 128**2)
@@ -501,3 +562,29 @@ def test_vocabularies_that_do_not_fit_into_memory_are_refused(bundle: Path) -> N
         "vocabularies, or split this one."
     )
     assert list(large.vocabularies) == ["original", "learned"]
+
+
+def test_letterboxed_image_gives_what_the_image_gives(detector: Detector, bundle: Path) -> None:
+    images = [photo(60, 90), photo(90, 60, seed=1)]
+    ready = [detector.letterboxed(image) for image in images]
+    for batch in (1, 2):
+        found = [content(one) for one in detector.detect(ready, batch=batch)]
+        assert found == [content(one) for one in detector.detect(images, batch=batch)]
+    assert content(detector.detect(ready[0])[0]) == content(detector.detect(images[0])[0])
+    turned = detector.letterboxed(images[0][:, :, ::-1], bgr=True)
+    assert np.array_equal(turned.pixels, ready[0].pixels) and turned.placed.size_wh == (90, 60)
+    other = Detector(bundle, image_size=IMAGE_SIZE * 2, threads=1)
+    with pytest.raises(DataError, match=r"must fit the detector's input of 192 px. Received: \(96, 96\)"):
+        other.detect(ready[0])
+
+
+def test_vocabulary_takes_the_place_of_another_in_one_step(bundle: Path) -> None:
+    detector = Detector(bundle, threads=1)
+    night, day = (learned_for(bundle, "crane", seed=seed) for seed in (1, 2))
+    assert detector.load(night, "shift", replace=True) == "shift"
+    detector.load(day, "shift", replace=True)
+    assert list(detector.vocabularies) == ["original", "learned", "shift"]
+    assert detector.vocabularies["shift"] is day
+    for label in ("shift", "original"):
+        with pytest.raises(VocabularyError, match="another vocabulary has that label"):
+            detector.load(night, label, replace=label == "original")

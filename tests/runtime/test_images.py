@@ -17,7 +17,7 @@ from places import ROOT
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, find_images
-from prompt_tune.runtime.images import PAD_GREY, image_size, letterbox, read_rgb
+from prompt_tune.runtime.images import PAD_GREY, decode_rgb, image_size, letterbox, read_rgb
 
 KIT = runpy.run_path(str(ROOT / "export" / "python" / "detect.py"))
 WIDTH, HEIGHT = 90, 60
@@ -346,3 +346,28 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path: Path, pixels: np.
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
     )
     assert done.stdout == "[(60, 90, 3)]\n", done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")  # of Pillow, for the TIFF
+def test_content_of_a_file_is_read_as_the_file_is(tmp_path: Path, pixels: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.png", "a.jpg", "a.tif", "a.webp"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+        content = (tmp_path / name).read_bytes()
+        assert np.array_equal(decode_rgb(content), read_rgb(tmp_path / name)), name
+        assert decode_rgb(content).shape == (90, 60, 3)
+        with pytest.raises(DataError, match=r"^The image cannot be read as an image: "):
+            decode_rgb(content[:100])
+
+
+def test_content_above_a_limit_is_one_line_before_anything_is_decoded() -> None:
+    with pytest.raises(DataError) as caught:
+        decode_rgb(png_header(20_000, 10_000), max_megapixels=100)
+    assert str(caught.value) == (
+        "The image has 20000 x 10000 pixels, 200 megapixels. At most 100 are read here. Scale it down."
+    )
+    with pytest.raises(
+        DataError, match=r"The image has 30000 x 20000 pixels, 600 megapixels. At most 500 are read, si"
+    ):
+        decode_rgb(png_header(30_000, 20_000))

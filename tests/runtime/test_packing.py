@@ -1,12 +1,15 @@
 """Several vocabularies in one input of the graph, thresholds and calibration, and rows as detections."""
 
+from typing import Any
+
 import numpy as np
 import pytest
-from vocabularies import learned
+from vocabularies import learned, unit_rows
 
 from prompt_tune.contract import UNLIMITED
 from prompt_tune.runtime.images import Letterbox
 from prompt_tune.runtime.packing import Packed, calibrated, from_rows, logit, sigmoid
+from prompt_tune.vocabulary.vocabulary import guide_digest
 
 
 def two() -> Packed:
@@ -109,3 +112,15 @@ def test_boxes_move_before_the_own_suppression_and_before_they_are_cut() -> None
     found = packed.detections(from_rows(rows), placed, np.ones(2, bool), np.zeros(2, np.float32), packed.overlaps(None))
     assert found.class_names == ("a", "b", "b")
     assert found.boxes_xyxy.tolist() == [[0, 20, 20, 40], [15, 20, 45, 40], [44, 40, 64, 60]]
+
+
+def test_background_rows_are_never_visible() -> None:
+    rows = unit_rows(2, 1)
+    guide: dict[str, Any] = {"kind": "original", "guide": guide_digest(rows)}
+    packed = Packed.of({"original": learned("a", "void", background=(("void", ""),), **guide), "one": learned("b")})
+    assert packed.classes == (("original", "a"), ("original", "void"), ("one", "b"))
+    assert packed.visible.tolist() == [True, False, True]
+    table = np.array([[0, 1, 1, 9, 9, 0.9, k] for k in range(3)], np.float32)
+    placed = Letterbox.of((32, 32), (32, 32))
+    found = packed.detections(from_rows(table), placed, np.ones(3, bool), packed.limits(0.1), packed.overlaps(None))
+    assert found.class_names == ("a", "b")

@@ -69,6 +69,9 @@ def check_valid(found: Vocabulary) -> None:
         rules["nms_iou"] = part.shape == (n_cls,) and bool(((part > 0) & (part <= 1)).all())
     if (part := found.box_offsets) is not None:
         rules["box_offsets"] = part.shape == (n_cls, 4) and bool((np.abs(part) <= np.float32(0.4)).all())
+    marked = [name for name, _ in found.background]
+    rules["background"] = marked == [name for name in found.names if name in marked] and len(marked) < n_cls
+    rules["kind with background"] = not marked or found.kind == "original"
     if broken := [name for name, kept in rules.items() if not kept]:
         raise FaultError(f"a vocabulary was taken that breaks the rules of {', '.join(broken)}")
 

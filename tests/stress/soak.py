@@ -45,6 +45,8 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
     """
     result, lock, stop = Result(), threading.Lock(), threading.Event()
     slots = threading.Semaphore(N_THREADS)  # a thread has one while it does something
+    going = threading.Event()  # unset while memory is measured
+    going.set()
     rng = np.random.default_rng(seed)
     images = [rng.integers(0, 255, (*shape, 3), np.uint8) for shape in SHAPES]
     alone = Detector(bundle, threads=1)
@@ -63,6 +65,7 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
         own = random.Random(f"{seed}-{number}")
         counts: dict[str, int] = {"detections": 0, "loads": 0, "refused": 0}
         while not stop.is_set():
+            going.wait()
             with slots:
                 if own.random() < 0.3:
                     name = f"v{own.randrange(6)}"
@@ -97,11 +100,13 @@ def soak(bundle: Path, seconds: float, *, seed: int = 0) -> tuple[Result, list[f
     for _ in range(SAMPLES):
         time.sleep(seconds / SAMPLES)
         memory.append(resident_mb())
+        going.clear()
         for _ in threads:
             slots.acquire()
         give_back()
         held.append(resident_mb())
         slots.release(N_THREADS)
+        going.set()
     stop.set()
     for thread in threads:
         thread.join()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,10 @@ def test_fit_keeps_the_best_epoch_of_the_validation_images_or_the_last_if_they_a
             notes.append(note)
 
     config = FitConfig(epochs=6, updates=20, learning_rate=1.0, nms_iou=0.7, boxes="frozen")
-    result = fit(FitInputs("tiny", data), tmp_path / "run", config=config, progress=progress)
+    told: list[Mapping[str, Any]] = []
+    result = fit(FitInputs("tiny", data), tmp_path / "run", config=config, progress=progress, on_epoch=told.append)
     lines = RunFolder(tmp_path / "run").read_metrics()
+    assert told == lines
     best = max(lines, key=lambda line: line["ap"])
     assert best["epoch"] < 6  # else the two would be the same
     wanted = best if kept == "best" else lines[-1]

@@ -22,35 +22,32 @@ def caching(job: Job, folder: Path) -> Caching:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample set of four images, one of them damaged in its middle, and three images for replay."""
+    """A sample set of five images, one of them damaged in its middle, and five images for replay."""
     folder = tmp_path_factory.mktemp("sample")
-    write_sample(folder / "set", n_images=4)
+    write_sample(folder / "set", n_images=5)
     damaged = folder / "set/custom/images/train/0002.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:2000])
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:300] + b"\0" * 400 + content[-2:])  # its beginning and end are whole
     (folder / "replay").mkdir()
-    for path in sorted((folder / "set/original/images/val").iterdir())[:3]:
+    for path in sorted((folder / "set/original/images/val").iterdir()):
         path.rename(folder / "replay" / path.name)
     return folder
 
 
 @pytest.mark.parametrize("guide", ["original", "own"])
 def test_shares_hold_together_what_the_whole_needs(guide: str, place: Path, tmp_path: Path) -> None:
-    inputs = FitInputs("tiny", place / "set/custom/custom.yaml", replay=[ReplaySource(str(place / "replay"), 0.5)])
+    inputs = FitInputs("tiny", place / "set/custom/custom.yaml", replay=[ReplaySource(str(place / "replay"), 0.8)])
     job = prepare(inputs, FitConfig(guide=guide, views=2 if guide == "original" else 1), "cpu")  # type: ignore[arg-type]
     assert job.replayed.train.samples and job.replayed.held_out.samples
     whole = caching(job, tmp_path / "whole")
     task = whole.task(job.dataset, job.replayed)
     whole.seen(task, job.dataset.measured)
     shares, counts = caching(job, tmp_path / "shares"), []
-    for rank in range(5):  # more than there are images in some parts
-        before = names(tmp_path / "shares") if rank else set()
-        counts.append(list(shares.share(job.dataset, job.replayed, rank, 5))[-1])
-        assert rank > 3 or names(tmp_path / "shares") > before
+    for rank in range(6):  # more than there are images in any part
+        counts.append(list(shares.share(job.dataset, job.replayed, rank, 6))[-1])
     assert names(tmp_path / "shares") == names(tmp_path / "whole")
     for name in names(tmp_path / "whole"):
         assert (tmp_path / "shares" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sum(counts) == shares.n_images(job.dataset, job.replayed)
-    assert sum(counts) == 4 + 4 + len(job.replayed.train.samples) + len(job.replayed.held_out.samples) + (
-        4 if guide == "own" else 0
-    )
+    assert sum(counts) == shares.n_images(job.dataset, job.replayed) == (15 if guide == "original" else 20)
+    assert counts[5] == 0 and min(counts[:4]) > 0
     assert len(task.train.skipped) == 1 and "0002.jpg" in task.train.skipped[0]

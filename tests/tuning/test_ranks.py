@@ -27,8 +27,10 @@ try:
         if ranks.rank == 0:
             ranks.begin({"word": "go"})
         assert ranks.wait_for_begin() == {"word": "go"}
+        ranks.advance(1)
         if ranks.rank == int(sys.argv[1]):
-            time.sleep(1)
+            while ranks.rank == 0 and ranks.done < ranks.size:  # until all have come
+                time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGKILL)
         while True:
             ranks.check()

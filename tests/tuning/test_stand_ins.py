@@ -77,3 +77,13 @@ def test_against_a_vocabulary_of_another_tower_is_refused(tmp_path: Path) -> Non
     other.save(tmp_path / "other.vocab.safetensors")
     with pytest.raises(VocabularyError, match=r"other\.vocab\.safetensors` was made for text tower 000000"):
         prepare(FitInputs("tiny", data, against=[tmp_path / "other.vocab.safetensors"]), FitConfig(), "cpu")
+
+
+def test_a_background_row_is_no_negative(world: World, original: Vocabulary) -> None:
+    two = original.select([original.names[3], original.names[5]])
+    marked = replace(two, background=((two.names[1], " "),))
+    one = original.select([original.names[3]])
+    rows = torch.tensor(two.embeddings[1:])
+    loss = StandIns(world, [marked], [("forklift",)]).loss(rows).item()
+    assert loss == StandIns(world, [one], [("forklift",)]).loss(rows).item()
+    assert loss != StandIns(world, [two], [("forklift",)]).loss(rows).item()

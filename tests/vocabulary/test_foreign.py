@@ -270,3 +270,82 @@ def test_pipe_is_refused_at_once(original: Vocabulary, tmp_path: Path, name: str
     os.mkfifo(tmp_path / name)
     with pytest.raises(VocabularyError, match="is a pipe, a socket or a device"):
         from_foreign(tmp_path / name, original)
+
+
+@pytest.mark.parametrize("text", [" ", ""])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_blank_text_is_a_background_row_of_an_original_vocabulary_only(
+    suffix: str, text: str, original: Vocabulary, tmp_path: Path
+) -> None:
+    """YOLO-World's authors end a vocabulary with [" "]."""
+    rows, texts = unit_rows(3, seed=1), ["person", "traffic light", text]
+    if suffix == ".npy":
+        source = write_ailab(tmp_path, rows, [[name] for name in texts])
+    else:
+        source = write_ibai(tmp_path, rows, class_list=np.array(texts))
+    read = from_foreign(source, original, kind="original")
+    assert read.names == ("person", "traffic light", "<background>") and read.background == (("<background>", text),)
+    assert read.embeddings.tobytes() == rows.tobytes() and read.guide == read.digest
+    reason = refusal_of(lambda: from_foreign(source, original))
+    assert reason.endswith("Give every class a name. Is it a background row? Only --kind original has such rows.")
+    there = tmp_path / f"there{suffix}"
+    to_foreign(read, there)
+    if suffix == ".npy":
+        assert json.loads(there.with_suffix(".json").read_text()) == [[name] for name in texts]
+    else:
+        assert np.load(there)["class_list"].tolist() == texts
+
+
+def write_bound(folder: Path, rows: np.ndarray, **other: Any) -> Path:
+    """As `save_prompt_embeddings` of ultralytics 8.4 writes it."""
+    fields = {"embeddings": rows[None], "names": np.array(NAMES), "model": np.array("yoloe-11s")} | other
+    np.savez_compressed(folder / "c.npz", **fields)
+    return folder / "c.npz"
+
+
+def test_file_that_ultralytics_saved_is_read(original: Vocabulary, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="ultralytics needs it")
+    import torch
+
+    from prompt_tune.models.ultralytics import quiet_import
+
+    rows = unit_rows(3, seed=1)
+    model = quiet_import("ultralytics").YOLOE("yoloe-11n.yaml")
+    model.set_classes(list(NAMES), torch.tensor(rows[None]))
+    saved = model.save_prompt_embeddings(tmp_path / "saved.npz")
+    read = from_foreign(saved, original)
+    assert (read.names, read.kind, read.guide) == (NAMES, "plain", original.digest)
+    assert read.embeddings.tobytes() == rows.tobytes()
+    assert read.provenance["converted"]["model"] == "yoloe-11n"
+
+
+def test_file_for_one_model_must_share_a_name(
+    original: Vocabulary, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = unit_rows(3, seed=1)
+    assert from_foreign(write_bound(tmp_path, rows), original).names == NAMES  # both have "person"
+    other = write_bound(tmp_path, unit_rows(3, seed=2))
+    assert "'person' has a cosine of" in refusal_of(lambda: from_foreign(other, original))
+    apart = write_bound(tmp_path, rows, names=np.array(["a", "b", "c"]))
+    text = refusal_of(lambda: from_foreign(apart, original))
+    assert "was saved for 'yoloe-11s', and shares no name with the original vocabulary" in text
+    with caplog.at_level(logging.INFO):
+        assert from_foreign(apart, original, kind="learned").names == ("a", "b", "c")
+    assert "was saved for 'yoloe-11s'. Its text tower was not checked." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"names": np.array([1, 2, 3])}, "`names` must be strings (n_cls,). Received: int64 (3,)."),
+        ({"model": np.array(["a"])}, "`model` must be a string. Received: <U1 (1,)."),
+        ({"model": np.array(7)}, "`model` must be a string."),
+        ({"names": np.array(["a"])}, "must have the same number of classes. Received: 1 names, 3 rows."),
+        ({"embeddings": np.zeros((1, 3, 256), np.float32)}, "Received: float32 (1, 3, 256)."),
+        ({"more": np.zeros(1)}, "lacks class_embeddings, class_list; it has: embeddings, names, model, more."),
+    ],
+)
+def test_file_that_ultralytics_could_not_have_saved_is_refused(
+    changes: dict[str, Any], reason: str, original: Vocabulary, tmp_path: Path
+) -> None:
+    assert reason in refusal_of(lambda: from_foreign(write_bound(tmp_path, unit_rows(3, seed=1), **changes), original))

@@ -1,0 +1,156 @@
+"""`prompt-tune label`: detects in any number of images, on one machine or a cluster, and writes Parquet."""
+
+from pathlib import Path
+
+import click
+
+from prompt_tune.cli.options import Command, device_option, image_size_option
+from prompt_tune.cli.terminal import echo
+from prompt_tune.wording import counted
+
+SCORE = click.FloatRange(0, 1)
+NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
+
+
+@click.command(name="label", cls=Command)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1)
+@click.option(
+    "--source",
+    "more_sources",
+    multiple=True,
+    help="Images: an image, a tar of images (WebDataset), a Parquet file with a column `path`, `bytes` or `image`, a "
+    "folder of them, a glob pattern, or an address such as s3://BUCKET/FOLDER. Can be given several times, and as an "
+    "argument.",
+)
+@click.option(
+    "--recursive/--no-recursive",
+    default=True,
+    show_default=True,
+    help="Whether folders are read with their subfolders.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the results, which all workers share. If it has results of the same settings, the run goes on.",
+)
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="local: this machine. ray: a Ray cluster.",
+)
+@click.option(
+    "--address",
+    default="auto",
+    show_default=True,
+    help="Of the Ray cluster: auto: the one that this machine belongs to; local: one on this machine, for this run; or "
+    "HOST:PORT.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Detectors at work; default: 1, and on a Ray cluster as many as it has GPUs, or with --device cpu, cores.",
+)
+@click.option(
+    "--learned",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
+)
+@click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
+@click.option("--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Write only this class: {NAMES}")
+@click.option("--hide", multiple=True, metavar="NAME", help=f"Do not write this class: {NAMES}")
+@device_option
+@click.option(
+    "--iou",
+    type=SCORE,
+    help="Overlap above which the lower-scoring box is dropped; default: 0.7, and then the limit of each class.",
+)
+@click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
+@click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
+@click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
+@image_size_option
+@click.option(
+    "--batch", default=8, show_default=True, type=click.IntRange(1), help="Images that go through the network at once."
+)
+@click.option(
+    "--part",
+    default=500,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images in a Parquet file: what a kill costs each worker at most.",
+)
+@click.option(
+    "--threads",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="CPU threads of each worker; 0: its share of the cores, on a Ray cluster one.",
+)
+def command(
+    bundle: Path,
+    sources: tuple[str, ...],
+    more_sources: tuple[str, ...],
+    recursive: bool,
+    out: Path,
+    engine: str,
+    address: str,
+    workers: int | None,
+    learned: tuple[Path, ...],
+    bundled: bool,
+    show: tuple[str, ...],
+    hide: tuple[str, ...],
+    device: str,
+    iou: float | None,
+    conf: float | None,
+    original_conf: float | None,
+    learned_conf: float | None,
+    image_size: int | None,
+    batch: int,
+    part: int,
+    threads: int,
+) -> None:
+    """Detect the classes of BUNDLE, a folder from `prompt-tune export`, in any number of images.
+
+    Writes one row for each image to Parquet files of one schema in --out, also for images that cannot be read, with the
+    error. A run that was stopped, however it was, goes on where it is run again. `prompt-tune convert` makes COCO JSON
+    or a YOLO data set of it.
+    """
+    from prompt_tune.cli.progress import stages
+    from prompt_tune.services.cluster import label
+
+    if not sources and not more_sources:
+        raise click.UsageError("Missing option '--source': what to label.")
+    with stages() as progress:
+        result = label(
+            bundle,
+            (*more_sources, *sources),
+            out,
+            engine=engine,  # type: ignore[arg-type]  # click.Choice has checked it
+            address=address,
+            workers=workers,
+            learned=learned,
+            use_bundled=bundled,
+            device=device,
+            iou=iou,
+            original_conf=conf if original_conf is None else original_conf,
+            learned_conf=conf if learned_conf is None else learned_conf,
+            show=show or None,
+            hide=hide,
+            image_size=image_size,
+            batch=batch,
+            part=part,
+            threads=threads,
+            recursive=recursive,
+            progress=progress,
+        )
+    for error in result.errors:
+        echo(f"Not read: {error}", err=True)
+    if result.failed > len(result.errors):
+        echo(f"... and {result.failed - len(result.errors)} more. The rows have all errors.", err=True)
+    failed = f", {result.failed} that cannot be read" if result.failed else ""
+    before = f", {result.before} labelled before" if result.before else ""
+    echo(f"{counted(result.detections, 'detection')} in {counted(result.images, 'image')}{failed}{before}: {out}")

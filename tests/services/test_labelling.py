@@ -1,0 +1,33 @@
+"""A worker: rows for all images of a part."""
+
+from pathlib import Path
+
+import extras
+
+# ruff: noqa: E402
+extras.needs("pyarrow")
+
+from labelling import SHOW, expected, rows_of, write_photos
+
+from prompt_tune.services.items import find_items
+from prompt_tune.services.labelling import Job, Part, Worker
+from prompt_tune.services.results import Results
+
+
+def test_worker_gives_the_bits_of_detect_and_a_row_for_each_damaged_image(bundle: Path, tmp_path: Path) -> None:
+    paths = write_photos(tmp_path / "photos", 5)
+    (tmp_path / "photos" / "0001.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "gone.png").write_bytes(b"")
+    items = list(find_items(tmp_path / "photos"))
+    (tmp_path / "photos" / "gone.png").unlink()
+    run = Results(tmp_path / "out").begin({"batch": 4, "info": {}, "classes": [["learned", name] for name in SHOW]})
+    worker = Worker(Job(bundle, (), True, "cpu", None, 1, 4, {"show": SHOW}, run))
+    done = worker.label(Part("x.parquet", items))
+    rows = rows_of(tmp_path / "out")
+    assert list(rows) == [item.path for item in items]
+    wanted = expected(bundle, [path for path in paths if path.name != "0001.png"], batch=4)
+    assert {path: rows[path] for path in wanted} == wanted and len(set(wanted.values())) == 4
+    (damaged,), (gone,) = rows[str(paths[1])], rows[str(tmp_path / "photos" / "gone.png")]
+    assert "0001.png` cannot be read as an image" in str(damaged) and "no such image" in str(gone)
+    assert (done.images, done.failed, done.errors) == (6, 2, (damaged, gone))
+    assert done.detections == sum(len(row.found) for row in Results(tmp_path / "out").rows()) > 0
