@@ -40,6 +40,7 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
         "tests/services/test_refusal.py",
         "tests/services/test_serve.py",
         "tests/services/test_serve_app.py",
+        "tests/services/test_serve_as_triton.py",
         "tests/services/test_serve_metrics.py",
         "tests/cli/test_serve.py",
         "tests/test_dockerfile.py",

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.runtime.providers import quiet_onnxruntime
 
 MODEL, GRAPH = "prompt_tune", "prompt_tune_graph"
 OUTPUTS = {"boxes": "FP32", "scores": "FP32", "labels": "BYTES", "vocabulary": "BYTES"}
@@ -31,6 +31,7 @@ def config_of(repository: Path) -> dict[str, Any]:
 @contextmanager
 def loaded(repository: Path, config: dict[str, Any] | None = None) -> Iterator[Any]:
     """The Python model, initialized, in front of the graph in ONNX Runtime."""
+    onnxruntime = quiet_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     path = repository / GRAPH / "1" / "model.onnx"

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, image_size_option
+from prompt_tune.cli.options import (
+    PLACE,
+    Command,
+    device_option,
+    image_size_option,
+    learned_option,
+    recursive_option,
+)
 from prompt_tune.cli.terminal import echo
 from prompt_tune.wording import counted
 
@@ -14,21 +21,17 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 
 @click.command(name="label", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1)
+@click.argument("sources", nargs=-1, type=PLACE)
 @click.option(
     "--source",
     "more_sources",
+    type=PLACE,
     multiple=True,
     help="Images: an image, a tar of images (WebDataset), a Parquet file with a column `path`, `bytes` or `image`, a "
     "folder of them, a glob pattern, or an address such as s3://BUCKET/FOLDER. Can be given several times, and as an "
     "argument.",
 )
-@click.option(
-    "--recursive/--no-recursive",
-    default=True,
-    show_default=True,
-    help="Whether folders are read with their subfolders.",
-)
+@recursive_option
 @click.option(
     "--out",
     required=True,
@@ -54,12 +57,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     type=click.IntRange(1),
     help="Detectors at work; default: 1, and on a Ray cluster as many as it has GPUs, or with --device cpu, cores.",
 )
-@click.option(
-    "--learned",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Another vocabulary file for the same detector; its file name is its label. Can be given several times.",
-)
+@learned_option()
 @click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
 @click.option("--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Write only this class: {NAMES}")
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not write this class: {NAMES}")

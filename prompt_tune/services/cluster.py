@@ -9,7 +9,7 @@ from typing import Literal
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.media.annotate import provenance
 from prompt_tune.progress import Progress, silent
-from prompt_tune.runtime.detections import choose_classes
+from prompt_tune.runtime.detections import ORIGINAL, choose_classes
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.image_files import Places
 from prompt_tune.services.arrow import arrow_module
@@ -81,7 +81,7 @@ def label(
         engine: "local": this machine. "ray": a Ray cluster.
         address: For "ray", see `ray_engine.run_ray`.
         workers: Number of detectors. By default, 1 on "local", and on "ray" as many as the cluster has room for.
-        learned: See `Detector`, as for the next two.
+        learned: See `Detector`. Workers get these vocabularies from this process.
         use_bundled: Whether to load the bundle's learned vocabulary.
         device: Where each detector runs. On "ray", a GPU is "cuda": each worker gets one of its own.
         iou: See `Detector.detect`, as for the next four.
@@ -110,7 +110,6 @@ def label(
         raise PromptTuneError(f"`engine` must be `local` or `ray`. Received: {engine!r}.")
     arrow_module()  # before anything is done, since it may be missing
     bundle, out = Path(bundle).absolute(), Path(out).absolute()
-    learned = [one if isinstance(one, Vocabulary) else Path(one).absolute() for one in learned]
     detector = Detector(bundle, learned=learned, use_bundled=use_bundled, image_size=image_size, threads=1)
     choose_classes(detector.classes, show=show, hide=hide)
     limits = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
@@ -130,7 +129,8 @@ def label(
         before = len(seen)
         items = _new(find_items(source, recursive=recursive, without=out), seen, progress)
         parts = list(_parts(items, part))
-        job = Job(bundle, learned, use_bundled, device, image_size, threads, batch, {**limits, **names}, run)
+        beside = {key: one for key, one in detector.vocabularies.items() if key != ORIGINAL}
+        job = Job(bundle, beside, device, image_size, threads, batch, {**limits, **names}, run)
         total = sum(len(one.items) for one in parts)
         images = failed = detections = 0
         errors: list[str] = []

@@ -25,10 +25,9 @@ class Job:
     """What all workers of a job share. It can be pickled.
 
     Attributes:
-        bundle: See `Detector`, as for the next five.
-        learned: Further vocabularies.
-        use_bundled: Whether to load the bundle's own.
-        device: Where the graph runs.
+        bundle: Folder of `prompt-tune export`.
+        learned: All vocabularies beside the original one, by label.
+        device: Where the graph runs, see `Detector`.
         image_size: Side in pixels of the network's input, or None.
         threads: CPU threads of each worker. 0 means all cores.
         batch: See `Detector.detect`.
@@ -37,8 +36,7 @@ class Job:
     """
 
     bundle: Path
-    learned: Sequence[str | Path | Vocabulary]
-    use_bundled: bool
+    learned: Mapping[str, Vocabulary]
     device: str | int
     image_size: int | None
     threads: int
@@ -103,14 +101,7 @@ class Worker:
             PromptTuneError: See `Detector`, or ONNX Runtime fails.
         """
         job = self._job
-        detector = self._detector = self._detector or Detector(
-            job.bundle,
-            device=job.device,
-            learned=job.learned,
-            use_bundled=job.use_bundled,
-            image_size=job.image_size,
-            threads=job.threads,
-        )
+        detector = self._detector = self._detector or _load(job)
         rows: dict[str, Row] = {item.path: Row.damaged(item.path, "") for item in part.items}  # in their order
 
         def images() -> Iterator[tuple[str, Letterboxed]]:
@@ -126,3 +117,13 @@ class Worker:
         errors = [row.error for row in rows.values() if row.error]
         n_found = sum(len(row.found) for row in rows.values())
         return Done(len(rows), len(errors), n_found, tuple(errors[:NAMED]))
+
+
+def _load(job: Job) -> Detector:
+    """The detector of a job."""
+    detector = Detector(
+        job.bundle, use_bundled=False, device=job.device, image_size=job.image_size, threads=job.threads
+    )
+    for label, vocabulary in job.learned.items():
+        detector.load(vocabulary, label)
+    return detector

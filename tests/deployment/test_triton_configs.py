@@ -5,7 +5,6 @@ from typing import Any
 
 import extras
 import numpy as np
-import onnxruntime
 import pytest
 from bundles import learned_for_tiny, original_vocabulary
 from places import ROOT
@@ -17,6 +16,7 @@ from prompt_tune.contract import OUTPUTS as TABLES
 from prompt_tune.datasets.sample import custom_scene
 from prompt_tune.deployment.triton import export_triton
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.providers import quiet_onnxruntime
 
 extras.needs("tritonclient.grpc")
 
@@ -62,7 +62,7 @@ def tensors(entries: Any) -> dict[str, tuple[str, list[int]]]:
 @pytest.mark.parametrize("batch", [1, 8])
 def test_graph_is_configured_as_it_is(batch: int, repositories: dict[int, Path]) -> None:
     config = parsed(repositories[batch], GRAPH)
-    session = onnxruntime.InferenceSession(str(repositories[batch] / GRAPH / "1" / "model.onnx"))
+    session = quiet_onnxruntime().InferenceSession(str(repositories[batch] / GRAPH / "1" / "model.onnx"))
 
     def real(entries: Any) -> dict[str, tuple[str, list[int]]]:
         return {one.name: (KINDS[one.type], [n if isinstance(n, int) else -1 for n in one.shape]) for one in entries}

@@ -78,13 +78,13 @@ def test_other_vocabularies_do_not_mix_with_the_rows_that_are_there(bundle: Path
     write_photos(tmp_path / "photos", 1)
     cluster.label(bundle, tmp_path / "photos", tmp_path / "out", show=SHOW)
     learned_for(bundle, "crane").save(tmp_path / "crane.vocab.safetensors")
-    more = [tmp_path / "crane.vocab.safetensors"]
+    more = [f"cranes={tmp_path / 'crane.vocab.safetensors'}"]
     with pytest.raises(DataError, match="has rows that were made with `vocabularies`"):
         cluster.label(bundle, tmp_path / "photos", tmp_path / "out", learned=more, show=SHOW)
     with pytest.raises(DataError, match=r"has rows that were made with `batch` 8\. Received: 2"):
         cluster.label(bundle, tmp_path / "photos", tmp_path / "out", batch=2, show=SHOW)
-    cluster.label(bundle, tmp_path / "photos", tmp_path / "more", learned=more, show=["crane:*"])
-    assert {label for row in Results(tmp_path / "more").rows() for label in row.found.vocabularies} == {"crane"}
+    cluster.label(bundle, tmp_path / "photos", tmp_path / "more", learned=more, show=["cranes:*"], workers=2)
+    assert {label for row in Results(tmp_path / "more").rows() for label in row.found.vocabularies} == {"cranes"}
 
 
 @pytest.mark.parametrize(

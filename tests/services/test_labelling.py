@@ -9,6 +9,7 @@ extras.needs("pyarrow")
 
 from labelling import SHOW, expected, rows_of, write_photos
 
+from prompt_tune.runtime.detector import Detector
 from prompt_tune.services.items import find_items
 from prompt_tune.services.labelling import Job, Part, Worker
 from prompt_tune.services.results import Results
@@ -21,7 +22,8 @@ def test_worker_gives_the_bits_of_detect_and_a_row_for_each_damaged_image(bundle
     items = list(find_items(tmp_path / "photos"))
     (tmp_path / "photos" / "gone.png").unlink()
     run = Results(tmp_path / "out").begin({"batch": 4, "info": {}, "classes": [["learned", name] for name in SHOW]})
-    worker = Worker(Job(bundle, (), True, "cpu", None, 1, 4, {"show": SHOW}, run))
+    learned = {"learned": Detector(bundle, threads=1).vocabularies["learned"]}
+    worker = Worker(Job(bundle, learned, "cpu", None, 1, 4, {"show": SHOW}, run))
     done = worker.label(Part("x.parquet", items))
     rows = rows_of(tmp_path / "out")
     assert list(rows) == [item.path for item in items]

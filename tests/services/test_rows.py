@@ -49,12 +49,12 @@ def test_file_has_the_schema_with_empty_lists_and_no_nulls(tmp_path: Path) -> No
             assert table.schema.equals(schema()) and all(column.null_count == 0 for column in table.columns)
     assert str(schema()).splitlines() == [
         *("path: string not null", "width: int32 not null", "height: int32 not null"),
-        *("label: list<element: string> not null", "  child 0, element: string"),
-        *("class: list<element: string> not null", "  child 0, element: string"),
-        *("score: list<element: float> not null", "  child 0, element: float"),
-        "box: list<element: fixed_size_list<element: float>[4]> not null",
-        "  child 0, element: fixed_size_list<element: float>[4]",
-        *("      child 0, element: float", "error: string not null"),
+        *("label: list<item: string> not null", "  child 0, item: string"),
+        *("class: list<item: string> not null", "  child 0, item: string"),
+        *("score: list<item: float> not null", "  child 0, item: float"),
+        "box: list<item: fixed_size_list<item: float>[4]> not null",
+        "  child 0, item: fixed_size_list<item: float>[4]",
+        *("      child 0, item: float", "error: string not null"),
     ]
     plain = parquet.read_table(tmp_path / "all.parquet").to_pylist()
     assert plain[1] == {
