@@ -90,13 +90,26 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     "one is hidden. score: the one that is less far above its class's threshold. Hidden ones stay in JSON and "
     "CSV, marked.",
 )
+@click.option(
+    "--slice",
+    "slice_size",
+    type=click.IntRange(32),
+    metavar="PIXELS",
+    help="For small objects: also look at slices of the image with this side, and merge what is found.",
+)
+@click.option(
+    "--slice-overlap",
+    type=click.FloatRange(0, 0.9),
+    help="Share of a slice that the next one sees too; default: 0.2. Needs --slice.",
+)
 @image_size_option
 @click.option(
     "--batch",
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="Images that go through the network at once. Frames of a camera or stream go one by one.",
+    help="Images that go through the network at once; with --slice, slices of an image. Otherwise, frames of a camera "
+    "or stream go one by one.",
 )
 @click.option(
     "--threads",
@@ -127,6 +140,8 @@ def command(
     original_conf: float | None,
     learned_conf: float | None,
     overlap: Literal["keep", "learned", "score"],
+    slice_size: int | None,
+    slice_overlap: float | None,
     image_size: int | None,
     batch: int,
     threads: int,
@@ -144,6 +159,7 @@ def command(
     from prompt_tune.media.sources import open_source
     from prompt_tune.runtime.detections import choose_classes
     from prompt_tune.runtime.detector import Detector
+    from prompt_tune.runtime.slices import Slices
 
     if not sources and not more_sources:
         raise click.UsageError("Missing option '--source': what to detect in.")
@@ -153,6 +169,11 @@ def command(
         )
     if stream and as_json:
         raise click.UsageError("--stream prints JSON line by line, and --json the summary alone. Give one of them.")
+    if slice_size is None and slice_overlap is not None:
+        raise click.UsageError("--slice-overlap says how far slices overlap, and needs --slice, their size.")
+    slices = None
+    if slice_size is not None:
+        slices = Slices(slice_size) if slice_overlap is None else Slices(slice_size, slice_overlap)
     opened = open_source((*more_sources, *sources), every=every, timeout=timeout, recursive=recursive, without=out)
     detector = Detector(
         bundle,
@@ -181,6 +202,7 @@ def command(
             show=show or None,
             hide=hide,
             overlap=overlap,
+            slices=slices,
             batch=batch,
             progress=None if on_terminal else progress,
             stop=stop,

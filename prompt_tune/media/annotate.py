@@ -21,6 +21,7 @@ from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.overlap import Overlap
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.version import __version__
 
 Output = Literal["pictures", "coco", "yolo", "csv", "label-studio", "cvat", "labelme"]
@@ -69,6 +70,7 @@ def annotate(
     show: Sequence[str] | None = None,
     hide: Sequence[str] | None = None,
     overlap: Overlap = "keep",
+    slices: Slices | None = None,
     batch: int = 1,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -90,8 +92,9 @@ def annotate(
         hide: Classes to hide.
         overlap: What becomes of an original and a learned box on the same object. Labels of text formats keep hidden
             ones with a flag; pictures, videos and YOLO labels leave them out.
+        slices: How images are also looked at in slices, see `detect_sliced`. By default, only as a whole.
         batch: Number of frames that go through the network at once, see `Detector.detect`. Those of a live source go
-            one by one, whatever it is: none waits for the next.
+            one by one, whatever it is: none waits for the next. With `slices`, the windows of one frame.
         progress: Called with (stage, done, total, note); total is None where it is unknown.
         stop: Called after each frame; if it returns True, the files are finished with the frames so far.
 
@@ -112,6 +115,8 @@ def annotate(
         shown = tuple(key for key in detector.classes if key in chosen)
         labelled = shown if show is not None else tuple(key for key in shown if key[0] != ORIGINAL) or shown
         facts = {**provenance(detector), **options, **({"overlap": overlap} if may_hide else {})}
+        if slices:
+            facts |= {"slice": slices.size, "slice_overlap": slices.overlap}
         sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
     stopped, hidden = False, 0
@@ -130,9 +135,9 @@ def annotate(
                     progress("detect", number + len(source.skipped), source.total, frame.name)
                 yield frame, frame.image
 
-        at_once = 1 if source.live else batch
+        at_once = 1 if source.live and not slices else batch
         wanted = {**options, "show": show, "hide": hide, "overlap": overlap}
-        for frame, found in detect_in_batches(detector, images(), batch=at_once, **wanted):
+        for frame, found in detect_in_batches(detector, images(), batch=at_once, slices=slices, **wanted):
             try:
                 for sink in sinks:
                     sink.write(frame, found)

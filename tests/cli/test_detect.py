@@ -21,6 +21,7 @@ from prompt_tune.datasets.reading import read_dataset
 from prompt_tune.media.sources import open_source
 from prompt_tune.models.world import World
 from prompt_tune.runtime import detector as runtime
+from prompt_tune.runtime.slices import Slices, detect_sliced
 from prompt_tune.wording import counted
 
 Capture = pytest.CaptureFixture[str]
@@ -539,3 +540,25 @@ def test_overlap_marks_hidden_rows_and_keeps_them_in_json(
     rows = [row for line in done.out.splitlines() for row in json.loads(line)["detections"]]
     assert {row["hidden"] for row in rows if row["vocabulary"] == "original"} == {True}
     assert {row["hidden"] for row in rows if row["vocabulary"] == "twins"} == {False}
+
+
+def test_slices_add_small_objects_and_are_named_in_the_document(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    Image.fromarray(photo(150, 200)).save(photos / "c.png")
+    options = [photos, "--show", "thing 1", "--conf", 0.4, "--threads", 1, "--save", "coco", "--out"]
+    plain, cut = tmp_path / "plain", tmp_path / "cut"
+    assert run_command(capfd, "detect", bundle, *options, plain).status == 0
+    done = run_command(capfd, "detect", bundle, *options, cut, "--slice", 96, "--slice-overlap", 0.3, "--batch", 2)
+    assert done.status == 0, done.err
+    assert (document(cut)["info"]["slice"], document(cut)["info"]["slice_overlap"]) == (96, 0.3)
+    assert "slice" not in document(plain)["info"]
+    detector = runtime.Detector(bundle, threads=1)
+    expected = detect_sliced(
+        detector, photos / "c.png", Slices(96, 0.3), show=["thing 1"], conf=0.4, batch=2
+    ).boxes_xyxy
+    boxes = [row["bbox"][:2] for row in document(cut)["annotations"] if row["image_id"] == 3]
+    assert np.abs(np.array(boxes) - expected[:, :2]).max() < 0.001
+    assert len(boxes) > sum(row["image_id"] == 3 for row in document(plain)["annotations"])
+    refused = run_command(capfd, "detect", bundle, *options, plain, "--slice-overlap", 0.3)
+    assert refused.status == 2 and "--slice-overlap says how far slices overlap" in refused.err

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from small_bundle import content, photo
 
+from prompt_tune.errors import DataError
 from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.slices import Slices, detect_sliced
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -31,3 +33,16 @@ def test_every_image_gets_what_detect_gives_at_the_same_batch(detector: Detector
 
 def test_no_images_give_nothing(detector: Detector) -> None:
     assert list(detect_in_batches(detector, iter(()), batch=4)) == []
+
+
+def test_slices_are_those_of_each_image(detector: Detector) -> None:
+    images = [photo(120, 90 + 60 * seed, seed=seed) for seed in range(3)]
+    slices = Slices(96)
+    rows = list(detect_in_batches(detector, enumerate(images), batch=4, slices=slices, conf=0.4))
+    assert [number for number, _ in rows] == [0, 1, 2]
+    for image, (_, one) in zip(images, rows, strict=True):
+        assert content(one) == content(detect_sliced(detector, image, slices, batch=4, conf=0.4))
+        assert len(one) > len(detector.detect(image, batch=4, conf=0.4)[0])
+    ready = detector.letterboxed(images[0])
+    with pytest.raises(DataError, match="A letterboxed image cannot be cut into slices"):
+        list(detect_in_batches(detector, [(0, ready)], batch=1, slices=slices))
