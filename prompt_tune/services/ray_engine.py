@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,8 @@ from prompt_tune.errors import PromptTuneError
 from prompt_tune.privacy import quiet_imports
 from prompt_tune.services.labelling import Done, Job, Part, Worker, begin
 from prompt_tune.version import install
+
+SECONDS = 5.0  # in which a cluster must answer
 
 
 def run_ray(job: Job, parts: Iterable[Part], workers: int | None, address: str) -> Iterator[Done]:
@@ -99,18 +102,34 @@ def _connected(address: str) -> Iterator[Any]:
         was_there = ray.is_initialized()
         if not was_there:
             logging.getLogger("ray").setLevel(logging.ERROR)
+            _check_answers(address)
             options = {"include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = str(error).strip().split("\n")[0]
-                raise PromptTuneError(
-                    f"No Ray cluster answers at `{address}` ({reason:.200}). Start one with: ray start --head; or give "
-                    "--address local."
-                ) from error
+                raise PromptTuneError(_silent(address, reason)) from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield ray
     finally:
         if not was_there:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a HOST:PORT at which nothing answers: Ray would try for two minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PromptTuneError(_silent(address, str(error))) from error
+
+
+def _silent(address: str, reason: str) -> str:
+    return (
+        f"No Ray cluster answers at `{address}` ({reason:.200}). Start one with: ray start --head; or give --address "
+        "local."
+    )
