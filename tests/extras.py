@@ -46,6 +46,7 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
         "tests/test_dockerfile.py",
     ),
     "tensorboard": ("tests/services/test_tensorboard.py",),
+    "track": ("tests/media/test_tracks.py",),
     "triton": ("tests/deployment/test_triton_configs.py",),
     "wandb": ("tests/services/test_wandb.py",),
 }

@@ -102,6 +102,11 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     type=click.FloatRange(0, 0.9),
     help="Share of a slice that the next one sees too; default: 0.2. Needs --slice.",
 )
+@click.option(
+    "--track",
+    is_flag=True,
+    help="Number the objects in videos, cameras and streams, each class for itself. Needs the extra `track`.",
+)
 @image_size_option
 @click.option(
     "--batch",
@@ -142,6 +147,7 @@ def command(
     overlap: Literal["keep", "learned", "score"],
     slice_size: int | None,
     slice_overlap: float | None,
+    track: bool,
     image_size: int | None,
     batch: int,
     threads: int,
@@ -203,6 +209,7 @@ def command(
             hide=hide,
             overlap=overlap,
             slices=slices,
+            track=track,
             batch=batch,
             progress=None if on_terminal else progress,
             stop=stop,

@@ -16,6 +16,7 @@ from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
 from prompt_tune.media.pre_annotations import Cvat, Labelme, LabelStudio
 from prompt_tune.media.sinks import Pictures, Sink, Videos
 from prompt_tune.media.sources import Frame, Source
+from prompt_tune.media.tracks import Tracks
 from prompt_tune.progress import Progress
 from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
@@ -71,6 +72,7 @@ def annotate(
     hide: Sequence[str] | None = None,
     overlap: Overlap = "keep",
     slices: Slices | None = None,
+    track: bool = False,
     batch: int = 1,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -93,6 +95,7 @@ def annotate(
         overlap: What becomes of an original and a learned box on the same object. Labels of text formats keep hidden
             ones with a flag; pictures, videos and YOLO labels leave them out.
         slices: How images are also looked at in slices, see `detect_sliced`. By default, only as a whole.
+        track: Whether objects in videos, cameras and streams are numbered, see `Tracks.follow`.
         batch: Number of frames that go through the network at once, see `Detector.detect`. Those of a live source go
             one by one, whatever it is: none waits for the next. With `slices`, the windows of one frame.
         progress: Called with (stage, done, total, note); total is None where it is unknown.
@@ -104,10 +107,12 @@ def annotate(
     Raises:
         DataError: Nothing of the source can be read, a picture would replace an image of the source, or `out` cannot
             be written. Then pictures and labels of frames may be left, each of them whole, but no document.
+        PromptTuneError: Objects are to be tracked, and trackers is not installed.
     """
     chosen = choose_classes(detector.classes, show=show, hide=hide)
     options: dict[str, float | None] = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
     may_hide = overlap != "keep"
+    tracks = Tracks() if track else None
     sinks: list[Sink] = [] if lines is None else [JsonLines(lines)]
     if save:
         if out is None:
@@ -117,7 +122,7 @@ def annotate(
         facts = {**provenance(detector), **options, **({"overlap": overlap} if may_hide else {})}
         if slices:
             facts |= {"slice": slices.size, "slice_overlap": slices.overlap}
-        sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide)
+        sinks += _sinks(Path(out), save, detector, source, labelled, facts, may_hide=may_hide, has_tracks=track)
     counts, detections, images_with = Counter[bool](), Counter[ClassKey](), Counter[ClassKey]()
     stopped, hidden = False, 0
     with closing(source.frames()) as frames, ExitStack() as opened:
@@ -138,6 +143,8 @@ def annotate(
         at_once = 1 if source.live and not slices else batch
         wanted = {**options, "show": show, "hide": hide, "overlap": overlap}
         for frame, found in detect_in_batches(detector, images(), batch=at_once, slices=slices, **wanted):
+            if tracks:
+                found = tracks.follow(frame, found)
             try:
                 for sink in sinks:
                     sink.write(frame, found)
@@ -169,6 +176,7 @@ def _sinks(
     info: Mapping[str, object],
     *,
     may_hide: bool,
+    has_tracks: bool,
 ) -> list[Sink]:
     """The sinks that `save` names, pictures first."""
     sinks: list[Sink] = []
@@ -179,7 +187,7 @@ def _sinks(
     if "yolo" in save:
         sinks.append(Yolo(out, labelled))
     if "csv" in save:
-        sinks.append(Csv(out, may_hide=may_hide))
+        sinks.append(Csv(out, may_hide=may_hide, has_tracks=has_tracks))
     if "label-studio" in save:
         sinks.append(LabelStudio(out, labelled, version=model_version(detector)))
     if "cvat" in save:

@@ -32,7 +32,7 @@ def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Ima
         image: What `Detector.detect` was given: a path, a PIL image, or a uint8 (h, w, 3) RGB array. It is not changed.
             Files and PIL images are turned upright as their EXIF orientation says, as the detector does.
         detections: Those of this image, with boxes in its pixels. A score of nan, as of a label, is not written, and
-            hidden ones are not drawn.
+            hidden ones are not drawn. The number of a tracked object stands behind its class, as in "car #2: 0.84".
         bgr: Whether an array is BGR, as OpenCV gives it. The result is RGB in any case.
 
     Returns:
@@ -55,7 +55,9 @@ def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Ima
     labels: list[tuple[Rectangle, Line, Colour]] = []
     for row in reversed(order):  # the most important label chooses its place first
         score = detections.scores[row]
-        words = detections.class_names[row] + ("" if np.isnan(score) else f" {score:.2f}")
+        track = 0 if detections.track_ids is None else detections.track_ids[row]
+        words = detections.class_names[row] + (f" #{track}:" if track else "")
+        words += "" if np.isnan(score) else f" {score:.2f}"
         text = FONTS.line(words, side * FONT_FRACTION)
         taken = [place for place, _, _ in labels] if len(labels) < LABELS_APART else []
         place = _label_place(text, tuple(detections.boxes_xyxy[row].tolist()), picture.size, taken)

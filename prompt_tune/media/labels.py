@@ -22,6 +22,7 @@ CSV_FILE = "detections.csv"
 YOLO_FOLDER = "yolo"
 ORIGIN = ("file_name", "video", "frame", "seconds")
 HIDDEN = "hidden"  # a further field where boxes on the same object may be hidden
+TRACK = "track_id"  # a further field where objects are tracked
 ROW = ("vocabulary", "class", "score", "box_xyxy")
 ESCAPED = "backslashreplace"  # a file name that is not valid text: JSON reads its escapes back, and CSV shows them
 SHARE_DECIMALS = 6  # YOLO labels: a hundredth of a pixel in 10,000
@@ -135,22 +136,24 @@ class Yolo(LabelledSet):
 class Csv(Sink):
     """detections.csv for spreadsheets: one line per detection, boxes in pixels of the image."""
 
-    def __init__(self, out: Path, *, may_hide: bool = False) -> None:
+    def __init__(self, out: Path, *, may_hide: bool = False, has_tracks: bool = False) -> None:
         """Prepare the table.
 
         Args:
             out: Folder to write to.
-            may_hide: Whether detections may be hidden: a last column then says which.
+            may_hide: Whether detections may be hidden: a further column then says which.
+            has_tracks: Whether objects are tracked: a last column then has their numbers.
         """
         super().__init__()
-        self._may_hide = may_hide
+        self._may_hide, self._has_tracks = may_hide, has_tracks
         self._path = out / CSV_FILE
 
     def __enter__(self) -> Self:
         temporary = self._files.enter_context(saving(self._path, DataError, cure=OTHER_OUT))
         self._file = self._files.enter_context(open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline=""))
         self._writer = csv.writer(self._file)
-        self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2", *([HIDDEN] if self._may_hide else [])))
+        more = [*([HIDDEN] if self._may_hide else []), *([TRACK] if self._has_tracks else [])]
+        self._writer.writerow((*ORIGIN, *ROW[:-1], "x1", "y1", "x2", "y2", *more))
         return self
 
     def write(self, frame: Frame, found: Detections) -> None:
@@ -158,7 +161,8 @@ class Csv(Sink):
         origin = _origin(frame)
         with told(self._path, DataError, cure=OTHER_OUT):
             for number, (*row, box) in enumerate(_rows(found)):
-                marks = [int(found[number].hidden)] if self._may_hide else []
+                marks: list[object] = [int(found[number].hidden)] if self._may_hide else []
+                marks += [found[number].track_id] if self._has_tracks else []
                 self._writer.writerow(map(csv_cell, (*(origin.get(name) for name in ORIGIN), *row, *box, *marks)))
 
 
@@ -185,6 +189,8 @@ class JsonLines(Sink):
         rows: list[dict[str, object]] = [dict(zip(ROW, (*row, box), strict=True)) for *row, box in _rows(found)]
         for row, hidden in zip(rows, () if found.hidden is None else found.hidden.tolist(), strict=False):
             row[HIDDEN] = hidden
+        for row, track in zip(rows, () if found.track_ids is None else found.track_ids.tolist(), strict=False):
+            row[TRACK] = track or None
         entry = {**_origin(frame), "width": width, "height": height, "detections": rows}
         try:
             self._file.write(json.dumps(entry) + "\n")

@@ -35,6 +35,7 @@ class Detection:
         box_xyxy: Left, top, right and bottom in pixels of the original image.
         class_id: The row of the class in its own vocabulary.
         hidden: Whether `overlap` of `Detector.detect` hid it behind another box on the same object.
+        track_id: The number of the object in its video, among those of its class, or None.
     """
 
     class_name: str
@@ -43,6 +44,7 @@ class Detection:
     box_xyxy: tuple[float, float, float, float]
     class_id: int
     hidden: bool = False
+    track_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,8 @@ class Detections:
         size_wh: Width and height of the original image in pixels, or (0, 0) if it does not matter.
         hidden: (n,) bool, the rows that `overlap` of `Detector.detect` hid behind another box on the same object. They
             are still here; `shown` has the others. None if nothing was to be hidden.
+        track_ids: (n,) int64, the number of each object in its video, from 1 among those of its class, or 0 for one
+            without a number. None if nothing was tracked.
     """
 
     boxes_xyxy: np.ndarray
@@ -73,6 +77,7 @@ class Detections:
     vocabularies: tuple[str, ...] = ()
     size_wh: tuple[int, int] = (0, 0)
     hidden: np.ndarray | None = None
+    track_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -104,6 +109,7 @@ class Detections:
             box_xyxy=(left, top, right, bottom),
             class_id=int(self.class_ids[row]),
             hidden=self.hidden is not None and bool(self.hidden[row]),
+            track_id=None if self.track_ids is None else int(self.track_ids[row]) or None,
         )
 
     def __repr__(self) -> str:
@@ -136,6 +142,7 @@ class Detections:
             vocabularies=tuple(self.vocabularies[row] for row in rows) if self.vocabularies else (),
             size_wh=self.size_wh,
             hidden=None if self.hidden is None else self.hidden[rows],
+            track_ids=None if self.track_ids is None else self.track_ids[rows],
         )
 
     @property
@@ -168,7 +175,7 @@ class Detections:
         Returns:
             One dictionary per detection: `id`, `image_id`, `category_id`, `bbox` [x, y, width, height] and `area` in
             original pixels, `iscrowd` 0, `score`, and `vocabulary`, the label of its vocabulary. If some may be hidden,
-            `hidden` says which.
+            `hidden` says which. If they were tracked, `track_id` is the number of the object, or None.
         """
         entries: list[dict[str, object]] = []
         for row, (label, name) in enumerate(zip(self.vocabularies, self.class_names, strict=True)):
@@ -185,6 +192,7 @@ class Detections:
                     "vocabulary": label,
                 }
                 | ({} if self.hidden is None else {"hidden": bool(self.hidden[row])})
+                | ({} if self.track_ids is None else {"track_id": int(self.track_ids[row]) or None})
             )
         return entries
 

@@ -562,3 +562,13 @@ def test_slices_add_small_objects_and_are_named_in_the_document(
     assert len(boxes) > sum(row["image_id"] == 3 for row in document(plain)["annotations"])
     refused = run_command(capfd, "detect", bundle, *options, plain, "--slice-overlap", 0.3)
     assert refused.status == 2 and "--slice-overlap says how far slices overlap" in refused.err
+
+
+def test_tracking_without_its_package_is_one_line(
+    bundle: Path, photos: Path, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    done = run_command(capfd, "detect", bundle, photos, "--out", tmp_path / "out", "--track", *FEW)
+    assert done.status == 1 and not (tmp_path / "out").exists()
+    cure = "pip install '.[track]' (in a checkout)"
+    assert done.err.splitlines()[-1].endswith(f"trackers is not installed, and tracking needs it: {cure}")

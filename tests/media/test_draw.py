@@ -233,3 +233,12 @@ def test_hidden_detections_are_not_drawn() -> None:
     )
     half_hidden = draw(image, replace(rows, hidden=np.array([True, False])))
     assert half_hidden.tobytes() == draw(image, rows[1:]).tobytes() != draw(image, rows).tobytes()
+
+
+def test_number_of_a_tracked_object_stands_behind_its_class() -> None:
+    one = found((100, 80), (20, 30, 60, 70, 0.5, "car", "learned"))
+    tracked, new = (replace(one, track_ids=np.array([number])) for number in (12, 0))
+    same_words = replace(one, class_names=("car #12:",))  # in another colour, but with a label of the same size
+    assert (changed(draw(grey(100, 80), tracked)) == changed(draw(grey(100, 80), same_words))).all()
+    assert (changed(draw(grey(100, 80), tracked)) != changed(draw(grey(100, 80), one))).any()
+    assert draw(grey(100, 80), new).tobytes() == draw(grey(100, 80), one).tobytes()
