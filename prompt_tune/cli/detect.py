@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from prompt_tune.cli.options import (
+    NAMES,
     PLACE,
     Command,
+    bundled_option,
     device_option,
     image_size_option,
     json_option,
     learned_option,
     recursive_option,
+    threshold_options,
 )
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
     from prompt_tune.media.annotate import Annotated
 
 TABLE_ROWS = 20  # classes in the table; one line counts the rest
-SCORE = click.FloatRange(0, 1)
-NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
 
 
 @click.command(name="detect", cls=Command)
@@ -67,20 +68,13 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     help="Seconds after which a camera or stream that sends nothing is an error.",
 )
 @learned_option()
-@click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
+@bundled_option
 @click.option(
     "--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Show, save and label only this class: {NAMES}"
 )
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
 @device_option
-@click.option(
-    "--iou",
-    type=SCORE,
-    help="Overlap above which the lower-scoring box is dropped; default: 0.7, and then the limit of each class.",
-)
-@click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
-@click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
-@click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
+@threshold_options
 @click.option(
     "--overlap",
     type=click.Choice(["keep", "learned", "score"]),

@@ -5,18 +5,18 @@ from pathlib import Path
 import click
 
 from prompt_tune.cli.options import (
+    NAMES,
     PLACE,
     Command,
+    bundled_option,
     device_option,
     image_size_option,
     learned_option,
     recursive_option,
+    threshold_options,
 )
 from prompt_tune.cli.terminal import echo
 from prompt_tune.wording import counted
-
-SCORE = click.FloatRange(0, 1)
-NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
 
 
 @click.command(name="label", cls=Command)
@@ -58,18 +58,11 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
     help="Detectors at work; default: 1, and on a Ray cluster as many as it has GPUs, or with --device cpu, cores.",
 )
 @learned_option()
-@click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
+@bundled_option
 @click.option("--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Write only this class: {NAMES}")
 @click.option("--hide", multiple=True, metavar="NAME", help=f"Do not write this class: {NAMES}")
 @device_option
-@click.option(
-    "--iou",
-    type=SCORE,
-    help="Overlap above which the lower-scoring box is dropped; default: 0.7, and then the limit of each class.",
-)
-@click.option("--conf", type=SCORE, help="Score above which a detection counts; default: each class's own threshold.")
-@click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf.")
-@click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf.")
+@threshold_options
 @image_size_option
 @click.option(
     "--batch", default=8, show_default=True, type=click.IntRange(1), help="Images that go through the network at once."

@@ -12,6 +12,8 @@ from prompt_tune.cli.verbosity import Verbosity
 from prompt_tune.errors import ProviderError
 from prompt_tune.runtime.providers import check_device_name
 
+SCORE = click.FloatRange(0, 1)
+NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICE_HELP = (
     "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; cuda:1 or 1: the second GPU; auto: cuda if "
@@ -72,6 +74,32 @@ recursive_option = click.option(
     show_default=True,
     help="Whether folders are read with their subfolders.",
 )
+bundled_option = click.option(
+    "--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary."
+)
+
+
+def threshold_options(function: Function) -> Function:
+    """Adds what decides which boxes and scores count: `iou`, `conf`, `original_conf` and `learned_conf`."""
+    for option in reversed(
+        (
+            click.option(
+                "--iou",
+                type=SCORE,
+                help="Overlap above which the lower-scoring box is dropped; default: 0.7, and then the limit of each "
+                "class.",
+            ),
+            click.option(
+                "--conf",
+                type=SCORE,
+                help="Score above which a detection counts; default: each class's own threshold.",
+            ),
+            click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf."),
+            click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf."),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 def learned_option(note: str = "") -> Callable[[Function], Function]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import Command, device_option, image_size_option, learned_option
+from prompt_tune.cli.options import Command, bundled_option, device_option, image_size_option, learned_option
 from prompt_tune.cli.terminal import echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -34,7 +34,7 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     help="File with the key that requests need; default: the environment variable PROMPT_TUNE_API_KEY.",
 )
 @learned_option()
-@click.option("--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary.")
+@bundled_option
 @click.option("--allow-upload", is_flag=True, help="Let requests load, replace and unload vocabularies.")
 @device_option
 @image_size_option
