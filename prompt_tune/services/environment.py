@@ -186,12 +186,14 @@ def package_problems(packages: Iterable[Package]) -> Iterable[Problem]:
         parts = [part for part in packages if part.extra == extra]
         cure = install(extra) if extra else f"pip install {NAME}"
         missing = [part.name for part in parts if part.version is None]
-        if missing and len(missing) < len(parts):
+        # other packages bring some of an extra's too, so one of them does not mean that the extra was wanted
+        wanted = not extra or 2 * len(missing) < len(parts)
+        if missing and wanted and len(missing) < len(parts):
             yield Problem(f"Missing for {purpose}: {', '.join(missing)}.", cure, broken=True)
         elif missing:
             yield Problem(f"Not installed, and needed for {purpose}: {', '.join(missing)}.", cure, broken=not extra)
         for part in parts:
-            if part.version is not None and not part.fits:
+            if wanted and part.version is not None and not part.fits:
                 what = f"{part.name} {part.version} is not in {part.wanted}, which was tested for {purpose}."
                 yield Problem(what, cure, broken=True)
     both = [name for name in RUNTIMES if _installed(name)]

@@ -37,8 +37,21 @@ def test_this_machine_is_as_its_packages_say() -> None:
             [("Not installed, and needed for fit, export, bake, demo: torch, onnx.", "[fit]", False)],
         ),
         (
-            [FITS, Package("torch", "fit", ">=2.11", None, False), Package("onnx", "fit", ">=1", "1.2", True)],
+            [
+                FITS,
+                Package("torch", "fit", ">=2.11", None, False),
+                Package("onnx", "fit", ">=1", "1.2", True),
+                Package("matplotlib", "fit", ">=3.9", "3.10", True),
+            ],
             [("Missing for fit, export, bake, demo: torch.", "[fit]", True)],
+        ),
+        (  # another package has brought h11, and an old one: nobody asked for a server
+            [
+                FITS,
+                Package("uvicorn", "serve", ">=0.54", None, False),
+                Package("h11", "serve", ">=0.16", "0.14", False),
+            ],
+            [("Not installed, and needed for serve: uvicorn.", "[serve]", False)],
         ),
         (
             [FITS, Package("av", "video", "<19,>=18", "17.0", False)],
