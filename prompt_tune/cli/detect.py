@@ -174,7 +174,14 @@ def command(
     slices = None
     if slice_size is not None:
         slices = Slices(slice_size) if slice_overlap is None else Slices(slice_size, slice_overlap)
-    opened = open_source((*more_sources, *sources), every=every, timeout=timeout, recursive=recursive, without=out)
+    opened = open_source(
+        (*more_sources, *sources),
+        every=every,
+        timeout=timeout,
+        recursive=recursive,
+        without=out,
+        whole=slices is not None,
+    )
     detector = Detector(
         bundle,
         device=device,

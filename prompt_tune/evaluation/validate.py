@@ -32,7 +32,7 @@ from prompt_tune.progress import Progress
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.images import Picture, letterbox, read_picture
 from prompt_tune.runtime.labels import LEARNED
 from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Engine = Literal["torch", "onnx"]
 # RGB image uint8 (h, w, 3) -> detections in its pixels, with classes of `GroundTruth`: of the vocabularies (those of
 # classes without labels only above their thresholds), then of each baseline
-Detect = Callable[[np.ndarray], list[Detections]]
+Detect = Callable[[Picture], list[Detections]]
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _torch_detector(
             parts.append((place, np.array(rows), chosen, least, guide_digest(guide), flat))
 
     @torch.no_grad()
-    def detect(image: np.ndarray) -> list[Detections]:
+    def detect(image: Picture) -> list[Detections]:
         pixels, placed = letterbox(image, image_size)
         network_input = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).to(world.device)  # (1, 3, size, size)
         passes: dict[str, tuple[Any, Any]] = {}  # by digest of the guide: head features and boxes
@@ -330,7 +330,7 @@ def _onnx_detector(detector: Detector, truth: GroundTruth) -> Detect:
     original = np.array([label == ORIGINAL for label, _ in keys])
     confs = [float(cut[of].min(initial=1.0)) for of in (original, ~original)]
 
-    def detect(image: np.ndarray) -> list[Detections]:
+    def detect(image: Picture) -> list[Detections]:
         found = detector.detect([image], original_conf=confs[0], learned_conf=confs[1])[0]
         found_keys = zip(found.vocabularies, found.class_names, strict=True)
         classes = np.array([row_of[key] for key in found_keys], np.int64)  # (n,)
@@ -354,7 +354,7 @@ def _measure(
     confusion = ConfusionCounts(truth.names, truth.keys + truth.others, len(truth.keys))
     for done, sample in enumerate(truth.samples, 1):
         try:
-            image = read_rgb(sample.path)
+            image = read_picture(sample.path)
         except DataError as error:
             if strict:
                 raise

@@ -11,12 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.runtime.folders import is_metadata
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, Places, as_places, find_all
-from prompt_tune.runtime.images import decode_rgb, read_rgb
+from prompt_tune.runtime.images import Picture, decode_picture, read_picture
 from prompt_tune.runtime.opening import UNNAMED
 from prompt_tune.services.arrow import parquet_module
 
@@ -72,7 +70,7 @@ def find_items(source: Places, *, recursive: bool = True, without: Path | None =
 
 
 def read_items(
-    items: Iterable[Item], pool: Executor, ready: Callable[[np.ndarray], Made], *, ahead: int
+    items: Iterable[Item], pool: Executor, ready: Callable[[Picture], Made], *, ahead: int
 ) -> Iterator[tuple[Item, Made | DataError]]:
     """The images of items in their order, read, decoded and made ready by a pool.
 
@@ -253,7 +251,7 @@ def _rows(place: str, rows: list[int]) -> Iterator[tuple[int, bytes | None]]:
                 return
 
 
-def _readers(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], np.ndarray]]]:
+def _readers(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], Picture]]]:
     """A function for each item that gives its pixels. Contents in a Parquet file are read here, in one go."""
     for (place, is_row), group in groupby(items, key=lambda item: (item.place, item.start >= 0 and item.size < 0)):
         if not is_row:
@@ -274,24 +272,24 @@ def _readers(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], np.ndar
             yield item, partial(_decoded, content) if content is not None else partial(_fail, lost)
 
 
-def _pixels(item: Item) -> np.ndarray:
+def _pixels(item: Item) -> Picture:
     """The pixels of a file or of a member of a tar."""
     if item.damage:
         raise DataError(item.damage)
     if item.start < 0 and not _is_address(item.place):
-        return read_rgb(item.place)
-    return decode_rgb(content_of(item))
+        return read_picture(item.place)
+    return decode_picture(content_of(item))
 
 
-def _decoded(content: bytes) -> np.ndarray:
-    return decode_rgb(content)
+def _decoded(content: bytes) -> Picture:
+    return decode_picture(content)
 
 
-def _fail(reason: str) -> np.ndarray:
+def _fail(reason: str) -> Picture:
     raise DataError(reason)
 
 
-def _attempt(item: Item, read: Callable[[], np.ndarray], ready: Callable[[np.ndarray], Made]) -> Made | DataError:
+def _attempt(item: Item, read: Callable[[], Picture], ready: Callable[[Picture], Made]) -> Made | DataError:
     """The image, or the error, which names the item."""
     try:
         return ready(read())
