@@ -19,7 +19,13 @@ extras.needs("build", "twine")
 NAME = f"prompt_tune-{__version__}"
 PLACES = {"prompt_tune/": "prompt_tune/", "prompts/": "prompt_tune/prompts/", "export/": "prompt_tune/export/"}
 SOME = {  # of what a user needs: kits, class lists, `tiny`, the page, type hints
-    *("export/python/detect.py", "export/web/index.html", "export/web/worker.js", "export/bundle_README.md"),
+    *(
+        "export/python/detect.py",
+        "export/python/kit_detector.py",
+        "export/web/index.html",
+        "export/web/worker.js",
+        "export/bundle_README.md",
+    ),
     *("prompts/coco.txt", "prompts/lvis.txt", "prompts/templates.txt", "py.typed"),
     *("tiny/weights/detector.safetensors", "tiny/weights/detector.yaml", "report/templates/fit.html.j2"),
 }

@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.providers import quiet_onnxruntime
 
+KIT = ("kit_detector", "kit_images", "kit_vocabulary")  # the modules beside the Python model
 MODEL, GRAPH = "prompt_tune", "prompt_tune_graph"
 OUTPUTS = {"boxes": "FP32", "scores": "FP32", "labels": "BYTES", "vocabulary": "BYTES"}
 Row = tuple[bytes, bytes, bytes, bytes]  # box, score, class, vocabulary: all bits of a detection
@@ -54,6 +55,7 @@ def imported(repository: Path) -> Iterator[Any]:
     before, classes = list(sys.path), {name: getattr(pb_utils, name) for name in pb_utils.AFTER_IMPORT}
     for name in classes:
         delattr(pb_utils, name)
+    kept = {name: sys.modules.pop(name) for name in KIT if name in sys.modules}
     sys.path += [str(folder / "1"), str(folder)]
     importlib.invalidate_caches()
     try:
@@ -65,8 +67,9 @@ def imported(repository: Path) -> Iterator[Any]:
         yield module
     finally:
         sys.path[:] = before
-        for name in ("1", "1.model", "detect"):
+        for name in ("1", "1.model", *KIT):
             sys.modules.pop(name, None)
+        sys.modules.update(kept)
 
 
 def request(batched: bool = False, /, **arrays: Any) -> pb_utils.InferenceRequest:

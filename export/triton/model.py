@@ -1,7 +1,8 @@
 """The model `prompt_tune` of a Triton server: it takes an image, and gives the boxes of the vocabularies asked for.
 
 It decodes and scales the image, lets the model `prompt_tune_graph` run the network, and applies what vocabularies say:
-thresholds, calibration, limits of overlap. It needs NumPy and Pillow. `detect.py` beside it is the program of a bundle.
+thresholds, calibration, limits of overlap. It needs NumPy, Pillow and the files beside it,
+which are those of a bundle's program.
 """
 
 import json
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import detect
+import kit_detector
 import numpy as np
 import triton_python_backend_utils as pb_utils  # Triton adds its classes after the import: name them in functions only
+from kit_images import PAD_GREY, Letterboxed, letterbox, network_input, read_image
+from kit_vocabulary import read_vocabulary
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
@@ -26,7 +29,7 @@ NO_CLASSES = np.eye(1, 512, dtype=np.float32)[None]  # (1, 1, 512)
 class Wish:
     """What one request asks for."""
 
-    placed: detect.Letterboxed
+    placed: Letterboxed
     vocabularies: frozenset[str]
     iou: float | None  # None: 0.7, and the classes' own limits
     conf: float | None  # None: the classes' own thresholds
@@ -44,17 +47,21 @@ class TritonPythonModel:
         strides = [int(stride) for stride in settings["strides"].split()]
         graph = {"detector": settings["detector"], "image_size": self.side, "strides": strides}
         try:
-            original = detect.read_vocabulary(HERE / "original.vocab.safetensors")
+            original = read_vocabulary(HERE / "original.vocab.safetensors")
             files = sorted((HERE / "vocabularies").glob("*.vocab.safetensors"))
-            learned = [detect.read_vocabulary(path) for path in files]
-            detect.check_together(original, learned, graph)
+            learned = [read_vocabulary(path) for path in files]
+            kit_detector.check_together(original, learned, graph)
         except SystemExit as error:  # the message of a program
             raise pb_utils.TritonModelException(str(error.code)) from error
-        fits = detect.MOST_SCORES // 2 // detect.n_scores(original, learned, graph)  # images, as in prompt-tune
+        fits = (
+            kit_detector.MOST_SCORES // 2 // kit_detector.n_scores(original, learned, graph)
+        )  # images, as in prompt-tune
         self.batch = max(1, min(config.get("max_batch_size", 0), fits))
         self.labels = [vocabulary.label for vocabulary in (original, *learned)]
-        self.passes = detect.passes(original, learned)
-        self.embeddings = [[detect.packed(group) if group else NO_CLASSES for group in one] for one in self.passes]
+        self.passes = kit_detector.passes(original, learned)
+        self.embeddings = [
+            [kit_detector.packed(group) if group else NO_CLASSES for group in one] for one in self.passes
+        ]
 
     def execute(self, requests: "list[pb_utils.InferenceRequest]") -> "list[pb_utils.InferenceResponse]":
         """One response for each request. A request that fails gets an error of its own, and the others go on."""
@@ -100,27 +107,27 @@ class TritonPythonModel:
                 )
             numbers[name] = None if values is None else float(values[0])
         image = decoded(given["image"]) if "image" in given else from_pixels(given["raw"])
-        return Wish(detect.letterbox(image, self.side), frozenset(chosen), **numbers)
+        return Wish(letterbox(image, self.side), frozenset(chosen), **numbers)
 
     def detect(self, wishes: list[Wish]) -> list[list[dict[str, Any]]]:
         """Detections for at most `batch` wishes with the same `iou` and `conf`.
 
         The network always gets `batch` images, so that a detection has the same bits whoever else asks.
         """
-        pixels = np.full((self.batch, self.side, self.side, 3), detect.PAD_GREY, np.uint8)
+        pixels = np.full((self.batch, self.side, self.side, 3), PAD_GREY, np.uint8)
         for number, wish in enumerate(wishes):
             pixels[number] = wish.placed.pixels
-        images, (iou, conf) = detect.network_input(pixels), (wishes[0].iou, wishes[0].conf)
+        images, (iou, conf) = network_input(pixels), (wishes[0].iou, wishes[0].conf)
         asked = frozenset().union(*(wish.vocabularies for wish in wishes))
         found: list[list[dict[str, Any]]] = [[] for _ in wishes]
         for groups, embeddings in zip(self.passes, self.embeddings, strict=True):
             if asked.isdisjoint(part.label for group in groups for part in group):
                 continue
-            confs = [detect.graph_conf(group, conf) for group in groups]
-            tables = run_graph(images, embeddings, detect.IOU if iou is None else iou, confs)
+            confs = [kit_detector.graph_conf(group, conf) for group in groups]
+            tables = run_graph(images, embeddings, kit_detector.IOU if iou is None else iou, confs)
             for group, table in zip(groups, tables, strict=True):
                 for number, wish in enumerate(wishes):
-                    rows = detect.detections(table[table[:, 0] == number], group, wish.placed, conf, iou)
+                    rows = kit_detector.detections(table[table[:, 0] == number], group, wish.placed, conf, iou)
                     found[number] += [row for row in rows if row["vocabulary"] in wish.vocabularies]
         return found
 
@@ -140,7 +147,7 @@ def decoded(contents: np.ndarray) -> Image.Image:
     """The image in `image`, upright RGB."""
     if contents.shape != (1,):
         raise ValueError(f"`image` must hold the content of one file. Received: {contents.size}.")
-    return detect.read_image(contents[0])
+    return read_image(contents[0])
 
 
 def from_pixels(pixels: np.ndarray) -> Image.Image:

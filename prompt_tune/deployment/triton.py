@@ -18,16 +18,18 @@ from prompt_tune.wording import counted
 MODEL = "prompt_tune"
 GRAPH = "prompt_tune_graph"
 CONFIG_FILE = "config.pbtxt"
+KIT_FILES = ("kit_detector.py", "kit_images.py", "kit_vocabulary.py")  # of the bundle's program
 GRAPH_FILE = f"{GRAPH}/1/model.onnx"
 REPOSITORY_FILES = (
     f"{MODEL}/{CONFIG_FILE}",
     f"{MODEL}/1/model.py",
-    f"{MODEL}/1/detect.py",
+    *(f"{MODEL}/1/{name}" for name in KIT_FILES),
     f"{MODEL}/1/{ORIGINAL_FILE}",
     f"{MODEL}/1/vocabularies/{LEARNED_FILE}",
     f"{GRAPH}/{CONFIG_FILE}",
     GRAPH_FILE,
 )
+FORMER_FILES = (f"{MODEL}/1/detect.py",)  # of repositories that earlier versions wrote
 MAX_BATCH = 256  # images of 640 px, as float32, are 5 MB each
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,8 @@ def export_triton(run: Path | str, out: Path | str, *, half: bool = False, batch
                 (folder / model / CONFIG_FILE).write_text(text, encoding="utf-8")
             code = folder / MODEL / "1"
             (code / "model.py").write_bytes(kit.joinpath("triton", "model.py").read_bytes())
-            (code / "detect.py").write_bytes(kit.joinpath("python", "detect.py").read_bytes())
+            for name in KIT_FILES:
+                (code / name).write_bytes(kit.joinpath("python", name).read_bytes())
             shutil.copyfile(run / ORIGINAL_FILE, code / ORIGINAL_FILE)
             shutil.copyfile(run / LEARNED_FILE, code / "vocabularies" / LEARNED_FILE)
     except OSError as error:
@@ -101,7 +104,7 @@ def _check_place(out: Path) -> None:
     if not out.is_dir():
         raise GraphError(f"'{out}' is in the way: it is not a folder. Choose another --out.")
     found = {path.relative_to(out) for path in out.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts}
-    if other := sorted(found - {Path(name) for name in REPOSITORY_FILES}):
+    if other := sorted(found - {Path(name) for name in (*REPOSITORY_FILES, *FORMER_FILES)}):
         raise GraphError(
             f"'{out}' is in the way: it has `{other[0]}`, which no export writes, so it is not replaced. Choose "
             "another --out."

@@ -121,7 +121,9 @@ def test_export_writes_a_repository_and_says_where(
         == {
             "prompt_tune/config.pbtxt",
             "prompt_tune/1/model.py",
-            "prompt_tune/1/detect.py",
+            "prompt_tune/1/kit_detector.py",
+            "prompt_tune/1/kit_images.py",
+            "prompt_tune/1/kit_vocabulary.py",
             "prompt_tune/1/original.vocab.safetensors",
             "prompt_tune/1/vocabularies/learned.vocab.safetensors",
             "prompt_tune_graph/config.pbtxt",
@@ -130,6 +132,7 @@ def test_export_writes_a_repository_and_says_where(
     )
     config = (out / "prompt_tune" / "config.pbtxt").read_text()
     assert "\nmax_batch_size: 8\ndynamic_batching { }\n" in config
+    (out / "prompt_tune" / "1" / "detect.py").touch()  # of a former version
     assert run_command(capfd, "export", run, "--out", out, "--target", "triton").status == 0  # it replaces its own
     config = (out / "prompt_tune" / "config.pbtxt").read_text()
     assert "\nmax_batch_size: 0\n" in config and "\ndynamic_batching" not in config
@@ -329,11 +332,11 @@ def test_batches_shrink_to_what_fits_into_memory(
     n_scores = (80 + 6 * 3) * (12**2 + 6**2 + 3**2)  # of 80 original and six learned classes, of three prompts each
     with imported(folder) as module:
         for most, batch in ((8, 4), (5, 2), (1, 1)):
-            monkeypatch.setattr(module.detect, "MOST_SCORES", most * n_scores)
+            monkeypatch.setattr(module.kit_detector, "MOST_SCORES", most * n_scores)
             model = module.TritonPythonModel()
             model.initialize({"model_config": json.dumps(config_of(folder))})
             assert model.batch == batch
-        monkeypatch.setattr(module.detect, "MOST_SCORES", n_scores - 1)
+        monkeypatch.setattr(module.kit_detector, "MOST_SCORES", n_scores - 1)
         with pytest.raises(pb_utils.TritonModelException, match="too many prompts for the memory"):
             module.TritonPythonModel().initialize({"model_config": json.dumps(config_of(folder))})
 
@@ -351,7 +354,7 @@ def test_model_needs_numpy_and_pillow_only(exported: Path) -> None:
         "print(model.execute([asked])[0].error().message())"
     )
     with imported(exported) as module:
-        digest = module.detect.read_vocabulary(exported / MODEL / "1" / "original.vocab.safetensors").about["detector"]
+        digest = module.read_vocabulary(exported / MODEL / "1" / "original.vocab.safetensors").about["detector"]
     folders = [str(exported / MODEL / "1"), str(exported / MODEL), str(TESTS)]
     values = f'{{"image_size": "{IMAGE_SIZE}", "strides": "8 16 32", "detector": "{digest}"}}'
     done = subprocess.run([sys.executable, "-c", code, *folders], input=values, capture_output=True, text=True)

@@ -1,13 +1,12 @@
 """Graphs whose metadata cannot be true, in the Python kit and the page; tests/test_contract.py has the package."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
+import kit
 import pytest
 from forged import GOOD, forged_graph, forged_metadata
 from PIL import Image
@@ -34,13 +33,8 @@ console.log(JSON.stringify(said));
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    """The Python kit as a module."""
-    spec = importlib.util.spec_from_file_location("kit_graphs", ROOT / "export" / "python" / "detect.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kit_graphs"] = module  # its dataclass looks there
-    spec.loader.exec_module(module)
-    return module
+    """The Python kit's module that runs graphs."""
+    return kit.module("kit_detector")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The program that a bundle carries: the detections of `prompt_tune.runtime.Detector`, without prompt_tune."""
 
-import importlib.util
 import inspect
 import json
 import os
@@ -12,12 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import kit
 import numpy as np
 import pytest
 from bundles import learned_for_tiny, make_bundle
 from damage import cases
+from kit import PROGRAM
 from PIL import Image
-from places import ROOT
 from small_bundle import learned_for, photo, small_bundle, with_background
 from vocabularies import unit_rows
 
@@ -28,19 +28,13 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import read_rgb
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-PROGRAM = ROOT / "export" / "python" / "detect.py"
 MOST_LINES_OF_READER = 40
 
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
     """The program as a module."""
-    spec = importlib.util.spec_from_file_location("kit_detect", PROGRAM)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kit_detect"] = module  # its dataclass looks there
-    spec.loader.exec_module(module)
-    return module
+    return kit.module("detect")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +52,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The program as a process that cannot import prompt_tune, safetensors or torch."""
     blocked = "import sys; sys.modules |= dict.fromkeys(('prompt_tune', 'safetensors', 'torch', 'ultralytics'));"
-    code = f"{blocked} import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    start = "sys.path[0] = sys.argv[0].rpartition('/')[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"{blocked} import runpy; sys.argv = sys.argv[1:]; {start}"
     command = [sys.executable, "-c", code, str(PROGRAM), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

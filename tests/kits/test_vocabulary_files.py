@@ -1,16 +1,15 @@
 """The readers of vocabulary files in package, Python kit and page, on one table of good and bad files."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import kit
 import numpy as np
 import pytest
 from places import ROOT, TESTS
@@ -40,13 +39,8 @@ console.log(JSON.stringify(verdicts));
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    """The Python kit as a module."""
-    spec = importlib.util.spec_from_file_location("kit_reader", ROOT / "export" / "python" / "detect.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kit_reader"] = module  # its dataclass looks there
-    spec.loader.exec_module(module)
-    return module
+    """The Python kit's module that reads them."""
+    return kit.module("kit_vocabulary")
 
 
 def package_says(places: Sequence[Path]) -> list[str]:

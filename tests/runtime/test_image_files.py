@@ -1,19 +1,18 @@
 """Image files: which are found, and what is said of the others."""
 
 import os
-import runpy
 from pathlib import Path
 
+import kit
 import pytest
 from PIL import Image
-from places import ROOT
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime import image_files, opening
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, WRITTEN_SUFFIXES, find_images, unread_line, unread_picture
 from prompt_tune.runtime.images import read_rgb
 
-KIT = runpy.run_path(str(ROOT / "export" / "python" / "detect.py"))
+KIT = vars(kit.module("kit_images"))
 
 
 def test_find_images_file_folder_and_glob_are_sorted(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Images: found, read upright, measured without decoding, letterboxed and back."""
 
 import os
-import runpy
 import struct
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import kit
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +28,7 @@ from prompt_tune.runtime.images import (
     read_rgb,
 )
 
-KIT = runpy.run_path(str(ROOT / "export" / "python" / "detect.py"))
+KIT = vars(kit.module("kit_images"))
 WIDTH, HEIGHT = 90, 60
 
 

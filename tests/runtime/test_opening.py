@@ -2,7 +2,6 @@
 
 import io
 import os
-import runpy
 import struct
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import kit
 import numpy as np
 import pytest
 from damage import SIZE_WH, cases, small_pictures
@@ -22,8 +22,7 @@ from prompt_tune.runtime.image_files import IMAGE_SUFFIXES
 from prompt_tune.runtime.images import image_size, read_rgb, to_rgb
 from prompt_tune.runtime.opening import FORMATS, LIMIT_VARIABLE, MAX_MEGAPIXELS, max_megapixels, opened
 
-PROGRAM = ROOT / "export" / "python" / "detect.py"
-KIT = runpy.run_path(str(PROGRAM))
+KIT = vars(kit.module("kit_images"))
 PICTURES = small_pictures()
 READERS: tuple[Callable[[Path], object], ...] = (read_rgb, image_size, KIT["read_image"])
 SLICES, CASES = 8, 60  # of the fuzzer: a quick part of what `tests/stress` does
@@ -55,15 +54,18 @@ def test_postscript_under_the_name_of_a_picture_is_not_run(tmp_path: Path, name:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / name)
     both = (
-        "import runpy, sys; from prompt_tune.runtime.images import image_size, read_rgb\n"
-        "for reader in (read_rgb, image_size, runpy.run_path(sys.argv[2])['read_image']):\n"
+        "import sys; from prompt_tune.runtime.images import image_size, read_rgb; from kit_images import read_image\n"
+        "for reader in (read_rgb, image_size, read_image):\n"
         "    try: reader(__import__('pathlib').Path(sys.argv[1]))\n"
         "    except Exception as error: print(type(error).__name__, error)\n"
     )
 
     def run(code: str) -> str:
-        command = [sys.executable, "-c", code, str(tmp_path / name), str(PROGRAM)]
-        paths = {"PATH": f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        paths = {
+            "PATH": f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{kit.FOLDER}",
+        }
         return subprocess.run(command, capture_output=True, text=True, env=os.environ | paths).stdout
 
     lines = run(both).splitlines()
