@@ -347,7 +347,12 @@ def test_jpeg_of_200_megapixels_is_decoded_at_half_its_size_and_keeps_its_frame(
         warnings.simplefilter("error")
         picture = read_picture(path)
     assert picture.pixels.shape == (8_160, 6_120, 3) and picture.size_wh == image_size(path) == (12_240, 16_320)
+    kit_image = KIT["read_image"](path)
+    assert np.array_equal(kit_image, picture.pixels) and KIT["original_size"](kit_image) == (12_240, 16_320)
     pixels, placed = letterbox(picture, 640)
+    kit_placed = KIT["letterbox"](kit_image, 640)
+    assert np.array_equal(kit_placed.pixels, pixels) and kit_placed.size == placed.size_wh
+    assert (kit_placed.scale, kit_placed.left, kit_placed.top) == (placed.scale, *placed.pad_xy)
     whole_pixels, whole = letterbox(read_rgb(path), 640)
     assert placed == whole and placed.size_wh == (12_240, 16_320)
     np.testing.assert_allclose(pixels.astype(int), whole_pixels.astype(int), atol=2)
@@ -368,6 +373,7 @@ def test_only_jpegs_above_the_limit_are_reduced_and_as_little_as_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], wanted: tuple[int, int]
 ) -> None:
     monkeypatch.setattr("prompt_tune.runtime.opening.WHOLE_MEGAPIXELS", 1)
+    monkeypatch.setitem(KIT, "WHOLE_MEGAPIXELS", 1)
     image = Image.effect_noise(size, 60).convert("RGB")
     for suffix in (".jpg", ".png"):
         path = tmp_path / f"a{suffix}"
@@ -375,6 +381,10 @@ def test_only_jpegs_above_the_limit_are_reduced_and_as_little_as_fits(
         expected = wanted if suffix == ".jpg" else size
         for picture in (read_picture(path), decode_picture(path.read_bytes())):
             assert picture.pixels.shape == (expected[1], expected[0], 3) and picture.size_wh == size
+        for source in (path, path.read_bytes()):
+            image_of_kit = KIT["read_image"](source)
+            assert image_of_kit.size == expected and KIT["original_size"](image_of_kit) == size
+            assert KIT["read_image"](source, whole=True).size == size
         assert read_rgb(path).shape == (size[1], size[0], 3)
 
 
