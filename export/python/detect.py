@@ -4,7 +4,8 @@
     python detect.py photo.jpg --draw results
 
 Prints JSON. The detections are the same as those of `prompt-tune detect` on the CPU. It needs the files beside it:
-kit_vocabulary.py reads vocabulary files, kit_images.py images, and kit_detector.py runs the graph.
+kit_vocabulary.py reads vocabulary files, kit_images.py images, kit_detector.py runs the graph, and kit_slices.py cuts
+large images.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from typing import Any
 
 from kit_detector import Detector
 from kit_images import HEIC, READ, UNREAD, WRITTEN, Letterboxed, is_special, letterbox, quiet_libtiff, read_image
+from kit_slices import LEAST_SLICE, MOST_OVERLAP, detect_sliced
 from kit_vocabulary import Vocabulary, read_vocabulary
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Detector", "Letterboxed", "Vocabulary", "letterbox", "main", "read_image", "read_vocabulary"]
+__all__ = ["Detector", "Letterboxed", "Vocabulary", "detect_sliced", "letterbox", "read_image", "read_vocabulary"]
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
 MOST_INSET = 8  # equal boxes that are drawn inside one another
 MOST_TIMES = 100  # that one folder is read, where links lead to it
@@ -190,9 +192,15 @@ def main() -> None:
         default="keep",
         help="which of an original and a learned box on the same object is marked as hidden; default: keep both",
     )
+    parser.add_argument("--slice", type=int, metavar="N", help="for small objects: also look at slices of this side")
+    parser.add_argument("--slice-overlap", type=float, help="share of a slice that the next one sees too; default: 0.2")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
     parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")
     options = parser.parse_args()
+    if options.slice is not None and options.slice < LEAST_SLICE:
+        parser.error(f"--slice must be at least {LEAST_SLICE}")
+    if options.slice_overlap is not None and not (options.slice and 0 <= options.slice_overlap <= MOST_OVERLAP):
+        parser.error(f"--slice-overlap must be from 0 to {MOST_OVERLAP}, and needs --slice")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is skipped gets a line of ours
     quiet_libtiff()
     if options.font and not os.path.isfile(options.font):
@@ -210,7 +218,12 @@ def main() -> None:
         except ValueError as error:
             skipped.append(str(error))
             continue
-        found = detector.detect(image, options.conf, options.overlap)
+        wanted = options.conf, options.overlap
+        if options.slice is None:
+            found = detector.detect(image, *wanted)
+        else:
+            share = 0.2 if options.slice_overlap is None else options.slice_overlap
+            found = detect_sliced(detector, image, options.slice, share, *wanted)
         results.append({"image": str(path), "width": image.width, "height": image.height, "detections": found})
         if drawings:
             drawings[number].parent.mkdir(parents=True, exist_ok=True)
