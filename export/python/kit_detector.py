@@ -48,11 +48,15 @@ class Detector:
         for guide, learned in passes(self.original, self.learned):
             for group, rows in zip((guide, learned), self._run(images, guide, learned, conf), strict=True):
                 found += detections(rows, group, placed, conf)
+        self.mark_hidden(found, overlap)
+        return found
+
+    def mark_hidden(self, found: list[dict[str, Any]], overlap: str) -> None:
+        """Add `hidden` to detections of one image, if `overlap` is not "keep"."""
         if overlap != "keep":
             hidden = self._hidden(found, overlap)
             for row, one in enumerate(found):
                 one["hidden"] = row in hidden
-        return found
 
     def _hidden(self, found: list[dict[str, Any]], overlap: str) -> set[int]:
         """The rows that another box on the same object hides: see docs/detecting.md of prompt-tune."""

@@ -48,6 +48,7 @@ Row = tuple[str, int, float, tuple[int, int, int, int]]
 )
 def test_windows_by_hand(slices: Slices, size_wh: tuple[int, int], windows: list[Window]) -> None:
     assert slices.windows(size_wh) == windows
+    assert slices.count(size_wh) == len(windows) - 1
 
 
 @pytest.mark.parametrize("size_wh", [(1920, 1080), (641, 4000), (5000, 333)])
@@ -122,6 +123,41 @@ def test_a_part_of_an_object_at_an_inner_edge_gives_way_to_the_whole() -> None:
     at_the_border = (0, 10, 40, 50)  # the image ends there too: nothing is cut
     assert len(merge([("original", 0, 0.4, (0, 10, 90, 50))], [("original", 0, 0.9, at_the_border)], [])) == 2
     assert merge([], [], []) == []
+
+
+def test_what_a_lower_conf_lets_through_changes_nothing_above_the_threshold() -> None:
+    part: Row = ("original", 0, 0.9, (60, 10, 100, 50))
+    whole: Row = ("original", 0, 0.2, (60, 10, 140, 50))  # below the threshold, 0.25
+    assert merge([whole], [part], []) == [whole, part]
+    surer: Row = ("original", 0, 0.3, (60, 10, 140, 50))
+    assert merge([surer], [part], []) == [surer]
+    assert merge([("original", 0, 0.2, (60, 10, 110, 50))], [part], []) == [part]
+
+
+def test_vocabularies_that_change_meanwhile_are_asked_again(detector: Detector, bundle: Path) -> None:
+    """The rows are of the vocabularies that are there at the end; where they change all the time, this is said."""
+    image = photo(150, 200)
+
+    class Changing(Detector):
+        """A detector whose vocabularies change during its first calls, as if by another thread."""
+
+        times = 0
+
+        def detect(self, *arguments: Any, **options: Any) -> list[Detections]:
+            parts = super().detect(*arguments, **options)
+            if self.times:
+                self.times -= 1
+                self.load(learned_for(bundle, "new", seed=self.times), "new", replace=True)
+            return parts
+
+    changing = Changing(bundle, threads=1)
+    changing.times = 2
+    result = detect_sliced(changing, image, Slices(96), conf=0.4)
+    assert "new" in result.vocabularies
+    assert content(result) == content(detect_sliced(changing, image, Slices(96), conf=0.4))
+    changing.times = 5
+    with pytest.raises(PromptTuneError, match=r"^Vocabularies changed 5 times while one image was in work"):
+        detect_sliced(changing, image, Slices(96), conf=0.4)
 
 
 @pytest.fixture(scope="module")
