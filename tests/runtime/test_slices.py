@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import SIZE, TWIN, make_bundle
+from scenes import scenes
 from small_bundle import content, learned_for, photo
 from vocabularies import learned, unit_rows
 
-from prompt_tune.datasets.sample import original_scene
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
@@ -18,7 +18,6 @@ from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.slices import Slices, Window, detect_sliced, merged
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
-N = 3  # scenes beside each other, and below each other
 GUIDE = guide_digest(unit_rows(2, 1))
 VOCABULARIES = {
     "original": learned("bear", "cat", kind="original", guide=GUIDE),
@@ -163,18 +162,6 @@ def test_vocabularies_that_change_meanwhile_are_asked_again(detector: Detector, 
 @pytest.fixture(scope="module")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("slices") / "bundle")
-
-
-def scenes() -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """A picture of N x N scenes, its boxes (n, 4), and their original classes."""
-    picture, boxes, names = np.zeros((N * SIZE, N * SIZE, 3), np.uint8), [], []
-    for number in range(N * N):
-        scene = original_scene(0, number)
-        y, x = (SIZE * at for at in divmod(number, N))
-        picture[y : y + SIZE, x : x + SIZE] = scene.image
-        boxes.append(scene.boxes_xyxy + np.array([x, y, x, y], np.float32))
-        names += [f"{look.layers[0].colour} {look.layers[0].shape}" for look in scene.looks]
-    return picture, np.concatenate(boxes), names
 
 
 def recall(result: Detections, boxes: np.ndarray, names: list[str], *, begin: str = "") -> float:
