@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from kit_detector import Detector
-from kit_images import HEIC, READ, UNREAD, WRITTEN, Letterboxed, is_special, letterbox, quiet_libtiff, read_image
+from kit_images import (
+    HEIC,
+    READ,
+    UNREAD,
+    WRITTEN,
+    Letterboxed,
+    is_special,
+    letterbox,
+    original_size,
+    quiet_libtiff,
+    read_image,
+)
 from kit_slices import LEAST_SLICE, MOST_OVERLAP, detect_sliced
 from kit_vocabulary import Vocabulary, read_vocabulary
 from PIL import Image, ImageDraw, ImageFont
@@ -70,9 +81,11 @@ def draw(image: Image.Image, found: list[dict[str, Any]], font_file: Path | None
     height = max(11, side / 42)
     font = load_font(font_file, height)
     shown = [one for one in found if not one.get("hidden")]
+    share = image.width / original_size(image)[0]  # less than 1 if it was reduced
     order = sorted(shown, key=lambda one: (one["vocabulary"] != "original", one["score"]))
     thick = max(2, round(side / 200))
-    for one, box in zip(order, apart([one["box_xyxy"] for one in order[::-1]], thick + 2)[::-1], strict=True):
+    boxes = [[share * value for value in one["box_xyxy"]] for one in order[::-1]]
+    for one, box in zip(order, apart(boxes, thick + 2)[::-1], strict=True):
         original = one["vocabulary"] == "original"
         x1, y1, x2, y2 = box
         canvas.rectangle(
@@ -214,7 +227,7 @@ def main() -> None:
     results, skipped = [], []
     for number, path in enumerate(images):
         try:
-            image = read_image(path)
+            image = read_image(path, whole=options.slice is not None)
         except ValueError as error:
             skipped.append(str(error))
             continue
@@ -224,7 +237,8 @@ def main() -> None:
         else:
             share = 0.2 if options.slice_overlap is None else options.slice_overlap
             found = detect_sliced(detector, image, options.slice, share, *wanted)
-        results.append({"image": str(path), "width": image.width, "height": image.height, "detections": found})
+        width, height = original_size(image)
+        results.append({"image": str(path), "width": width, "height": height, "detections": found})
         if drawings:
             drawings[number].parent.mkdir(parents=True, exist_ok=True)
             try:

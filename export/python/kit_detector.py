@@ -38,7 +38,7 @@ class Detector:
         check_together(self.original, self.learned, self.graph)
 
     def detect(self, image: Image.Image, conf: float | None = None, overlap: str = "keep") -> list[dict[str, Any]]:
-        """Detections in an upright RGB image, with boxes in its pixels; `conf` replaces the classes' thresholds.
+        """Detections in an upright RGB image, with boxes in `original_size`; `conf` replaces the classes' thresholds.
 
         `overlap` other than "keep" adds `hidden`: true for one of an original and a learned box on the same object.
         """

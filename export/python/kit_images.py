@@ -32,7 +32,9 @@ try:
 except ImportError:
     UNREAD |= HEIC
 MAX_MEGAPIXELS = 500  # reading takes up to 21 bytes of memory a pixel
+WHOLE_MEGAPIXELS = 179  # a JPEG with more is decoded at 1/2, 1/4 or 1/8 of its width and height
 LIMIT_VARIABLE = "PROMPT_TUNE_MAX_MEGAPIXELS"  # in the environment: another limit
+ORIGINAL_SIZE = "prompt-tune: size of the original"  # in `info` of an image that was reduced
 Turn = Image.Transpose
 TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     2: Turn.FLIP_LEFT_RIGHT,
@@ -74,8 +76,11 @@ def quiet_libtiff() -> None:
         set_handler(None)
 
 
-def read_image(source: Path | bytes) -> Image.Image:
-    """A file, or its content, as upright RGB; 16-bit grey is reduced to 8 bits. Raises ValueError if it cannot be."""
+def read_image(source: Path | bytes, *, whole: bool = False) -> Image.Image:
+    """A file, or its content, as upright RGB; 16-bit grey is reduced to 8 bits. Raises ValueError if it cannot be.
+
+    A JPEG of more than `WHOLE_MEGAPIXELS` is reduced, unless it is wanted `whole`; `original_size` says what it had.
+    """
     before = Image.MAX_IMAGE_PIXELS
     try:
         limit = max_megapixels()
@@ -83,7 +88,7 @@ def read_image(source: Path | bytes) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit * 1_000_000
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _upright_rgb(source, limit)
+            return _upright_rgb(source, limit, whole)
     except Exception as error:  # Pillow and the libraries below it raise errors of many classes
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not an image of a known format" if unknown else getattr(error, "strerror", None) or str(error)
@@ -100,6 +105,12 @@ def read_image(source: Path | bytes) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = before
 
 
+def original_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels of the image that `read_image` read, upright: what boxes refer to."""
+    width, height = image.info.get(ORIGINAL_SIZE, image.size)
+    return width, height
+
+
 def is_special(path: Path) -> bool:
     """Whether a path is a pipe, a socket or a device, which may never end."""
     try:
@@ -109,7 +120,7 @@ def is_special(path: Path) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def _upright_rgb(source: Path | bytes, limit: int) -> Image.Image:
+def _upright_rgb(source: Path | bytes, limit: int, whole: bool) -> Image.Image:
     """See `read_image`; raises what the decoders raise."""
     if isinstance(source, Path) and is_special(source):
         raise ValueError("it is a pipe, a socket or a device, not a file")
@@ -124,13 +135,23 @@ def _upright_rgb(source: Path | bytes, limit: int) -> Image.Image:
             )
         if not megapixels:
             raise ValueError("it has no pixels")
+        size, reduced = image.size, 1
+        while not whole and reduced < 8 and -(-size[0] // reduced) * -(-size[1] // reduced) > WHOLE_MEGAPIXELS * 1e6:
+            reduced *= 2
+        if reduced > 1:
+            image.draft(None, (size[0] // reduced, size[1] // reduced))  # does nothing but for JPEG
+        is_reduced = image.size != size
         image.load()  # a PNG may have its orientation behind its pixels
         if image.mode in ("I", "F"):
             raise ValueError("32-bit pixels have no known range; save it with 8 bits")
         turn = turn_of(image)
         deep = image.mode.startswith("I;16")  # Pillow's own conversion would clip at 255
         rgb = (Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image).convert("RGB")
-        return rgb if turn is None else rgb.transpose(turn)
+        upright = rgb if turn is None else rgb.transpose(turn)
+        if is_reduced:
+            is_turned = turn in (Turn.TRANSPOSE, Turn.ROTATE_270, Turn.TRANSVERSE, Turn.ROTATE_90)
+            upright.info[ORIGINAL_SIZE] = size[::-1] if is_turned else size
+        return upright
 
 
 @dataclass(frozen=True)
@@ -145,10 +166,10 @@ class Letterboxed:
 
 
 def letterbox(image: Image.Image, side: int) -> Letterboxed:
-    """Scale an upright RGB image to fit a square, and centre it on grey."""
-    size = image.size
-    scale = min(side / image.height, side / image.width)
-    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    """Scale an upright RGB image, as its `original_size` asks, to fit a square, and centre it on grey."""
+    size = original_size(image)
+    scale = min(side / size[1], side / size[0])
+    width, height = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     left, top = round((side - width) / 2 - 0.1), round((side - height) / 2 - 0.1)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)

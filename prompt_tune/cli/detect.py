@@ -133,7 +133,9 @@ def command(
         )
     if stream and as_json:
         raise click.UsageError("--stream prints JSON line by line, and --json the summary alone. Give one of them.")
-    opened = open_source(sources, every=every, timeout=timeout, recursive=recursive, without=out)
+    opened = open_source(
+        sources, every=every, timeout=timeout, recursive=recursive, without=out, whole=slices is not None
+    )
     detector = Detector(bundle, threads=threads, **loading)
     try:
         choose_classes(detector.classes, show=wanted["show"], hide=wanted["hide"])

@@ -26,7 +26,7 @@ from prompt_tune.models.world import World, torch_device
 from prompt_tune.runtime.boxes import box_iou, match
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.image_files import Places, as_places, find_images
-from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.images import Picture, letterbox, read_picture
 from prompt_tune.vocabulary.foreign import single_prompts
 
 SUFFIX = ".pt"
@@ -189,12 +189,12 @@ def measure_shift(
     weight, bias = world.fold(rows[:n_original])
     alone = torch.cat([rows[:n_original], rows[len(rows) - n_background :]])
 
-    def both(rgb: np.ndarray) -> tuple[Detections, Detections]:
-        pixels = torch.tensor(letterbox(rgb, image_size)[0], device=world.device)  # (h, w, 3)
-        image = pixels.permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
+    def both(image: Picture) -> tuple[Detections, Detections]:
+        pixels = torch.tensor(letterbox(image, image_size)[0], device=world.device)  # (h, w, 3)
+        network_input = pixels.permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
         return (
-            _detect(world, image, alone, weight, bias),
-            _detect(world, image, rows, weight, bias),
+            _detect(world, network_input, alone, weight, bias),
+            _detect(world, network_input, rows, weight, bias),
         )
 
     return replace(_compare(images, both, n_original, n_original), learned=None)
@@ -236,17 +236,17 @@ def measure_predict(
             save_checkpoint(world, texts, rows[chosen], Path(folder) / name, image_size=image_size)
             predictors.append(ultralytics.Predictor(Path(folder) / name, device=str(world.device)))
         alone, together = predictors
-        return _compare(images, lambda rgb: (alone(rgb), together(rgb)), n_original, n_classes)
+        return _compare(images, lambda image: (alone(image.pixels), together(image.pixels)), n_original, n_classes)
 
 
 def _compare(
-    images: Places, both: Callable[[np.ndarray], tuple[Detections, Detections]], n_original: int, n_classes: int
+    images: Places, both: Callable[[Picture], tuple[Detections, Detections]], n_original: int, n_classes: int
 ) -> Shift:
     """The difference between two ways of detecting, summed over images.
 
     Args:
         images: See `bake`.
-        both: Gives the detections of an image, uint8 (h, w, 3) RGB, with the original classes and with all.
+        both: Gives the detections of an image, with the original classes and with all.
         n_original: The number of original classes, whose ids come first.
         n_classes: The number of all classes. Rows with higher ids are background rows, which are not counted.
 
@@ -257,11 +257,11 @@ def _compare(
     paths = find_images(images)
     for path in paths:
         try:
-            rgb = read_rgb(path)
+            image = read_picture(path)
         except DataError as error:
             skipped.append(str(error))
             continue
-        before, found = both(rgb)
+        before, found = both(image)
         before, found = before.select(before.class_ids < n_original), found.select(found.class_ids < n_classes)
         after = found.select(found.class_ids < n_original)
         moved = _matched_changes(before, after)

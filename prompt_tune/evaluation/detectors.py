@@ -9,7 +9,7 @@ from prompt_tune.contract import METRIC_CONF
 from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import letterbox
+from prompt_tune.runtime.images import Picture, letterbox
 from prompt_tune.runtime.labels import LEARNED
 from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # RGB image uint8 (h, w, 3) -> detections in its pixels, with classes of `GroundTruth`: of the vocabularies (those of
 # classes without labels only above their thresholds), then of each baseline
-Detect = Callable[[np.ndarray], list[Detections]]
+Detect = Callable[[Picture], list[Detections]]
 
 
 def torch_detector(
@@ -59,7 +59,7 @@ def torch_detector(
             parts.append((place, np.array(rows), chosen, least, guide_digest(guide), flat))
 
     @torch.no_grad()
-    def detect(image: np.ndarray) -> list[Detections]:
+    def detect(image: Picture) -> list[Detections]:
         pixels, placed = letterbox(image, image_size)
         network_input = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).to(world.device)  # (1, 3, size, size)
         passes: dict[str, tuple[Any, Any]] = {}  # by digest of the guide: head features and boxes
@@ -99,7 +99,7 @@ def onnx_detector(detector: Detector, truth: GroundTruth) -> Detect:
     original = np.array([label == ORIGINAL for label, _ in keys])
     confs = [float(cut[of].min(initial=1.0)) for of in (original, ~original)]
 
-    def detect(image: np.ndarray) -> list[Detections]:
+    def detect(image: Picture) -> list[Detections]:
         found = detector.detect([image], original_conf=confs[0], learned_conf=confs[1])[0]
         found_keys = zip(found.vocabularies, found.class_names, strict=True)
         classes = np.array([row_of[key] for key in found_keys], np.int64)  # (n,)
@@ -114,10 +114,10 @@ def in_slices(detect: Detect, slices: Slices, truth: GroundTruth) -> Detect:
     limits, thresholds = merge_limits(truth.nms_iou), truth.thresholds
     limits_alone, thresholds_alone = merge_limits(np.ones_like(limits)), np.zeros_like(thresholds)  # of baselines
 
-    def detect_windows(image: np.ndarray) -> list[Detections]:
-        height, width = image.shape[:2]
-        windows = slices.windows((width, height))
-        parts = [detect(image[top:bottom, left:right]) for left, top, right, bottom in windows]
+    def detect_windows(image: Picture) -> list[Detections]:
+        windows = slices.windows(image.size_wh)
+        crops = [image.pixels[top:bottom, left:right] for left, top, right, bottom in windows]
+        parts = [detect(Picture.of(crop)) for crop in crops]
         if len(parts) == 1:
             return parts[0]
         of_vocabularies, *of_baselines = zip(*parts, strict=True)  # each has the detections of all windows

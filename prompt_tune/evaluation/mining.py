@@ -25,7 +25,7 @@ from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.image_files import Places, find_images
-from prompt_tune.runtime.images import read_rgb
+from prompt_tune.runtime.images import read_picture
 from prompt_tune.wording import csv_cell
 
 LOWEST = 0.02  # learned scores below it are no doubt about an object
@@ -105,7 +105,7 @@ def mine(
     skipped: list[str] = []
     for done, path in enumerate(paths, 1):
         try:
-            (found,) = detector.detect(read_rgb(path), learned_conf=LOWEST)
+            (found,) = detector.detect(read_picture(path), learned_conf=LOWEST)
         except DataError as error:
             skipped.append(str(error))
             continue

@@ -32,7 +32,7 @@ from prompt_tune.progress import Progress
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import read_rgb
+from prompt_tune.runtime.images import read_picture
 from prompt_tune.runtime.labels import LEARNED
 from prompt_tune.runtime.slices import Slices
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -170,9 +170,8 @@ def validate_run(
     truth = GroundTruth.read(data, split, names, vocabularies, RunFolder(Path(run)).held_out(), strict=strict)
     names_alone, note = _names_alone(Path(run), learned, device) if truth.of_vocabulary(LEARNED) else ([], "")
     detect = torch_detector(world, config["image_size"], vocabularies, truth, [rows for _, rows in names_alone])
-    detect = in_slices(detect, slices, truth) if slices else detect
-    result = _measure("torch", truth, detect, progress, [part for part, _ in names_alone], strict=strict)
-    return replace(result, in_fit=recorded_baselines(learned.provenance), note=note, slices=slices)
+    result = _measure("torch", truth, detect, progress, [part for part, _ in names_alone], slices=slices, strict=strict)
+    return replace(result, in_fit=recorded_baselines(learned.provenance), note=note)
 
 
 def validate_bundle(
@@ -214,12 +213,10 @@ def validate_bundle(
     if recorded is None and "held_out" not in provenance:
         recorded = ()
     truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded, strict=strict)
-    detect = onnx_detector(detector, truth)
-    detect = in_slices(detect, slices, truth) if slices else detect
-    result = _measure("onnx", truth, detect, progress, strict=strict)
+    result = _measure("onnx", truth, onnx_detector(detector, truth), progress, slices=slices, strict=strict)
     in_fit = recorded_baselines(provenance)
     note = "" if result.learned is None else _note_of_bundle(in_fit, provenance)
-    return replace(result, in_fit=in_fit, note=note, slices=slices)
+    return replace(result, in_fit=in_fit, note=note)
 
 
 def _note_of_bundle(in_fit: Sequence[Baseline], provenance: Mapping[str, Any]) -> str:
@@ -268,14 +265,16 @@ def _measure(
     progress: Progress | None,
     baselines: Sequence[Baseline] = (),
     *,
+    slices: Slices | None,
     strict: bool,
 ) -> Validation:
     """Detect in all images, and evaluate."""
+    detect = in_slices(detect, slices, truth) if slices else detect
     labels, founds, skipped, paths = [], [], [], []
     confusion = ConfusionCounts(truth.names, truth.keys + truth.others, len(truth.keys))
     for done, sample in enumerate(truth.samples, 1):
         try:
-            image = read_rgb(sample.path)
+            image = read_picture(sample.path, whole=slices is not None)
         except DataError as error:
             if strict:
                 raise
@@ -316,6 +315,7 @@ def _measure(
         per_image=tuple(image_results(paths, labels, of_vocabularies, truth.keys, truth.thresholds)),
         unknown=truth.unknown,
         unlabelled=truth.unlabelled,
+        slices=slices,
         unlearned=_evaluated(baselines, truth, labels, of_baselines),
     )
 

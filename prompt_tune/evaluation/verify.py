@@ -21,7 +21,7 @@ from prompt_tune.progress import Progress
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.image_files import Places, as_places, find_images
-from prompt_tune.runtime.images import Letterbox, letterbox, read_rgb
+from prompt_tune.runtime.images import Letterbox, letterbox, read_picture
 from prompt_tune.runtime.packing import Packed, from_rows
 from prompt_tune.version import install
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -274,7 +274,7 @@ class _Tally:
     def add(self, path: Path, *, count: bool, measure: "Sample | None") -> None:
         """Compare one image; with `count`, count false alarms and collisions; with labels, keep it for precision."""
         try:
-            image = read_rgb(path)
+            image = read_picture(path)
         except DataError as error:
             if self._strict:
                 raise

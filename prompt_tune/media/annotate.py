@@ -8,8 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TextIO
 
-import numpy as np
-
 from prompt_tune.errors import DataError
 from prompt_tune.media.fonts import FONTS
 from prompt_tune.media.labels import Coco, Csv, JsonLines, Yolo
@@ -21,6 +19,7 @@ from prompt_tune.progress import Progress
 from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.images import Picture
 from prompt_tune.runtime.overlap import Overlap
 from prompt_tune.runtime.slices import Slices
 from prompt_tune.version import __version__
@@ -134,11 +133,11 @@ def annotate(
         for sink in sinks:  # not earlier: a source that cannot be read leaves no file
             opened.enter_context(sink)
 
-        def images() -> Iterator[tuple[Frame, np.ndarray]]:
+        def images() -> Iterator[tuple[Frame, Picture]]:
             for number, frame in enumerate(chain([first], frames)):
                 if progress:
                     progress("detect", number + len(source.skipped), source.total, frame.name)
-                yield frame, frame.image
+                yield frame, frame.picture
 
         at_once = 1 if source.live and not slices else batch
         wanted = {**options, "show": show, "hide": hide, "overlap": overlap}

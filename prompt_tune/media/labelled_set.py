@@ -77,7 +77,7 @@ class LabelledSet(Sink):
             if frame.path is not None and image.suffix == frame.path.suffix:
                 shutil.copyfile(frame.path, temporary)
             else:
-                save_image(temporary, Image.fromarray(frame.image), quality=LABEL_QUALITY)
+                save_image(temporary, Image.fromarray(frame.whole()), quality=LABEL_QUALITY)
         return image
 
     def save_text(self, path: Path, text: str) -> None:

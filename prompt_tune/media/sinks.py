@@ -122,7 +122,8 @@ class Pictures(_Drawings):
             return
         place = self._place(frame.name, WRITTEN_SUFFIXES, ".png")
         try:
-            content = encoded(draw(frame.image, found), place.suffix, quality=JPEG_QUALITY)
+            picture = draw(frame.image, found.scaled((frame.image.shape[1], frame.image.shape[0])))
+            content = encoded(picture, place.suffix, quality=JPEG_QUALITY)
         except DataError as error:  # the next one may fit
             log.warning("`%s` is not written: %s", place, error)
             return

@@ -17,7 +17,7 @@ import numpy as np
 from prompt_tune.errors import DataError
 from prompt_tune.media.video import Video, count_frames, open_address, open_camera, open_file, require_av
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, Places, as_places, find_all
-from prompt_tune.runtime.images import read_rgb
+from prompt_tune.runtime.images import Picture, read_picture, read_rgb
 
 _KNOWN = (  # to FFmpeg, which reads them by their content
     ".3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv "
@@ -35,10 +35,11 @@ class Frame:
 
     Attributes:
         name: Path of the file below the folder that all files share, or "camera-0" or "stream".
-        image: uint8 (h, w, 3) RGB, upright.
+        image: uint8 (h, w, 3) RGB, upright; of a very large JPEG, at reduced size, see `read_picture`.
         index: Number of the frame in its video, from 0; None for an image.
         seconds: Time since the first frame of the video; for a live source, by the clock of this machine.
         path: File of an image; None for a frame.
+        size_wh: Width and height of the original in pixels, where `image` is reduced; else None.
     """
 
     name: str
@@ -46,6 +47,16 @@ class Frame:
     index: int | None = None
     seconds: float | None = None
     path: Path | None = None
+    size_wh: tuple[int, int] | None = None
+
+    @property
+    def picture(self) -> Picture:
+        """The image, for the network."""
+        return Picture.of(self.image) if self.size_wh is None else Picture(self.image, self.size_wh)
+
+    def whole(self) -> np.ndarray:
+        """The image in its own size: uint8 (h, w, 3) RGB. Raises: DataError: it must be read again, and cannot."""
+        return self.image if self.size_wh is None or self.path is None else read_rgb(self.path)
 
     @property
     def file_name(self) -> str:
@@ -84,6 +95,7 @@ def open_source(
     timeout: float = TIMEOUT,
     recursive: bool = True,
     without: Path | None = None,
+    whole: bool = False,
 ) -> Source:
     """Open images, a video, a camera or a stream.
 
@@ -95,6 +107,7 @@ def open_source(
         timeout: Seconds after which a camera or stream that sends nothing is an error.
         recursive: Whether folders are read with their subfolders.
         without: A subfolder that is left out, such as the one that results are written to.
+        whole: Whether very large JPEGs are read in their own size, as slices need them.
 
     Raises:
         DataError: There is nothing at that place, the camera or address cannot be opened, or PyAV is not installed.
@@ -114,19 +127,20 @@ def open_source(
     if text:
         return _Stream(open_address(text, timeout=timeout, every=every), "stream")
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    return _Files(find_all(places, suffixes, "image or video", recursive=recursive, without=without), every)
+    paths = find_all(places, suffixes, "image or video", recursive=recursive, without=without)
+    return _Files(paths, every, whole=whole)
 
 
 class _Files:
     """Images and videos on disk, in order."""
 
-    def __init__(self, paths: Sequence[Path], every: int) -> None:
+    def __init__(self, paths: Sequence[Path], every: int, *, whole: bool) -> None:
         self.live = False
         self.paths = paths
         self.skipped: dict[str, str] = {}
         self.broken: str | None = None
         self.missed = 0
-        self._every = every
+        self._every, self._whole = every, whole
         videos = [path for path in paths if _is_video(path)]
         if videos:
             require_av(f"`{videos[0]}` is a video", "Or give a pattern that names images only.")
@@ -143,9 +157,16 @@ class _Files:
                 if _is_video(path):
                     yield from self._video(path, name)
                 else:
-                    yield Frame(name, read_rgb(path), path=path)
+                    yield self._image(path, name)
             except DataError as error:
                 self.skipped[name] = str(error)
+
+    def _image(self, path: Path, name: str) -> Frame:
+        if self._whole:
+            return Frame(name, read_rgb(path), path=path)
+        picture = read_picture(path)
+        is_whole = picture.pixels.shape[1::-1] == picture.size_wh
+        return Frame(name, picture.pixels, path=path, size_wh=None if is_whole else picture.size_wh)
 
     def _video(self, path: Path, name: str) -> Frames:
         video = open_file(path, every=self._every)

@@ -150,6 +150,17 @@ class Detections:
         """Those that are not hidden."""
         return self if self.hidden is None else replace(self.select(~self.hidden), hidden=None)
 
+    def scaled(self, size_wh: tuple[int, int]) -> "Detections":
+        """The detections in the frame of the same image at another size.
+
+        Args:
+            size_wh: Its width and height in pixels. Detections without a size stay as they are.
+        """
+        if self.size_wh in (size_wh, (0, 0)):
+            return self
+        factors = np.array(size_wh * 2, np.float32) / np.array(self.size_wh * 2, np.float32)  # (4,)
+        return replace(self, boxes_xyxy=self.boxes_xyxy * factors, size_wh=size_wh)
+
     def distinct(self, nms_iou: np.ndarray) -> "Detections":
         """The detections that a further suppression keeps, see `boxes.distinct`.
 

@@ -18,7 +18,7 @@ from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
-from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, Letterboxed, letterbox, to_rgb
+from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, Letterboxed, letterbox, to_picture
 from prompt_tune.runtime.labels import free_label, label_of, named_file
 from prompt_tune.runtime.overlap import Overlap, check_overlap, hide_boxes
 from prompt_tune.runtime.packing import from_rows
@@ -290,7 +290,7 @@ class Detector:
         Raises:
             DataError: The image cannot be read, or is none of the above.
         """
-        return Letterboxed(*letterbox(to_rgb(image, bgr=bgr), self.image_size))
+        return Letterboxed(*letterbox(to_picture(image, bgr=bgr), self.image_size))
 
     def raw(
         self,

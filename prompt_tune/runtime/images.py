@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.image_files import unread_picture
-from prompt_tune.runtime.opening import UNNAMED, opened
+from prompt_tune.runtime.opening import UNNAMED, opened, reduce_jpeg
 
 PAD_GREY = 114  # ultralytics' letterbox colour, which YOLO-World was trained with
 _ORIENTATION_TAG = 0x0112
@@ -26,7 +26,27 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # near the end of every complete file
 _TAIL_BYTES = 65_536  # cameras append some bytes after the end mark, and a PNG may have its EXIF data before it
 _REASON = 200  # characters of what a decoder says
-ImageInput = np.ndarray | str | Path | Image.Image
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """The pixels of an image, which for very large JPEGs are reduced, see `read_picture`.
+
+    Attributes:
+        pixels: uint8 (h, w, 3) RGB, upright.
+        size_wh: Width and height of the original image in pixels: what boxes refer to.
+    """
+
+    pixels: np.ndarray
+    size_wh: tuple[int, int]
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> "Picture":
+        """An array (h, w, 3) in its own size."""
+        return cls(pixels, (pixels.shape[1], pixels.shape[0]))
+
+
+ImageInput = np.ndarray | str | Path | Image.Image | Picture
 
 
 @dataclass(frozen=True)
@@ -80,12 +100,27 @@ class Letterboxed:
     placed: Letterbox
 
 
-def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
-    """An image in any form that `Detector.detect` takes, as RGB.
+def to_picture(image: ImageInput, *, bgr: bool = False) -> Picture:
+    """An image in any form that `Detector.detect` takes, for the network: a path as in `read_picture`, else `to_rgb`.
 
     Args:
-        image: A path, see `read_rgb`; a PIL image, which is turned upright as its EXIF orientation says; or a uint8
-            (h, w, 3) array.
+        image: See `to_rgb`.
+        bgr: See `to_rgb`.
+
+    Raises:
+        DataError: The image cannot be read, or is something else.
+    """
+    if isinstance(image, Picture):
+        return image
+    return read_picture(image) if isinstance(image, (str, Path)) else Picture.of(to_rgb(image, bgr=bgr))
+
+
+def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
+    """An image in any form that `Detector.detect` takes, as RGB in its own size.
+
+    Args:
+        image: A path, see `read_rgb`; a PIL image, which is turned upright as its EXIF orientation says; a uint8
+            (h, w, 3) array; or a `Picture`, whose pixels are taken as they are.
         bgr: Whether an array is BGR, as OpenCV gives it, and not RGB.
 
     Returns:
@@ -94,6 +129,8 @@ def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
     Raises:
         DataError: The image cannot be read, or is something else.
     """
+    if isinstance(image, Picture):
+        return image.pixels
     if isinstance(image, np.ndarray):
         return np.ascontiguousarray(_checked(image)[:, :, ::-1]) if bgr else _checked(image)
     if isinstance(image, (str, Path)):
@@ -117,7 +154,7 @@ def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
-    """An image file as RGB, turned upright as its EXIF orientation says.
+    """An image file as RGB in its own size, turned upright as its EXIF orientation says.
 
     Args:
         path: A file in one of `opening.FORMATS`; of several frames, the first. 16-bit grey is reduced to 8 bits,
@@ -130,25 +167,39 @@ def read_rgb(path: str | Path) -> np.ndarray:
         DataError: The file is missing, not an image, damaged, truncated or above `opening.max_megapixels`, or has
             pixels that do not fit RGB.
     """
-    try:
-        with opened(path) as image:
-            return _upright_rgb(image, f"`{path}`")
-    except Exception as error:
-        raise _unreadable(f"`{path}`", error) from error
+    return _read(path, reduce=False).pixels
 
 
-def decode_rgb(content: bytes, *, max_megapixels: int | None = None) -> np.ndarray:
-    """Like `read_rgb`, from the content of a file.
+def read_picture(path: str | Path, *, whole: bool = False) -> Picture:
+    """An image file for the network, which scales it down: like `read_rgb`, but with less memory for a large JPEG.
+
+    A JPEG of more than `opening.WHOLE_MEGAPIXELS` is decoded at 1/2, 1/4 or 1/8 of its width and height, see
+    `opening.reduce_jpeg`.
+
+    Args:
+        path: See `read_rgb`.
+        whole: Whether a large JPEG is wanted in its own size all the same.
+
+    Raises:
+        DataError: See `read_rgb`.
+    """
+    return _read(path, reduce=not whole)
+
+
+def decode_rgb(content: bytes) -> np.ndarray:
+    """Like `read_rgb`, from the content of a file, in one of `opening.FORMATS`."""
+    return _read(content, reduce=False).pixels
+
+
+def decode_picture(content: bytes, *, max_megapixels: int | None = None, whole: bool = False) -> Picture:
+    """Like `read_picture`, from the content of a file.
 
     Args:
         content: Of an image file, in one of `opening.FORMATS`.
         max_megapixels: A limit in place of `opening.max_megapixels`.
+        whole: See `read_picture`.
     """
-    try:
-        with opened(content, limit=max_megapixels) as image:
-            return _upright_rgb(image, UNNAMED)
-    except Exception as error:
-        raise _unreadable(UNNAMED, error) from error
+    return _read(content, reduce=not whole, limit=max_megapixels)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -207,15 +258,15 @@ def encoded(image: Image.Image, suffix: str, *, quality: int) -> bytes:
     return content.getvalue()
 
 
-def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
+def letterbox(image: np.ndarray | Picture, size: int | tuple[int, int]) -> tuple[np.ndarray, Letterbox]:
     """An image, scaled up or down to fit the network's input, and centred on grey.
 
     Args:
-        image: uint8 (h, w, 3).
+        image: uint8 (h, w, 3); or a `Picture`, which is placed as its original would be.
         size: Side of a square input, or its (height, width), in pixels.
 
     Returns:
-        uint8 (height, width, 3), and the `Letterbox` that converts boxes.
+        uint8 (height, width, 3), and the `Letterbox` that converts boxes, to pixels of the original image.
 
     Raises:
         DataError: The image is not uint8 (h, w, 3), or has no pixels.
@@ -223,16 +274,17 @@ def letterbox(image: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarra
     Source: ultralytics' LetterBox, with its rounding. The filter is Pillow's bilinear one, which averages when it
     shrinks.
     """
-    _checked(image)
+    picture = image if isinstance(image, Picture) else Picture.of(_checked(image))
     input_h, input_w = (size, size) if isinstance(size, int) else size
-    height, width = image.shape[:2]
+    width, height = picture.size_wh
     placed = Letterbox.of((width, height), (input_h, input_w))
     scaled_w, scaled_h = max(1, round(width * placed.scale)), max(1, round(height * placed.scale))
     left, top = placed.pad_xy
-    if (scaled_w, scaled_h) != (width, height):
-        image = np.asarray(Image.fromarray(image).resize((scaled_w, scaled_h), Image.Resampling.BILINEAR))
+    pixels = picture.pixels
+    if (scaled_h, scaled_w) != pixels.shape[:2]:
+        pixels = np.asarray(Image.fromarray(pixels).resize((scaled_w, scaled_h), Image.Resampling.BILINEAR))
     padded = np.full((input_h, input_w, 3), PAD_GREY, np.uint8)  # (input_h, input_w, 3)
-    padded[top : top + scaled_h, left : left + scaled_w] = image
+    padded[top : top + scaled_h, left : left + scaled_w] = pixels
     return padded, placed
 
 
@@ -244,6 +296,23 @@ def _checked(image: np.ndarray) -> np.ndarray:
             "give several images as a list."
         )
     return image
+
+
+def _read(source: str | Path | bytes, *, reduce: bool, limit: int | None = None) -> Picture:
+    """A file, or the content of one; with `reduce`, a large JPEG at reduced size."""
+    place = UNNAMED if isinstance(source, bytes) else f"`{source}`"
+    try:
+        with opened(source, limit=limit) as image:
+            width, height = image.size
+            if not reduce:
+                return Picture.of(_upright_rgb(image, place))
+            reduce_jpeg(image)
+            if image.size == (width, height):
+                return Picture.of(_upright_rgb(image, place))
+            sideways = _orientation(image) in _SIDEWAYS
+            return Picture(_upright_rgb(image, place), (height, width) if sideways else (width, height))
+    except Exception as error:
+        raise _unreadable(place, error) from error
 
 
 def _upright_rgb(image: Image.Image, place: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from prompt_tune.files import is_special
 # Those of the suffixes that are looked for. Pillow knows more, and gives PostScript to Ghostscript, which runs it.
 FORMATS = frozenset(("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"))
 MAX_MEGAPIXELS = 500  # the largest cameras have 400
+WHOLE_MEGAPIXELS = 179  # twice what Pillow calls usual; JPEGs above are reduced where they are scaled down anyway
 LIMIT_VARIABLE = "PROMPT_TUNE_MAX_MEGAPIXELS"
 UNNAMED = "The image"  # in errors: an image that came without a file name
 _BYTES_PER_PIXEL = 21  # of memory, at most: JPEG 2000; an upright JPEG takes 10, and others up to 18
@@ -74,6 +75,20 @@ def max_megapixels() -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
         raise DataError(f"{LIMIT_VARIABLE} must be a whole number of megapixels from 1 on. Received: {text[:40]!r}.")
     return int(text)
+
+
+def reduce_jpeg(image: Image.Image) -> None:
+    """Let a JPEG of more than `WHOLE_MEGAPIXELS` be decoded at 1/2, 1/4 or 1/8 of its width and height.
+
+    The largest of them that has no more pixels than that is taken. It costs a fraction of the memory of the whole.
+
+    Args:
+        image: From `opened`, not decoded yet; in another format, it stays as it is.
+    """
+    width, height = image.size
+    shares = (share for share in (1, 2, 4) if -(-width // share) * -(-height // share) <= WHOLE_MEGAPIXELS * 1_000_000)
+    if (share := next(shares, 8)) > 1:
+        image.draft(None, (width // share, height // share))
 
 
 def _limit_rule(limit: int) -> str:

@@ -11,12 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.runtime.folders import is_metadata
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, Places, as_places, find_all
-from prompt_tune.runtime.images import decode_rgb, read_rgb
+from prompt_tune.runtime.images import Picture, decode_picture, read_picture
 from prompt_tune.runtime.opening import UNNAMED
 from prompt_tune.services.arrow import parquet_module
 
@@ -72,7 +70,7 @@ def find_items(source: Places, *, recursive: bool = True, without: Path | None =
 
 
 def read_items(
-    items: Iterable[Item], pool: Executor, ready: Callable[[np.ndarray], Made], *, ahead: int
+    items: Iterable[Item], pool: Executor, ready: Callable[[Picture], Made], *, ahead: int, whole: bool = False
 ) -> Iterator[tuple[Item, Made | DataError]]:
     """The images of items in their order, read, decoded and made ready by a pool.
 
@@ -81,12 +79,13 @@ def read_items(
         pool: Threads that read.
         ready: What they do with the pixels, uint8 (h, w, 3) RGB, upright.
         ahead: Number of images that are read before they are needed, so that the memory for them is bounded.
+        whole: See `read_picture`.
 
     Yields:
         The item with what `ready` gave, or with the error.
     """
     waiting: deque[tuple[Item, Future[Made | DataError]]] = deque()
-    for item, read in _readers(items):
+    for item, read in _readers(items, whole=whole):
         waiting.append((item, pool.submit(_attempt, item, read, ready)))
         if len(waiting) > ahead:
             first, future = waiting.popleft()
@@ -253,12 +252,12 @@ def _rows(place: str, rows: list[int]) -> Iterator[tuple[int, bytes | None]]:
                 return
 
 
-def _readers(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], np.ndarray]]]:
+def _readers(items: Iterable[Item], *, whole: bool) -> Iterator[tuple[Item, Callable[[], Picture]]]:
     """A function for each item that gives its pixels. Contents in a Parquet file are read here, in one go."""
     for (place, is_row), group in groupby(items, key=lambda item: (item.place, item.start >= 0 and item.size < 0)):
         if not is_row:
             for item in group:
-                yield item, partial(_pixels, item)
+                yield item, partial(_pixels, item, whole=whole)
             continue
         of_place = list(group)
         contents = _rows(place, [item.start for item in of_place])
@@ -271,27 +270,23 @@ def _readers(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], np.ndar
                 except Exception as error:  # of any class, as above
                     reason = _reason(error)
             lost = f"`{item.path}` cannot be read: {reason or 'the row has no content'}. Replace it."
-            yield item, partial(_decoded, content) if content is not None else partial(_fail, lost)
+            yield item, partial(decode_picture, content, whole=whole) if content is not None else partial(_fail, lost)
 
 
-def _pixels(item: Item) -> np.ndarray:
+def _pixels(item: Item, *, whole: bool) -> Picture:
     """The pixels of a file or of a member of a tar."""
     if item.damage:
         raise DataError(item.damage)
     if item.start < 0 and not _is_address(item.place):
-        return read_rgb(item.place)
-    return decode_rgb(content_of(item))
+        return read_picture(item.place, whole=whole)
+    return decode_picture(content_of(item), whole=whole)
 
 
-def _decoded(content: bytes) -> np.ndarray:
-    return decode_rgb(content)
-
-
-def _fail(reason: str) -> np.ndarray:
+def _fail(reason: str) -> Picture:
     raise DataError(reason)
 
 
-def _attempt(item: Item, read: Callable[[], np.ndarray], ready: Callable[[np.ndarray], Made]) -> Made | DataError:
+def _attempt(item: Item, read: Callable[[], Picture], ready: Callable[[Picture], Made]) -> Made | DataError:
     """The image, or the error, which names the item."""
     try:
         return ready(read())

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Letterboxed
+from prompt_tune.runtime.images import Letterboxed, Picture
 from prompt_tune.runtime.slices import Slices
 from prompt_tune.services.items import Item, read_items
 from prompt_tune.services.results import begin_part, write_part
@@ -110,13 +108,14 @@ class Worker:
         detector = self._detector = self._detector or _load(job)
         rows: dict[str, Row] = {item.path: Row.damaged(item.path, "") for item in part.items}  # in their order
 
-        ready: Callable[[np.ndarray], np.ndarray | Letterboxed] = detector.letterboxed
+        ready: Callable[[Picture], Picture | Letterboxed] = detector.letterboxed
         ahead = 2 * job.batch
         if job.slices:
             ready, ahead = _as_it_is, AHEAD
+        whole = job.slices is not None
 
-        def images() -> Iterator[tuple[str, np.ndarray | Letterboxed]]:
-            for item, image in read_items(part.items, self._pool, ready, ahead=ahead):
+        def images() -> Iterator[tuple[str, Picture | Letterboxed]]:
+            for item, image in read_items(part.items, self._pool, ready, ahead=ahead, whole=whole):
                 if isinstance(image, DataError):
                     rows[item.path] = Row.damaged(item.path, str(image))
                 else:
@@ -130,7 +129,7 @@ class Worker:
         return Done(len(rows), len(errors), n_found, tuple(errors[:NAMED]))
 
 
-def _as_it_is(image: np.ndarray) -> np.ndarray:
+def _as_it_is(image: Picture) -> Picture:
     return image
 
 

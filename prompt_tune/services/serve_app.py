@@ -24,7 +24,7 @@ from starlette.routing import Route
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, ProviderError, VocabularyError
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Letterboxed, decode_rgb
+from prompt_tune.runtime.images import Letterboxed, decode_picture
 from prompt_tune.services import kserve, openapi
 from prompt_tune.services.batching import Answer, Batcher, Terms
 from prompt_tune.services.gate import Gate, Traffic
@@ -243,7 +243,7 @@ class Service:
         """An image, ready for the network."""
         most = self.config.max_megapixels
         if isinstance(image, bytes):
-            return self.detector.letterboxed(decode_rgb(image, max_megapixels=most))
+            return self.detector.letterboxed(decode_picture(image, max_megapixels=most))
         if image.shape[0] * image.shape[1] > most * 1_000_000:
             raise DataError(f"`raw` has more than {most} megapixels. Scale it down.")
         return self.detector.letterboxed(image)

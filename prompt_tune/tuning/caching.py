@@ -20,7 +20,7 @@ from prompt_tune.datasets.samples import Sample
 from prompt_tune.errors import DataError, ModelError, RunError
 from prompt_tune.files import replacing
 from prompt_tune.models.world import World, level_logits
-from prompt_tune.runtime.images import letterbox, read_rgb
+from prompt_tune.runtime.images import letterbox, read_picture
 from prompt_tune.tuning.regions import (
     BACKBONE,
     CHECKSUM,
@@ -167,7 +167,7 @@ def _read_batch(
                 item = _Item(folder / f"{key[:40]}.safetensors", None, int.from_bytes(chance, "little"))
                 item.was_damaged = item.file.exists() and not _is_whole(item.file)
                 if item.was_damaged or not item.file.exists():
-                    picture = picture or letterbox(read_rgb(sample.path), image_size)
+                    picture = picture or letterbox(read_picture(sample.path), image_size)
                     item.view = make_view(picture, sample, k, np.random.default_rng(item.seed))
                 items.append(item)
             loaded.append(items)

@@ -14,6 +14,7 @@ from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.evaluation.validate import validate_bundle
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.images import Picture
 from prompt_tune.runtime.slices import Slices, detect_sliced
 
 SLICES = Slices(SIZE, 0.3)
@@ -51,14 +52,14 @@ def test_sliced_detections_above_thresholds_are_those_of_detect(bundle: Path, da
     detector = Detector(bundle, threads=1)
     truth = GroundTruth.read(data, "test", None, detector.vocabularies)
     picture, _, _ = scenes()
-    (found,) = in_slices(onnx_detector(detector, truth), SLICES, truth)(picture)
+    (found,) = in_slices(onnx_detector(detector, truth), SLICES, truth)(Picture.of(picture))
     keys = [(truth.keys + truth.others)[number] for number in found.class_ids]
     measured = above(found, [":".join(key) for key in keys], truth.thresholds[found.class_ids])
     shown = detect_sliced(detector, picture, SLICES)
     names = [":".join(key) for key in zip(shown.vocabularies, shown.class_names, strict=True)]
     assert measured == above(shown, names, np.zeros(len(shown))) and len(measured) > 60
     assert len(found) > len(measured)
-    small = picture[: SIZE // 2, : SIZE // 2]  # one window
+    small = Picture.of(picture[: SIZE // 2, : SIZE // 2])  # one window
     whole = onnx_detector(detector, truth)(small)
     assert np.array_equal(in_slices(onnx_detector(detector, truth), SLICES, truth)(small)[0].scores, whole[0].scores)
 

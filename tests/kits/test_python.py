@@ -152,6 +152,19 @@ def test_program_on_tiny_finds_what_the_runtime_finds_and_draws_it(tiny: Path, t
             assert np.any(np.asarray(drawn) != np.asarray(plain))
 
 
+def test_photo_of_200_megapixels_is_read_reduced_as_the_runtime_does(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"
+    scene = Image.fromarray(custom_scene(0, "test", 0).image)
+    scene.resize((14_000, 14_000), Image.Resampling.NEAREST).save(path, quality=95)
+    done = run(path, "--bundle", tiny, "--draw", tmp_path / "drawn")
+    assert (done.returncode, done.stderr) == (0, "")
+    (answer,) = json.loads(done.stdout)
+    assert answer["detections"] == rows_of(Detector(tiny), path, None)
+    assert (answer["width"], answer["height"]) == (14_000, 14_000)
+    assert any(one["vocabulary"] == "learned" and max(one["box_xyxy"]) > 7_000 for one in answer["detections"])
+    assert Image.open(tmp_path / "drawn" / "phone.jpg").size == (7_000, 7_000)
+
+
 def test_photo_that_lies_on_its_side_is_turned_as_the_runtime_does(tiny: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn right by 90 degrees

@@ -16,6 +16,7 @@ from small_bundle import learned_for, photo, small_bundle
 
 from prompt_tune.errors import DataError
 from prompt_tune.media.annotate import Output, annotate, model_version
+from prompt_tune.media.draw import draw
 from prompt_tune.media.fonts import Fonts
 from prompt_tune.media.sources import Frame, open_source
 from prompt_tune.models.world import World
@@ -55,6 +56,33 @@ def test_annotate_counts_what_the_detector_finds(detector: Detector, photos: Pat
     assert result.detections[key] == sum(found.class_names.count("forklift") for found in expected)
     assert result.images_with[key] == sum("forklift" in found.class_names for found in expected)
     assert files(tmp_path / "out") == ["detections.csv"]
+
+
+def test_annotate_very_large_jpeg_keeps_the_frame_of_its_boxes(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prompt_tune.runtime.opening.WHOLE_MEGAPIXELS", 1)
+    path, out = tmp_path / "a.jpe", tmp_path / "out"
+    Image.fromarray(photo(60, 90)).resize((1500, 1000)).save(path, "JPEG")
+    (expected,) = detector.detect(path)
+    drawn: list[tuple[int, ...]] = []
+
+    def noted(image: np.ndarray, found: Detections) -> Image.Image:
+        drawn.append((*image.shape, *found.size_wh))
+        return draw(image, found)
+
+    monkeypatch.setattr("prompt_tune.media.sinks.draw", noted)
+    annotate(detector, open_source(path), out=out, save=["coco", "pictures", "labelme"])
+    document = json.loads((out / "detections.json").read_text(encoding="utf-8"))
+    assert (document["images"][0]["width"], document["images"][0]["height"]) == expected.size_wh == (1500, 1000)
+    boxes = np.array([one["bbox"] for one in document["annotations"]])
+    wanted = np.hstack([expected.boxes_xyxy[:, :2], expected.boxes_xyxy[:, 2:] - expected.boxes_xyxy[:, :2]])
+    np.testing.assert_allclose(boxes, wanted, atol=0.01)
+    assert len(boxes) and boxes[:, 2].max() > 200, "boxes in pixels of the reduced image would be half as wide"
+    assert drawn == [(500, 750, 3, 750, 500)]
+    assert Image.open(out / "a.jpe.png").size == (750, 500)
+    (copied,) = (path for path in (out / "labelme").rglob("*") if path.suffix in (".jpg", ".jpe", ".png"))
+    assert Image.open(copied).size == (1500, 1000), "an image that has to be converted is written whole"
 
 
 def test_annotate_stops_when_it_is_asked_and_finishes_its_files(detector: Detector, tmp_path: Path) -> None:

@@ -31,6 +31,19 @@ def test_open_source_image_gives_its_pixels_and_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame.image, photo(20, 30))
 
 
+def test_open_source_very_large_jpeg_is_reduced_unless_it_is_wanted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prompt_tune.runtime.opening.WHOLE_MEGAPIXELS", 1)
+    Image.fromarray(photo(1000, 1500)).save(tmp_path / "a.jpg")
+    (frame,) = open_source(tmp_path).frames()
+    assert frame.image.shape == (500, 750, 3) and frame.size_wh == frame.picture.size_wh == (1500, 1000)
+    assert frame.picture.pixels is frame.image
+    (whole,) = open_source(tmp_path, whole=True).frames()
+    assert whole.image.shape == (1000, 1500, 3) and whole.size_wh is None and whole.picture.size_wh == (1500, 1000)
+    assert np.array_equal(frame.whole(), whole.image)
+
+
 def test_open_source_video_gives_every_frame_in_order_with_its_time(clip: Path) -> None:
     source = open_source(clip)
     frames = list(source.frames())

@@ -43,6 +43,15 @@ def test_select_takes_masks_and_rows_in_order() -> None:
     assert (len(empty), empty.boxes_xyxy.shape, empty.size_wh) == (0, (0, 4), (100, 50))
 
 
+def test_scaled_moves_boxes_into_the_frame_of_another_size() -> None:
+    found = Detections(np.array([[10, 20, 30, 40]], np.float32), np.ones(1), np.zeros(1, np.int64), size_wh=(100, 200))
+    half = found.scaled((50, 100))
+    assert half.boxes_xyxy.tolist() == [[5, 10, 15, 20]] and half.size_wh == (50, 100)
+    assert half.boxes_xyxy.dtype == np.float32
+    unknown = replace(found, size_wh=(0, 0))
+    assert found.scaled((100, 200)) is found and unknown.scaled((50, 100)) is unknown
+
+
 def test_concatenate_of_nothing_is_empty_and_of_parts_the_whole() -> None:
     empty = concatenate([], (7, 5))
     assert (len(empty), empty.boxes_xyxy.shape, empty.size_wh) == (0, (0, 4), (7, 5))

@@ -17,7 +17,16 @@ from places import ROOT
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.image_files import IMAGE_SUFFIXES, find_images
-from prompt_tune.runtime.images import PAD_GREY, decode_rgb, image_size, letterbox, read_rgb
+from prompt_tune.runtime.images import (
+    PAD_GREY,
+    Picture,
+    decode_picture,
+    decode_rgb,
+    image_size,
+    letterbox,
+    read_picture,
+    read_rgb,
+)
 
 KIT = vars(kit.module("kit_images"))
 WIDTH, HEIGHT = 90, 60
@@ -326,6 +335,64 @@ def test_photo_of_200_megapixels_is_read_without_a_word(tmp_path: Path, monkeypa
     assert Image.MAX_IMAGE_PIXELS == 89_478_485
 
 
+def test_jpeg_of_200_megapixels_is_decoded_at_half_its_size_and_keeps_its_frame(tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees when shown
+    image = Image.new("L", (16_320, 12_240), 40)
+    image.paste(200, (8_160, 0, 16_320, 12_240))
+    image.save(path, exif=exif)
+    del image
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = read_picture(path)
+    assert picture.pixels.shape == (8_160, 6_120, 3) and picture.size_wh == image_size(path) == (12_240, 16_320)
+    kit_image = KIT["read_image"](path)
+    assert np.array_equal(kit_image, picture.pixels) and KIT["original_size"](kit_image) == (12_240, 16_320)
+    pixels, placed = letterbox(picture, 640)
+    kit_placed = KIT["letterbox"](kit_image, 640)
+    assert np.array_equal(kit_placed.pixels, pixels) and kit_placed.size == placed.size_wh
+    assert (kit_placed.scale, kit_placed.left, kit_placed.top) == (placed.scale, *placed.pad_xy)
+    whole_pixels, whole = letterbox(read_rgb(path), 640)
+    assert placed == whole and placed.size_wh == (12_240, 16_320)
+    np.testing.assert_allclose(pixels.astype(int), whole_pixels.astype(int), atol=2)
+    boxes = placed.to_original(np.array([[320, 320, 560, 640]]))
+    np.testing.assert_allclose(boxes, [[6_120, 8_160, 12_240, 16_320]], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((2_000, 500), (2_000, 500)),
+        ((1_001, 1_001), (501, 501)),
+        ((4_000, 1_000), (2_000, 500)),
+        ((5_000, 801), (1_250, 201)),
+    ],
+)
+def test_only_jpegs_above_the_limit_are_reduced_and_as_little_as_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("prompt_tune.runtime.opening.WHOLE_MEGAPIXELS", 1)
+    monkeypatch.setitem(KIT, "WHOLE_MEGAPIXELS", 1)
+    image = Image.effect_noise(size, 60).convert("RGB")
+    for suffix in (".jpg", ".png"):
+        path = tmp_path / f"a{suffix}"
+        image.save(path)
+        expected = wanted if suffix == ".jpg" else size
+        for picture in (read_picture(path), decode_picture(path.read_bytes())):
+            assert picture.pixels.shape == (expected[1], expected[0], 3) and picture.size_wh == size
+        for source in (path, path.read_bytes()):
+            image_of_kit = KIT["read_image"](source)
+            assert image_of_kit.size == expected and KIT["original_size"](image_of_kit) == size
+            assert KIT["read_image"](source, whole=True).size == size
+        assert read_rgb(path).shape == (size[1], size[0], 3)
+
+
+def test_picture_in_its_own_size_is_letterboxed_as_its_pixels_are(pixels: np.ndarray) -> None:
+    (padded, placed), (wanted, same) = letterbox(Picture.of(pixels), 64), letterbox(pixels, 64)
+    assert np.array_equal(padded, wanted) and placed == same
+
+
 def test_heic_is_read_where_its_package_is_installed(tmp_path: Path, pixels: np.ndarray) -> None:
     """Stands in for the package with one that registers a reader of its own, in a process of its own."""
     (tmp_path / "pillow_heif.py").write_text(
@@ -363,7 +430,7 @@ def test_content_of_a_file_is_read_as_the_file_is(tmp_path: Path, pixels: np.nda
 
 def test_content_above_a_limit_is_one_line_before_anything_is_decoded() -> None:
     with pytest.raises(DataError) as caught:
-        decode_rgb(png_header(20_000, 10_000), max_megapixels=100)
+        decode_picture(png_header(20_000, 10_000), max_megapixels=100)
     assert str(caught.value) == (
         "The image has 20000 x 10000 pixels, 200 megapixels. At most 100 are read here. Scale it down."
     )
