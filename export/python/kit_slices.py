@@ -25,6 +25,7 @@ def detect_sliced(
 ) -> list[dict[str, Any]]:
     """Detections in an upright RGB image and in its slices, squares of `size` pixels, each object once.
 
+    A very large JPEG must be read `whole`.
     `slice_overlap` is the share of a slice that the next one sees too. For the others, see `Detector.detect`.
     """
     if original_size(image) != image.size:

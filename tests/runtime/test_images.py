@@ -384,6 +384,7 @@ def test_only_jpegs_above_the_limit_are_reduced_and_as_little_as_fits(
         for source in (path, path.read_bytes()):
             image_of_kit = KIT["read_image"](source)
             assert image_of_kit.size == expected and KIT["original_size"](image_of_kit) == size
+            assert KIT["original_size"](image_of_kit.crop((0, 0, 40, 30))) == (40, 30)
             assert KIT["read_image"](source, whole=True).size == size
         assert read_rgb(path).shape == (size[1], size[0], 3)
 
