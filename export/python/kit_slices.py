@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from kit_detector import Detector, overlaps, passes
+from kit_images import original_size
 from PIL import Image
 
 LEAST_SLICE = 32  # pixels
@@ -27,6 +28,8 @@ def detect_sliced(
     A very large JPEG must be read `whole`.
     `slice_overlap` is the share of a slice that the next one sees too. For the others, see `Detector.detect`.
     """
+    if original_size(image) != image.size:
+        raise ValueError("an image that was read at reduced size cannot be cut into slices: read it whole")
     places = windows(image.size, size, slice_overlap)
     parts = [detector.detect(image.crop(place), conf) for place in places]
     found = parts[0] if len(parts) == 1 else merged(parts, places, detector)

@@ -171,7 +171,7 @@ def validate_run(
     names_alone, note = _names_alone(Path(run), learned, device) if truth.of_vocabulary(LEARNED) else ([], "")
     detect = torch_detector(world, config["image_size"], vocabularies, truth, [rows for _, rows in names_alone])
     result = _measure("torch", truth, detect, progress, [part for part, _ in names_alone], slices=slices, strict=strict)
-    return replace(result, in_fit=recorded_baselines(learned.provenance), note=note, slices=slices)
+    return replace(result, in_fit=recorded_baselines(learned.provenance), note=note)
 
 
 def validate_bundle(
@@ -213,11 +213,10 @@ def validate_bundle(
     if recorded is None and "held_out" not in provenance:
         recorded = ()
     truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded, strict=strict)
-    detect = onnx_detector(detector, truth)
-    result = _measure("onnx", truth, detect, progress, slices=slices, strict=strict)
+    result = _measure("onnx", truth, onnx_detector(detector, truth), progress, slices=slices, strict=strict)
     in_fit = recorded_baselines(provenance)
     note = "" if result.learned is None else _note_of_bundle(in_fit, provenance)
-    return replace(result, in_fit=in_fit, note=note, slices=slices)
+    return replace(result, in_fit=in_fit, note=note)
 
 
 def _note_of_bundle(in_fit: Sequence[Baseline], provenance: Mapping[str, Any]) -> str:
@@ -316,6 +315,7 @@ def _measure(
         per_image=tuple(image_results(paths, labels, of_vocabularies, truth.keys, truth.thresholds)),
         unknown=truth.unknown,
         unlabelled=truth.unlabelled,
+        slices=slices,
         unlearned=_evaluated(baselines, truth, labels, of_baselines),
     )
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tune.errors import PromptTuneError
+from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import Detections, concatenate
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import ImageInput, Letterboxed, to_rgb
+from prompt_tune.runtime.images import ImageInput, Letterboxed, Picture, to_rgb
 from prompt_tune.runtime.overlap import Overlap, check_overlap, hide_boxes
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
@@ -92,7 +92,7 @@ def detect_sliced(
 
     Args:
         detector: See `detect_windows`.
-        image: See `Detector.detect`.
+        image: See `Detector.detect`. A large JPEG is read whole.
         slices: How to cut the image. If it fits into a slice, the result is that of `Detector.detect`, bit for bit.
         iou: See `detect_windows`.
         overlap: See `Detector.detect`. It looks at the merged detections.
@@ -106,6 +106,8 @@ def detect_sliced(
     Raises:
         PromptTuneError: See `detect_windows`.
     """
+    if isinstance(image, Picture) and image.size_wh != image.pixels.shape[1::-1]:
+        raise DataError("An image that was read at reduced size cannot be cut into slices. Read it whole.")
     pixels = to_rgb(image, bgr=bgr)
     height, width = pixels.shape[:2]
     windows = slices.windows((width, height))

@@ -112,9 +112,10 @@ class Worker:
         ahead = 2 * job.batch
         if job.slices:
             ready, ahead = _as_it_is, AHEAD
+        whole = job.slices is not None
 
         def images() -> Iterator[tuple[str, Picture | Letterboxed]]:
-            for item, image in read_items(part.items, self._pool, ready, ahead=ahead, whole=job.slices is not None):
+            for item, image in read_items(part.items, self._pool, ready, ahead=ahead, whole=whole):
                 if isinstance(image, DataError):
                     rows[item.path] = Row.damaged(item.path, str(image))
                 else:

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import SIZE, TWIN, make_bundle
+from PIL import Image
 from scenes import scenes
 from small_bundle import content, learned_for, photo
 from vocabularies import learned, unit_rows
 
-from prompt_tune.errors import PromptTuneError
+from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.images import read_picture, read_rgb
 from prompt_tune.runtime.slices import Slices, Window, detect_sliced, merged
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
@@ -216,3 +218,16 @@ def test_overlap_looks_at_the_merged_rows(detector: Detector) -> None:
     assert marked.hidden is not None and marked.hidden.any() and content(marked) == content(plain)
     with pytest.raises(PromptTuneError, match="`overlap` must be one of"):
         detect_sliced(detector, image, Slices(96), overlap="all")  # type: ignore[arg-type]
+
+
+def test_large_jpeg_is_cut_in_its_own_size(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prompt_tune.runtime.opening.WHOLE_MEGAPIXELS", 1)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photo(60, 90)).resize((1500, 1000)).save(path)
+    pixels = read_rgb(path)
+    assert read_picture(path).pixels.shape == (500, 750, 3) and pixels.shape == (1000, 1500, 3)
+    wanted = content(detect_sliced(detector, pixels, Slices(800), hide=["thing 1"]))
+    for image in (path, read_picture(path, whole=True)):
+        assert content(detect_sliced(detector, image, Slices(800), hide=["thing 1"])) == wanted
+    with pytest.raises(DataError, match="read at reduced size cannot be cut into slices"):
+        detect_sliced(detector, read_picture(path), Slices(800))
