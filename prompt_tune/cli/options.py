@@ -18,7 +18,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICE_HELP = (
     "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; cuda:1 or 1: the second GPU; auto: cuda if "
-    "it works, otherwise cpu, with a message."
+    "it works, otherwise cpu, with a message; openvino: Intel's OpenVINO, for a bundle of `export --slots`."
 )
 
 
