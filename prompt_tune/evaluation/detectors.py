@@ -9,7 +9,7 @@ from prompt_tune.contract import METRIC_CONF
 from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Picture, letterbox
+from prompt_tune.runtime.images import Picture, letterbox, to_rgb
 from prompt_tune.runtime.labels import LEARNED
 from prompt_tune.runtime.offsets import move
 from prompt_tune.runtime.packing import calibrated
@@ -19,7 +19,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 if TYPE_CHECKING:
     from prompt_tune.models.world import World
 
-# RGB image uint8 (h, w, 3) -> detections in its pixels, with classes of `GroundTruth`: of the vocabularies (those of
+# Image -> detections in its pixels, with classes of `GroundTruth`: of the vocabularies (those of
 # classes without labels only above their thresholds), then of each baseline
 Detect = Callable[[Picture], list[Detections]]
 
@@ -115,9 +115,8 @@ def in_slices(detect: Detect, slices: Slices, truth: GroundTruth) -> Detect:
     limits_alone, thresholds_alone = merge_limits(np.ones_like(limits)), np.zeros_like(thresholds)  # of baselines
 
     def detect_windows(image: Picture) -> list[Detections]:
-        windows = slices.windows(image.size_wh)
-        crops = [image.pixels[top:bottom, left:right] for left, top, right, bottom in windows]
-        parts = [detect(Picture.of(crop)) for crop in crops]
+        pixels, windows = to_rgb(image), slices.windows(image.size_wh)
+        parts = [detect(Picture.of(pixels[top:bottom, left:right])) for left, top, right, bottom in windows]
         if len(parts) == 1:
             return parts[0]
         of_vocabularies, *of_baselines = zip(*parts, strict=True)  # each has the detections of all windows

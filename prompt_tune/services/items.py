@@ -77,9 +77,9 @@ def read_items(
     Args:
         items: Those of one Parquet file next to one another, by rising row.
         pool: Threads that read.
-        ready: What they do with the pixels, uint8 (h, w, 3) RGB, upright.
+        ready: What they do with the picture.
         ahead: Number of images that are read before they are needed, so that the memory for them is bounded.
-        whole: See `read_picture`.
+        whole: Whether very large JPEGs are read in their own size, as slices need them.
 
     Yields:
         The item with what `ready` gave, or with the error.
@@ -257,7 +257,7 @@ def _readers(items: Iterable[Item], *, whole: bool) -> Iterator[tuple[Item, Call
     for (place, is_row), group in groupby(items, key=lambda item: (item.place, item.start >= 0 and item.size < 0)):
         if not is_row:
             for item in group:
-                yield item, partial(_pixels, item, whole=whole)
+                yield item, partial(_picture, item, whole=whole)
             continue
         of_place = list(group)
         contents = _rows(place, [item.start for item in of_place])
@@ -273,8 +273,8 @@ def _readers(items: Iterable[Item], *, whole: bool) -> Iterator[tuple[Item, Call
             yield item, partial(decode_picture, content, whole=whole) if content is not None else partial(_fail, lost)
 
 
-def _pixels(item: Item, *, whole: bool) -> Picture:
-    """The pixels of a file or of a member of a tar."""
+def _picture(item: Item, *, whole: bool) -> Picture:
+    """The picture in a file or of a member of a tar."""
     if item.damage:
         raise DataError(item.damage)
     if item.start < 0 and not _is_address(item.place):

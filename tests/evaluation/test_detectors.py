@@ -52,14 +52,14 @@ def test_sliced_detections_above_thresholds_are_those_of_detect(bundle: Path, da
     detector = Detector(bundle, threads=1)
     truth = GroundTruth.read(data, "test", None, detector.vocabularies)
     picture, _, _ = scenes()
-    (found,) = in_slices(onnx_detector(detector, truth), SLICES, truth)(Picture.of(picture))
+    image, small = Picture.of(picture), Picture.of(picture[: SIZE // 2, : SIZE // 2])  # `small` is one window
+    (found,) = in_slices(onnx_detector(detector, truth), SLICES, truth)(image)
     keys = [(truth.keys + truth.others)[number] for number in found.class_ids]
     measured = above(found, [":".join(key) for key in keys], truth.thresholds[found.class_ids])
     shown = detect_sliced(detector, picture, SLICES)
     names = [":".join(key) for key in zip(shown.vocabularies, shown.class_names, strict=True)]
     assert measured == above(shown, names, np.zeros(len(shown))) and len(measured) > 60
     assert len(found) > len(measured)
-    small = Picture.of(picture[: SIZE // 2, : SIZE // 2])  # one window
     whole = onnx_detector(detector, truth)(small)
     assert np.array_equal(in_slices(onnx_detector(detector, truth), SLICES, truth)(small)[0].scores, whole[0].scores)
 
