@@ -479,8 +479,7 @@ def test_program_hides_what_the_runtime_hides(overlap: Any, bundle: Path, tmp_pa
         assert labels == ({"original"} if overlap == "learned" else labels)
 
 
-@pytest.mark.parametrize("conf", [None, 0.3])
-@pytest.mark.parametrize("overlap", ["keep", "score"])
+@pytest.mark.parametrize(("conf", "overlap"), [(None, "keep"), (0.3, "score")])
 def test_slices_give_what_the_package_finds(conf: float | None, overlap: Any, bundle: Path, tmp_path: Path) -> None:
     offsets: dict[str, Any] = {"box_offsets": BOX_OFFSETS, "nms_iou": np.array([0.3, 1, 0.6], np.float32)}
     more = [
