@@ -221,4 +221,4 @@ def test_snippet_of_the_docs_finds_what_the_detector_finds(
     exec(compile(code, "docs/deployment.md", "exec"), {})
     printed = sorted(capsys.readouterr().out.splitlines())
     _, learned = Detector(bundle).raw(pixels, learned_conf=0.25)
-    assert printed == sorted(f"{int(row[6])} {float(row[5])} {row[1:5]}" for row in learned) and len(printed) > 5
+    assert printed == sorted(f"{int(row[6])} {float(row[5])} {row[1:5]}" for row in learned) and len(printed) > 2
