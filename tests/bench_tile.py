@@ -38,14 +38,25 @@ LEAST = 0.001  # score of what AP is measured on
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--model", type=click.Choice(["tiny", "coco-n"]), default="tiny", show_default=True)
 @click.option("--images", nargs=3, type=int, default=(30, 24, 24), show_default=True, help="Train, val and test.")
+@click.option("--side", type=int, help="Scenes or pictures beside each other in a photo; default: 3 or 8.")
 @click.option("--tile", type=int, help="Side of a slice; default: that of the network's input.")
 @click.option("--empty", multiple=True, type=float, default=(1.0,), show_default=True, help="`tiles.EMPTY` to try.")
 @click.option("--seed", default=0, show_default=True)
 def main(
-    out: Path, model: str, images: tuple[int, int, int], tile: int | None, empty: tuple[float, ...], seed: int
+    out: Path,
+    model: str,
+    images: tuple[int, int, int],
+    side: int | None,
+    tile: int | None,
+    empty: tuple[float, ...],
+    seed: int,
 ) -> None:
     """Fit with and without tiles, and print AP, recall and false alarms of each way on the test photos."""
-    data = (write_mosaics if model == "tiny" else write_pasted)(out / "data", images, seed=seed)
+    data = (
+        write_mosaics(out / "data", images, side or 3, seed=seed)
+        if model == "tiny"
+        else write_pasted(out / "data", images, side or 8, seed=seed)
+    )
     tower = None if model == "tiny" else f"local-dir:{COCO_N / 'tower'}"
     place = model if model == "tiny" else str(COCO_N / "detector.pt")
     slices = Slices(tile or (256 if model == "tiny" else 640))

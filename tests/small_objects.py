@@ -13,8 +13,8 @@ from prompt_tune.datasets.samples import Sample
 
 RACCOON = SHARED / "data" / "raccoon"
 SPLITS = ("train", "val", "test")
-CANVAS_WH, CELL_WH = (1600, 1200), (200, 150)  # pixels of a photo, and of each picture that is pasted into it
-PASTED = 4  # pictures with a raccoon in a photo of 64 cells
+CELL_WH = (200, 150)  # pixels of each picture that is pasted into a photo
+PASTED = 4  # pictures with a raccoon in a photo
 JPEG_QUALITY = 92
 
 
@@ -60,7 +60,7 @@ def write_mosaics(folder: Path, n_images: Sequence[int], side: int = 3, *, seed:
     return write_description(folder / "data.yaml", list(CLASSES), used)
 
 
-def write_pasted(folder: Path, n_images: Sequence[int], *, seed: int = 0) -> Path:
+def write_pasted(folder: Path, n_images: Sequence[int], side: int = 8, *, seed: int = 0) -> Path:
     """A data set of photos with a few small raccoons among pieces of background.
 
     Raccoons of training photos are in training photos only, and the rest is divided between the other splits.
@@ -68,21 +68,22 @@ def write_pasted(folder: Path, n_images: Sequence[int], *, seed: int = 0) -> Pat
     Args:
         folder: A new folder.
         n_images: The number of pictures of each split.
+        side: Pictures of 200 x 150 pixels that are pasted beside each other, and below each other.
         seed: Of what lies where.
     """
     data = read_dataset(RACCOON)
     others = data.val.samples
     sources = {"train": data.train.samples, "val": others[::2], "test": others[1::2]}
     rng = np.random.default_rng(seed)
-    columns, n_cells = CANVAS_WH[0] // CELL_WH[0], CANVAS_WH[0] // CELL_WH[0] * (CANVAS_WH[1] // CELL_WH[1])
+    n_cells = side * side
     for split, count in zip(SPLITS, n_images, strict=True):
         samples = [sample for sample in sources[split] if sample.size_wh[0] >= sample.size_wh[1]]
         strips = [strip for sample in samples if (strip := _background(sample)) is not None]
         for index in range(count):
-            pixels, rows = np.zeros((CANVAS_WH[1], CANVAS_WH[0], 3), np.uint8), []
+            pixels, rows = np.zeros((side * CELL_WH[1], side * CELL_WH[0], 3), np.uint8), []
             shown = dict(zip(rng.permutation(n_cells)[:PASTED].tolist(), rng.permutation(len(samples)), strict=False))
             for cell in range(n_cells):
-                y, x = (at * step for at, step in zip(divmod(cell, columns), CELL_WH[::-1], strict=True))
+                y, x = (at * step for at, step in zip(divmod(cell, side), CELL_WH[::-1], strict=True))
                 if cell in shown:
                     sample = samples[shown[cell]]
                     picture = Image.open(sample.path).convert("RGB")

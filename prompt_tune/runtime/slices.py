@@ -21,6 +21,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 LEAST_SLICE = 32  # pixels
 MOST_OVERLAP = 0.9
 MERGE_IOU = 0.5  # two slices see an object at two scales: their boxes differ by more than those of one image
+TOGETHER = 256  # boxes that are compared with all others at once
 TRIES = 5  # while other vocabularies are loaded
 EDGE = 0.01  # share of a slice's side: a box that ends nearer to an inner edge may be a part of an object
 Window = tuple[int, int, int, int]  # left, top, right and bottom in pixels of the image
@@ -243,13 +244,17 @@ def _distinct(found: Detections, window: np.ndarray, is_cut: np.ndarray, rank: n
     order = np.lexsort((-found.scores, rank))  # in each rank, the best first; stable
     boxes, window, is_cut = found.boxes_xyxy[order], window[order], is_cut[order]
     kept = np.ones(len(order), bool)
-    for i in range(len(order)):
-        if not kept[i]:
-            continue
-        rest = np.flatnonzero(kept[i + 1 :] & (window[i + 1 :] != window[i])) + i + 1
-        shared = box_iou(boxes[rest], boxes[[i]])[:, 0]
-        inside = box_iou(boxes[rest], boxes[[i]], np.ones(1, bool))[:, 0]
-        kept[rest[np.where(is_cut[rest], inside, shared) > limit]] = False
+    for first in range(0, len(order), TOGETHER):
+        some = np.flatnonzero(kept[first : first + TOGETHER]) + first
+        rest = np.flatnonzero(kept[first:]) + first
+        shared = np.empty((len(rest), len(some)))
+        cut = is_cut[rest]
+        shared[~cut] = box_iou(boxes[rest[~cut]], boxes[some])
+        shared[cut] = box_iou(boxes[rest[cut]], boxes[some], np.ones(len(some), bool))  # the share that lies inside
+        gives_way = (shared > limit) & (window[rest, None] != window[some]) & (rest[:, None] > some)
+        for column in np.flatnonzero(gives_way.any(axis=0)):
+            if kept[some[column]]:
+                kept[rest[gives_way[:, column]]] = False
     stays = np.zeros(len(order), bool)
     stays[order] = kept
     return stays

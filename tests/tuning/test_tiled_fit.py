@@ -13,6 +13,7 @@ from prompt_tune.datasets.replay import ReplaySource
 from prompt_tune.deployment.bundle import export_bundle
 from prompt_tune.errors import PromptTuneError, RunError
 from prompt_tune.evaluation.metrics import average_precision
+from prompt_tune.evaluation.validate import validate_run
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.slices import Slices, detect_sliced
@@ -48,6 +49,8 @@ def test_numbers_are_those_of_sliced_detection_in_the_bundle(data: Path, run: Ru
     assert learned.provenance["val_ap50"] == pytest.approx(deployed.ap50, abs=0.01)  # the cache holds float16
     assert learned.provenance["val_ap"] == pytest.approx(deployed.ap, abs=0.01)
     assert deployed.ap50 > 0.5
+    validated = validate_run(run.folder, data, slices=Slices(256)).learned
+    assert validated is not None and validated.ap50 == pytest.approx(learned.provenance["val_ap50"], abs=0.01)
     whole = [detector.detect([sample.path], **options)[0] for sample in split.samples]
     assert average_precision([sample.labels for sample in split.samples], whole, len(names)).ap50 < deployed.ap50 - 0.1
 
