@@ -174,10 +174,7 @@ def slice_options(function: Function) -> Function:
 
         if slice_size is None and slice_overlap is not None:
             raise click.UsageError("--slice-overlap says how far slices overlap, and needs --slice, their size.")
-        slices = None
-        if slice_size is not None:
-            slices = Slices(slice_size) if slice_overlap is None else Slices(slice_size, slice_overlap)
-        return function(**values, slices=slices)
+        return function(**values, slices=Slices.of(slice_size, slice_overlap))
 
     options = (
         click.option(

@@ -46,6 +46,19 @@ class Slices:
         if not 0 <= self.overlap <= MOST_OVERLAP:
             raise PromptTuneError(f"Slices must overlap by 0 to {MOST_OVERLAP}. Received: {self.overlap}.")
 
+    @classmethod
+    def of(cls, size: int | None, overlap: float | None) -> "Slices | None":
+        """How an image is cut if `size` says so; by default, slices overlap by 0.2.
+
+        Raises:
+            PromptTuneError: A number is out of range, or there is an overlap without a size.
+        """
+        if size is None:
+            if overlap is not None:
+                raise PromptTuneError("`slice_overlap` says how far slices overlap. Give their size, `slice`, too.")
+            return None
+        return cls(size) if overlap is None else cls(size, overlap)
+
     def windows(self, size_wh: tuple[int, int]) -> list[Window]:
         """The whole image, then its slices, row by row. An image that fits into a slice has none.
 

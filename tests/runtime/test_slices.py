@@ -70,6 +70,12 @@ def test_numbers_out_of_range_are_refused() -> None:
         Slices(640, 0.95)
 
 
+def test_slices_are_asked_for_by_their_size() -> None:
+    assert (Slices.of(None, None), Slices.of(64, None), Slices.of(64, 0.0)) == (None, Slices(64, 0.2), Slices(64, 0))
+    with pytest.raises(PromptTuneError, match="Give their size, `slice`, too"):
+        Slices.of(None, 0.5)
+
+
 def found(*rows: Row, size_wh: tuple[int, int] = (100, 100)) -> Detections:
     return Detections(
         boxes_xyxy=np.array([row[3] for row in rows], np.float32).reshape(-1, 4),
