@@ -16,6 +16,7 @@ from prompt_tune.cli.options import (
     NAMES,
     PLACE,
     Command,
+    Number,
     bundled_option,
     device_option,
     image_size_option,
@@ -26,6 +27,7 @@ from prompt_tune.cli.options import (
 )
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
+from prompt_tune.contract import MOST_BATCH
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
     "--timeout",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     help="Seconds after which a camera or stream that sends nothing is an error.",
 )
 @learned_option()
@@ -93,7 +95,7 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
 )
 @click.option(
     "--slice-overlap",
-    type=click.FloatRange(0, 0.9),
+    type=Number(0, 0.9),
     help="Share of a slice that the next one sees too; default: 0.2. Needs --slice.",
 )
 @click.option(
@@ -106,7 +108,7 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
     "--batch",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_BATCH),
     help="Images that go through the network at once; with --slice, slices of an image. Otherwise, frames of a camera "
     "or stream go one by one.",
 )

@@ -16,6 +16,7 @@ from prompt_tune.cli.options import (
     threshold_options,
 )
 from prompt_tune.cli.terminal import echo
+from prompt_tune.contract import MOST_BATCH
 from prompt_tune.wording import counted
 
 
@@ -65,7 +66,11 @@ from prompt_tune.wording import counted
 @threshold_options
 @image_size_option
 @click.option(
-    "--batch", default=8, show_default=True, type=click.IntRange(1), help="Images that go through the network at once."
+    "--batch",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, MOST_BATCH),
+    help="Images that go through the network at once.",
 )
 @click.option(
     "--part",

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ from prompt_tune.cli.verbosity import Verbosity
 from prompt_tune.errors import ProviderError
 from prompt_tune.runtime.providers import check_device_name
 
-SCORE = click.FloatRange(0, 1)
 NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICE_HELP = (
@@ -30,6 +30,20 @@ class Place(click.types.StringParamType):
 
 
 PLACE = Place()
+
+
+class Number(click.FloatRange):
+    """A number in a range. click's own takes "nan" for every range, and "inf" for those without an end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, if it is finite and in the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+SCORE = Number(0, 1)
 
 
 def _device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:

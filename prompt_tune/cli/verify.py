@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import PLACE, Command, device_option, json_option, learned_option, recursive_option
+from prompt_tune.cli.options import PLACE, Command, Number, device_option, json_option, learned_option, recursive_option
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.wording import counted
@@ -45,7 +45,7 @@ UNLABELLED = (
 )
 @click.option(
     "--max-false-alarms",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="N",
     help="How many false alarms per 1,000 images are allowed. With more, the exit status is 3.",
 )

@@ -20,6 +20,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 LEAST_SLICE = 32  # pixels
 MOST_OVERLAP = 0.9
+MOST_SLICES = 10_000  # of one image: hours on a CPU
 MERGE_IOU = 0.5  # two slices see an object at two scales: their boxes differ by more than those of one image
 EDGE = 0.01  # share of a slice's side: a box that ends nearer to an inner edge may be a part of an object
 Window = tuple[int, int, int, int]  # left, top, right and bottom in pixels of the image
@@ -51,20 +52,33 @@ class Slices:
 
         Args:
             size_wh: Width and height of the image in pixels.
+
+        Raises:
+            PromptTuneError: There would be more than `MOST_SLICES`.
         """
         width, height = size_wh
         whole = (0, 0, width, height)
         if max(size_wh) <= self.size:
             return [whole]
+        count = (self._steps(height) + 1) * (self._steps(width) + 1)
+        if count > MOST_SLICES:
+            raise PromptTuneError(
+                f"An image may have {MOST_SLICES:,} slices at most. Received: {count:,}, of {self.size} pixels with an "
+                f"overlap of {self.overlap}, in an image of {width} x {height}. Give larger slices or less overlap."
+            )
         tops, lefts = self._starts(height), self._starts(width)
         w, h = min(self.size, width), min(self.size, height)
         return [whole, *((left, top, left + w, top + h) for top, left in product(tops, lefts))]
 
     def _starts(self, length: int) -> list[int]:
         """Where slices begin along one side of the image."""
-        free = max(0, length - self.size)  # pixels after the first slice
-        steps = -(-free // max(1, int(self.size * (1 - self.overlap))))
+        free, steps = max(0, length - self.size), self._steps(length)
         return [0] if not steps else [free * step // steps for step in range(steps + 1)]
+
+    def _steps(self, length: int) -> int:
+        """How many slices come after the first one along one side of the image."""
+        free = max(0, length - self.size)  # pixels after the first slice
+        return -(-free // max(1, int(self.size * (1 - self.overlap))))
 
 
 def detect_sliced(
@@ -96,7 +110,7 @@ def detect_sliced(
         whole image come first, then those of each slice.
 
     Raises:
-        PromptTuneError: See `Detector.detect`.
+        PromptTuneError: See `Detector.detect` and `Slices.windows`.
     """
     check_overlap(overlap)
     pixels = to_rgb(image, bgr=bgr)
