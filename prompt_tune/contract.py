@@ -35,6 +35,7 @@ Precision = Literal["float32", "float16"]  # of convolutions and attention; boxe
 GRAPH_VERSION = 1
 INPUTS = ("images", "original", "learned", "iou", "original_conf", "learned_conf")
 MAX_IMAGE_SIZE = 8192  # pixels of the square's side: 0.8 GB of float32; networks are made for 640 to 1280
+MOST_BATCH = 1024  # images that a call may send through the network at once
 MAX_STRIDE = 256  # YOLO's largest is 64
 MAX_LEVELS = 8  # maps of different strides; YOLO-World has three
 OUTPUTS = ("original_detections", "learned_detections")

@@ -10,6 +10,7 @@ from PIL import Image
 
 LEAST_SLICE = 32  # pixels
 MOST_OVERLAP = 0.9  # share of a slice
+MOST_SLICES = 10_000  # of one image
 MERGE_IOU = 0.5  # two boxes of a class in two windows that overlap by more are on one object
 EDGE = 0.01  # share of a slice's side: a box that ends nearer to an inner edge may be a part of an object
 Window = tuple[int, int, int, int]  # left, top, right, bottom
@@ -49,6 +50,11 @@ def windows(size_wh: tuple[int, int], size: int, slice_overlap: float) -> list[W
         free = max(0, length - size)
         count = -(-free // step)  # of further slices, spread evenly
         starts.append([0, *(free * number // count for number in range(1, count + 1))])
+    count = len(starts[0]) * len(starts[1])
+    if count > MOST_SLICES:
+        raise SystemExit(
+            f"An image may have {MOST_SLICES:,} slices; this one has {count:,}. Give larger ones as --slice."
+        )
     w, h = min(size, width), min(size, height)
     return [whole, *((left, top, left + w, top + h) for top, left in product(*starts))]
 

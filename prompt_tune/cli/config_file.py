@@ -68,7 +68,7 @@ def _read(context: click.Context, parameter: click.Parameter, path: Path | None)
     from prompt_tune.datasets.places import read_yaml
 
     values: dict[str, Any] = {}
-    for key, value in read_yaml(path).items():
+    for key, value in read_yaml(path, "options, such as `epochs: 20`").items():
         option, name = _find(context, path, str(key))
         if value is None:
             continue
@@ -84,8 +84,8 @@ def _find(context: click.Context, path: Path, key: str) -> tuple[click.Option, s
     known = {text: option for option in _options(context.command) for text in (*option.opts, *option.secondary_opts)}
     if name in known:
         return known[name], name
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean `{near[0][2:]}`?" if near else f"See `prompt-tune {context.info_name} --help`."
+    near = difflib.get_close_matches(name[2:], [text[2:] for text in known], n=1)  # dashes are alike everywhere
+    hint = f"Did you mean `{near[0]}`?" if near else f"See `prompt-tune {context.info_name} --help`."
     raise DataError(f"`{path}`: `{shown(key)[1:-1]}` is not an option of `prompt-tune {context.info_name}`. {hint}")
 
 

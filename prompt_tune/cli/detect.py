@@ -14,6 +14,7 @@ import click
 
 from prompt_tune.cli.options import (
     Command,
+    Number,
     detector_options,
     json_option,
     recursive_option,
@@ -23,6 +24,7 @@ from prompt_tune.cli.options import (
 )
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
+from prompt_tune.contract import MOST_BATCH
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
     "--timeout",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     help="Seconds after which a camera or stream that sends nothing is an error.",
 )
 @detector_options
@@ -83,7 +85,7 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
     "--batch",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_BATCH),
     help="Images that go through the network at once; with --slice, slices of an image. Otherwise, frames of a camera "
     "or stream go one by one.",
 )

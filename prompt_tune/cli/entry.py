@@ -8,7 +8,7 @@ import traceback
 import warnings
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, FishComplete, add_completion_class
 
 from prompt_tune.cli import verbosity
 from prompt_tune.errors import PromptTuneError
@@ -63,6 +63,13 @@ class LazyGroup(verbosity.Verbosity, click.Group):
         """Write the list of commands of `--help` from the table above."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@add_completion_class
+class Fish(FishComplete):
+    """Completion in fish. click's own script ends the help of a command or option at its first comma."""
+
+    source_template = FishComplete.source_template.replace('split ","', 'split --max 1 ","')
 
 
 class _EchoHandler(logging.Handler):

@@ -14,6 +14,7 @@ from prompt_tune.cli.options import (
     wanted_options,
 )
 from prompt_tune.cli.terminal import echo
+from prompt_tune.contract import MOST_BATCH
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     "--batch",
     default=8,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_BATCH),
     help="Images that go through the network at once; with --slice, slices of an image.",
 )
 @click.option(

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -13,7 +14,6 @@ from prompt_tune.cli.verbosity import Verbosity
 from prompt_tune.errors import ProviderError
 from prompt_tune.runtime.providers import check_device_name
 
-SCORE = click.FloatRange(0, 1)
 NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes. Can be given several times."
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICE_HELP = (
@@ -31,6 +31,20 @@ class Place(click.types.StringParamType):
 
 
 PLACE = Place()
+
+
+class Number(click.FloatRange):
+    """A number in a range. click's own takes "nan" for every range, and "inf" for those without an end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, if it is finite and in the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+SCORE = Number(0, 1)
 
 
 def _device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -186,7 +200,7 @@ def slice_options(function: Function) -> Function:
         ),
         click.option(
             "--slice-overlap",
-            type=click.FloatRange(0, 0.9),
+            type=Number(0, 0.9),
             help="Share of a slice that the next one sees too; default: 0.2. Needs --slice.",
         ),
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import Command, detector_options
+from prompt_tune.cli.options import Command, Number, detector_options
 from prompt_tune.cli.terminal import echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -69,14 +69,14 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     "--timeout",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     help="Seconds for a request to come in, and then for its answer.",
 )
 @click.option(
     "--drain",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Number(0),
     help="Seconds for which a server that is asked to stop still takes requests.",
 )
 def command(

@@ -9,6 +9,7 @@ import click
 
 from prompt_tune.cli.options import (
     Command,
+    Number,
     device_option,
     json_option,
     learned_option,
@@ -49,7 +50,7 @@ UNLABELLED = (
 )
 @click.option(
     "--max-false-alarms",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="N",
     help="How many false alarms per 1,000 images are allowed. With more, the exit status is 3.",
 )

@@ -21,6 +21,8 @@ SLIVER = 20.0  # longer side of a box over its shorter side
 SPECK_PIXELS = 4.0  # shorter side in the network's input: half a cell of the finest level
 TWICE_IOU = 0.8  # of two boxes of one class: suppression at 0.7 can never find both
 RIVAL_IOU = 0.95  # of boxes of two classes: one object that is labelled as both
+BLOCK = 64  # boxes that are compared with their neighbours at once
+EDGE = 0.01  # pixels: rounding of an edge
 MIN_IMAGES = 10  # training images of a class, below which AP is low: see "Few photos" in docs/learning.md
 
 
@@ -249,7 +251,7 @@ def _by_class(dataset: DataSet, image_size: int) -> tuple[ClassCount, ...]:
 
 
 def _odd_boxes(split: Split, split_name: str, names: Sequence[str], image_size: int) -> Iterable[OddBox]:
-    """Boxes of a split that may be wrong, image by image. A box of a pair is named once."""
+    """Boxes of a split that may be wrong, image by image. Of two that lie on each other, the later one is named."""
     for sample in split.samples:
         kept = np.flatnonzero(~sample.labels.ignore)
         boxes, classes, sides = sample.labels.boxes_xyxy[kept], sample.labels.classes[kept], _sides(sample)[kept]
@@ -263,15 +265,43 @@ def _odd_boxes(split: Split, split_name: str, names: Sequence[str], image_size: 
                 found.append((i, Oddity.SLIVER, f"{width:.1f} x {height:.1f} pixels"))
             if min(width, height) * scale < SPECK_PIXELS:
                 found.append((i, Oddity.SPECK, f"{width * scale:.1f} x {height * scale:.1f} pixels there"))
-        overlaps = np.triu(box_iou(boxes, boxes), 1)  # (n, n), each pair once
-        for i, j in np.argwhere(overlaps >= TWICE_IOU).tolist():
+        for j, i, iou in _pairs(boxes, classes):
             if classes[i] == classes[j]:
-                found.append((j, Oddity.TWICE, f"IoU {overlaps[i, j]:.2f}"))
-            elif overlaps[i, j] >= RIVAL_IOU:
-                found.append((j, Oddity.RIVAL, f"IoU {overlaps[i, j]:.2f} with '{names[classes[i]]}'"))
+                found.append((j, Oddity.TWICE, f"IoU {iou:.2f}"))
+            else:
+                found.append((j, Oddity.RIVAL, f"IoU {iou:.2f} with '{names[classes[i]]}'"))
         for i, oddity, note in sorted(found):
             box = tuple(round(value, 1) for value in boxes[i].tolist())
             yield OddBox(oddity, split_name, str(sample.path), names[classes[i]], box, note)
+
+
+def _pairs(boxes_xyxy: np.ndarray, classes: np.ndarray) -> Iterable[tuple[int, int, float]]:
+    """Boxes of one image that lie on an earlier one.
+
+    Args:
+        boxes_xyxy: (n, 4) in pixels. n may be large: boxes that are near each other are looked for by their left edges.
+        classes: (n,).
+
+    Yields:
+        The row of a box, that of the earlier box of its class on which it lies most, and their IoU, if that is
+        `TWICE_IOU` or more; likewise for other classes, from `RIVAL_IOU` on.
+    """
+    order = np.argsort(boxes_xyxy[:, 0], kind="stable")
+    lefts, widths = boxes_xyxy[order, 0], (boxes_xyxy[:, 2] - boxes_xyxy[:, 0])[order]
+    reach = widths * (1 / TWICE_IOU - 1)  # the left edges of two boxes with that IoU differ by this at most
+    for first in range(0, len(order), BLOCK):
+        part = slice(first, first + BLOCK)
+        start = np.searchsorted(lefts, (lefts[part] - reach[part]).min() - EDGE)
+        end = np.searchsorted(lefts, (lefts[part] + reach[part]).max() + EDGE, side="right")
+        later, earlier = order[part], np.sort(order[start:end])  # (b,), (m,)
+        overlaps = box_iou(boxes_xyxy[later], boxes_xyxy[earlier])  # (b, m)
+        overlaps[earlier >= later[:, None]] = 0
+        own = classes[earlier] == classes[later][:, None]
+        for limit, of_interest in ((TWICE_IOU, own), (RIVAL_IOU, ~own)):
+            considered = np.where(of_interest, overlaps, 0)
+            best = considered.argmax(axis=1)
+            for row in np.flatnonzero(considered.max(axis=1) >= limit).tolist():
+                yield int(later[row]), int(earlier[best[row]]), float(considered[row, best[row]])
 
 
 def _copies(splits: dict[str, Split]) -> tuple[tuple[tuple[str, ...], ...], int]:

@@ -83,7 +83,10 @@ def _read_task(task: Any, where: str, album: Album) -> bool:
         raise DataError(f"a task must be an object. Received: {shown(task)}.")
     is_full = isinstance(task.get("data"), dict)
     names = _names(task["data"] if is_full else task)
-    annotations = task.get("annotations", task.get("completions")) if is_full else [{"result": _short_regions(task)}]
+    if is_full:
+        annotations = task.get("annotations", task.get("completions", []))  # none yet: nobody has opened the task
+    else:
+        annotations = [{"result": _short_regions(task)}]
     if not isinstance(annotations, list) or not all(isinstance(entry, dict) for entry in annotations):
         raise DataError(f"`annotations` must be a list of objects. Received: {shown(annotations)}.")
     usable = [entry for entry in annotations if not entry.get("was_cancelled")]

@@ -157,8 +157,12 @@ def beginning(path: Path) -> str:
     return content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "a mapping with `train` and more") -> dict[str, Any]:
     """Reads the mapping in a YAML file.
+
+    Args:
+        path: The file.
+        what: What it must hold, as the error says it.
 
     Raises:
         DataError: The file cannot be read, is not YAML, breaks a limit of `parse_yaml`, or holds something other than a
@@ -172,7 +176,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise DataError(f"{where} cannot be read: {error}. Correct it.") from error
         raise DataError(f"{where}: not valid YAML ({error}). Correct the line.") from error
     if not isinstance(content, dict):
-        raise DataError(f"`{path}` must hold a mapping with `train` and more. Received: {type(content).__name__}.")
+        raise DataError(f"`{path}` must hold {what}. Received: {type(content).__name__}.")
     return content
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.images import image_size
-from prompt_tune.wording import shown
+from prompt_tune.wording import counted, shown
 
 Kind = Literal["yolo", "coco", "voc", "labelme", "label-studio", "fiftyone", "open-images", "cvat", "table"]
 EDGE_PIXELS = 2.0  # annotation tools round: a box may reach this far beyond the image, and is clipped
@@ -229,7 +229,10 @@ def make_split(images: Sequence[LabelledImage], split: str, n_cls: int, left_out
         found += twice + dropped
     if not samples:
         unread = [entry for entry in found if entry.reason in (Reason.IMAGE, Reason.FORMAT, Reason.LINK)]
-        what = f"none of its {len(unread)} images can be read. The first: {unread[0].what}" if unread else "no images."
+        fresh = sum(entry.reason == Reason.UNLABELLED for entry in found)
+        what = f"nobody has labelled its {counted(fresh, 'image')}." if fresh else "no images."
+        if unread:
+            what = f"none of its {len(unread)} images can be read. The first: {unread[0].what}"
         raise DataError(f"the `{split}` split cannot be used: {what}")
     _refuse_specks(samples, split)
     return Split(tuple(samples), tuple(found))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, NMS_IOU, Precision
+from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, MOST_BATCH, NMS_IOU, Precision
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
@@ -263,8 +263,8 @@ class Detector:
             if value is not None and not 0 <= value <= 1:
                 raise PromptTuneError(f"`{what}` must be from 0 to 1. Received: {value}.")
         check_overlap(overlap)
-        if batch < 1:
-            raise PromptTuneError(f"`batch` must be at least 1. Received: {batch}.")
+        if not 1 <= batch <= MOST_BATCH:
+            raise PromptTuneError(f"`batch` must be from 1 to {MOST_BATCH}. Received: {batch}.")
         state = self._state
         chosen = choose_classes(state.classes, show=show, hide=hide)
         original_conf = conf if original_conf is None else original_conf

@@ -1,5 +1,6 @@
 """The label of a vocabulary, by which its detections, `show` and `hide` name it."""
 
+import os
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def named_file(place: str | Path) -> tuple[str | None, Path]:
         VocabularyError: The label is empty, "original", or has control characters.
     """
     name, equals, file = str(place).partition("=")
-    if not equals or "/" in name or "\\" in name or Path(place).exists():
+    if not equals or "/" in name or "\\" in name or os.path.exists(place):
         return None, Path(place)
     return checked_label(name), Path(file)
 

@@ -27,6 +27,7 @@ CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 # HEURISTIC chooses convolution algorithms by shapes alone, not by timing. TF32 would keep 10 of float32's 23 bits. Both
 # are needed for original detections that are bit-identical with and without learned vocabularies (law 2).
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+MOST_THREADS = 1024  # of a session
 CUDA_CURE = install("cuda")
 DRIVER_LIBRARY = "libcuda.so.1"  # comes with NVIDIA's driver; no pip package has it
 QUIET = 4  # ONNX Runtime's severity "fatal": what it prints of an error, ours says too; its warnings do not help users
@@ -52,11 +53,11 @@ def open_session(path: Path, *, device: str | int = "cpu", threads: int = 0) -> 
     Raises:
         ProviderError: `device` is unknown or not available.
         GraphError: `path` is not an ONNX graph.
-        PromptTuneError: `threads` is below 0.
+        PromptTuneError: `threads` is out of range.
     """
     check_device_name(device)
-    if threads < 0:
-        raise PromptTuneError(f"`threads` must be 0 (all cores) or more. Received: {threads}.")
+    if not 0 <= threads <= MOST_THREADS:
+        raise PromptTuneError(f"`threads` must be from 0 (all cores) to {MOST_THREADS}. Received: {threads}.")
     if device != "auto":
         return _open(path, str(device), threads)
     try:

@@ -20,6 +20,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 LEAST_SLICE = 32  # pixels
 MOST_OVERLAP = 0.9
+MOST_SLICES = 10_000  # of one image: hours on a CPU
 MERGE_IOU = 0.5  # two slices see an object at two scales: their boxes differ by more than those of one image
 TOGETHER = 256  # boxes that are compared with others at once
 TRIES = 5  # while other vocabularies are loaded
@@ -66,11 +67,19 @@ class Slices:
 
         Args:
             size_wh: Width and height of the image in pixels.
+
+        Raises:
+            PromptTuneError: There would be more than `MOST_SLICES`.
         """
         width, height = size_wh
         whole = (0, 0, width, height)
         if max(size_wh) <= self.size:
             return [whole]
+        if (count := self.count(size_wh)) > MOST_SLICES:
+            raise PromptTuneError(
+                f"An image may have {MOST_SLICES:,} slices at most. Received: {count:,}, of {self.size} pixels with an "
+                f"overlap of {self.overlap}, in an image of {width} x {height}. Give larger slices or less overlap."
+            )
         tops, lefts = self._starts(height), self._starts(width)
         w, h = min(self.size, width), min(self.size, height)
         return [whole, *((left, top, left + w, top + h) for top, left in product(tops, lefts))]
@@ -82,13 +91,17 @@ class Slices:
             size_wh: Width and height of the image in pixels.
         """
         width, height = size_wh
-        return len(self._starts(width)) * len(self._starts(height)) if max(size_wh) > self.size else 0
+        return (self._steps(width) + 1) * (self._steps(height) + 1) if max(size_wh) > self.size else 0
 
     def _starts(self, length: int) -> list[int]:
         """Where slices begin along one side of the image."""
-        free = max(0, length - self.size)  # pixels after the first slice
-        steps = -(-free // max(1, int(self.size * (1 - self.overlap))))
+        free, steps = max(0, length - self.size), self._steps(length)
         return [0] if not steps else [free * step // steps for step in range(steps + 1)]
+
+    def _steps(self, length: int) -> int:
+        """How many slices come after the first one along one side of the image."""
+        free = max(0, length - self.size)  # pixels after the first slice
+        return -(-free // max(1, int(self.size * (1 - self.overlap))))
 
 
 def detect_sliced(
@@ -154,7 +167,7 @@ def detect_windows(
         whole image come first, then those of each slice.
 
     Raises:
-        PromptTuneError: See `Detector.detect`, or other vocabularies are loaded all the time.
+        PromptTuneError: See `Detector.detect` and `Slices.windows`, or other vocabularies are loaded all the time.
     """
     check_overlap(overlap)
     for _ in range(TRIES):

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from prompt_tune.contract import MOST_BATCH
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.media.annotate import provenance
 from prompt_tune.progress import Progress, silent
@@ -110,6 +111,8 @@ def label(
     for what, number in (("batch", batch), ("part", part), ("workers", 1 if workers is None else workers)):
         if number < 1:
             raise PromptTuneError(f"`{what}` must be at least 1. Received: {number}.")
+    if batch > MOST_BATCH:
+        raise PromptTuneError(f"`batch` must be from 1 to {MOST_BATCH}. Received: {batch}.")
     if engine not in ("local", "ray"):
         raise PromptTuneError(f"`engine` must be `local` or `ray`. Received: {engine!r}.")
     arrow_module()  # before anything is done, since it may be missing

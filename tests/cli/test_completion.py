@@ -129,3 +129,18 @@ def test_script_for_other_shells_is_what_they_read(
     assert "_prompt_tune_completion" in text and f"_PROMPT_TUNE_COMPLETE={shell}_complete" in text
     if shutil.which(shell) is not None:
         run(environment, shell, check, str(script))
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("d", "detect\tRun a bundle on images, videos, cameras and"), ("vocab re", "remove\t")]
+)
+def test_fish_completes_with_whole_descriptions(typed: str, expected: str, environment: dict[str, str]) -> None:
+    script = f"{LINES['fish']}; complete -C 'prompt-tune {typed}'"
+    assert expected in run(environment, "fish", "--no-config", "-c", script)
+
+
+def test_description_in_fish_does_not_end_at_a_comma(environment: dict[str, str]) -> None:
+    """The script takes what `prompt-tune` prints apart at the first comma alone."""
+    script = run(environment, "prompt-tune", _PROMPT_TUNE_COMPLETE="fish_source")
+    assert 'string split --max 1 "," $completion' in script and 'split ","' not in script

@@ -70,6 +70,9 @@ def test_command_line_overrides_the_file(tmp_path: Path) -> None:
     [
         ("epoch: 3", "`epoch` is not an option of `prompt-tune fit`. Did you mean `epochs`?"),
         ("xyz: 3", "See `prompt-tune fit --help`."),
+        ("nonsense: 3", "See `prompt-tune fit --help`."),  # no name is near
+        ("", "must hold options, such as `epochs: 20`. Received: NoneType."),
+        ("- epochs", "must hold options, such as `epochs: 20`. Received: list."),
         ("config: other.yaml", "`config` is not an option"),
         ("epochs: many", "`epochs`: 'many' is not a valid integer."),
         ("epochs: 2.5", "`epochs`: '2.5' is not a valid integer."),

@@ -12,7 +12,7 @@ from commands import run_command
 from places import ROOT
 
 from prompt_tune.cli import command as prompt_tune
-from prompt_tune.cli.options import Command, device_option
+from prompt_tune.cli.options import Command, Number, device_option
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "auto", "cuda", "cuda:1", "0", "gpu"])
@@ -27,6 +27,23 @@ def test_device_is_one_of_those_of_the_runtime_and_the_cpu_by_default(device: st
         assert done.exit_code == 2 and "must be cpu, cuda, cuda:N" in done.output and "'gpu'" in done.output
     else:
         assert done.output == f"{device or 'cpu'}\n"
+
+
+def test_every_number_is_finite() -> None:
+    """NaN is below no limit and above none, so click's own range takes it."""
+    ranges = [
+        (command.name, option.opts[0], option.type)
+        for command in commands()
+        for option in command.params
+        if isinstance(option.type, click.FloatRange)
+    ]
+    assert len(ranges) > 10
+    for command, name, kind in ranges:
+        for text in ("nan", "inf", "-inf"):
+            with pytest.raises(click.BadParameter, match=r"finite|range"):
+                kind(text)
+                pytest.fail(f"{command} {name} {text}")
+    assert Number(0, 1)("0.5") == 0.5
 
 
 @pytest.mark.parametrize(
@@ -58,18 +75,21 @@ def test_option_given_twice_is_taken_whole_or_refused(arguments: list[str], comp
         assert done.exit_code == 2 and complaint in done.output
 
 
-def test_every_command_refuses_options_given_twice() -> None:
-    def commands(group: click.Group, context: click.Context) -> Iterator[click.Command]:
-        for name in group.list_commands(context):
-            found = group.get_command(context, name)
-            assert found is not None
-            if isinstance(found, click.Group):
-                yield from commands(found, context)
-            else:
-                yield found
+def commands(group: click.Command = prompt_tune) -> Iterator[click.Command]:
+    """Every command, also those of groups."""
+    assert isinstance(group, click.Group)
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        assert found is not None
+        if isinstance(found, click.Group):
+            yield from commands(found)
+        else:
+            yield found
 
-    assert isinstance(prompt_tune, click.Group)
-    found = list(commands(prompt_tune, click.Context(prompt_tune)))
+
+def test_every_command_refuses_options_given_twice() -> None:
+    found = list(commands())
     assert len(found) > 15 and [each.name for each in found if not isinstance(each, Command)] == []
 
 

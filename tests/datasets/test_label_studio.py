@@ -99,6 +99,27 @@ def test_of_several_annotations_the_ground_truth_counts_else_the_last(
     assert "2 tasks with several annotations" in caplog.text
 
 
+def test_a_task_that_was_never_annotated_is_not_damaged(tmp_path: Path) -> None:
+    """What `detect --save label-studio` writes has predictions alone until somebody corrects them."""
+    fresh = task(2, "b.png", [])
+    fresh["predictions"] = [{"result": fresh.pop("annotations")[0]["result"]}]
+    found = read(tmp_path, [task(1, "a.png", [region("lorry", BOX)]), fresh], "a", "b")
+    assert len(found.images) == 1
+    assert [(entry.reason, "nobody has annotated" in entry.what) for entry in found.left_out] == [
+        (Reason.UNLABELLED, True)
+    ]
+
+
+def test_tasks_that_nobody_has_annotated_are_no_data_set(tmp_path: Path) -> None:
+    fresh = [{key: value for key, value in task(1, "a.png", []).items() if key != "annotations"}]
+    save_images(tmp_path, ["a"])
+    (tmp_path / "tasks.json").write_text(
+        json.dumps([entry | {"predictions": [{"original_width": 9}]} for entry in fresh])
+    )
+    with pytest.raises(DataError, match=r"^the `train` split cannot be used: nobody has labelled its 1 image\.$"):
+        read_dataset(tmp_path)
+
+
 def test_what_cannot_be_read_is_left_out_or_refused(tmp_path: Path) -> None:
     good = task(1, "a.png", [region("lorry", BOX)])
     bad = [

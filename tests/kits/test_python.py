@@ -521,3 +521,11 @@ def test_a_program_imports_the_detector_from_the_folder(bundle: Path, tmp_path: 
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=tmp_path)
     detector = Detector(bundle, use_bundled=False)
     assert done.stdout == f"{rows_of(detector, tmp_path / 'photo.png', None)}\n"
+
+
+def test_slices_that_nobody_could_wait_for_are_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (3201, 3200)).save(tmp_path / "large.png")
+    done = run(tmp_path / "large.png", "--bundle", bundle, "--slice", "32", "--slice-overlap", "0")
+    assert done.returncode == 1 and done.stderr == (
+        "An image may have 10,000 slices; this one has 10,100. Give larger ones as --slice.\n"
+    )

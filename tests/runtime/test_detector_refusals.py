@@ -172,11 +172,20 @@ def test_bundle_that_lies_beside_its_place_is_named(bundle: Path, tmp_path: Path
 
 def test_numbers_out_of_range_are_refused(bundle: Path, detector: Detector) -> None:
     image = photo(32, 32)
-    for options in ({"iou": 1.5}, {"original_conf": -0.1}, {"learned_conf": float("nan")}, {"batch": 0}):
+    for options in (
+        {"iou": 1.5},
+        {"original_conf": -0.1},
+        {"learned_conf": float("nan")},
+        {"batch": 0},
+        {"batch": 1025},
+    ):
         with pytest.raises(PromptTuneError, match=f"`{next(iter(options))}` must be"):
             detector.detect(image, **options)
-    with pytest.raises(PromptTuneError, match=r"^`threads` must be 0 \(all cores\) or more\. Received: -1\.$"):
-        Detector(bundle, threads=-1)
+    for threads in (-1, 1025, 10**14):
+        with pytest.raises(
+            PromptTuneError, match=rf"^`threads` must be from 0 \(all cores\) to 1024\. .*: {threads}\.$"
+        ):
+            Detector(bundle, threads=threads)
     for size in (100, 0, -32):
         with pytest.raises(PromptTuneError, match=rf"`image_size` must be a multiple of 32\. Received: {size}\."):
             Detector(bundle, image_size=size)

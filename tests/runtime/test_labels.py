@@ -13,6 +13,7 @@ def test_name_before_the_equals_sign_is_the_label(tmp_path: Path) -> None:
     assert named_file(Path("night=run/a=b")) == ("night", Path("run/a=b"))
     assert named_file("run/a.vocab.safetensors") == (None, Path("run/a.vocab.safetensors"))
     assert named_file("/data/a=b/c") == (None, Path("/data/a=b/c"))  # a folder, no label
+    assert named_file(f"{'x' * 5000}=run/a") == ("x" * 5000, Path("run/a"))  # too long for the name of a file
     there = tmp_path / "a=b.vocab.safetensors"
     there.touch()
     assert named_file(there) == (None, there)

@@ -76,6 +76,14 @@ def test_slices_are_asked_for_by_their_size() -> None:
         Slices.of(None, 0.5)
 
 
+def test_slices_that_nobody_could_wait_for_are_refused_before_they_are_made() -> None:
+    assert len(Slices(32, 0).windows((3200, 3200))) == 10_001
+    with pytest.raises(PromptTuneError, match=r"^An image may have 10,000 slices at most\. Received: 10,100, of 32 "):
+        Slices(32, 0).windows((3201, 3200))
+    with pytest.raises(PromptTuneError, match=r"Received: 5[0-9],[0-9]{3},[0-9]{3}, .* Give larger slices or less"):
+        Slices(32, 0.9).windows((22_000, 22_000))
+
+
 def found(*rows: Row, size_wh: tuple[int, int] = (100, 100)) -> Detections:
     return Detections(
         boxes_xyxy=np.array([row[3] for row in rows], np.float32).reshape(-1, 4),

@@ -112,6 +112,7 @@ def test_rows_with_and_without_slices_do_not_mix(bundle: Path, tmp_path: Path) -
     ("options", "text"),
     [
         ({"batch": 0}, "`batch` must be at least 1. Received: 0."),
+        ({"batch": 1025}, "`batch` must be from 1 to 1024. Received: 1025."),
         ({"part": 0}, "`part` must be at least 1. Received: 0."),
         ({"workers": 0}, "`workers` must be at least 1. Received: 0."),
         ({"engine": "spark"}, "`engine` must be `local` or `ray`. Received: 'spark'."),
