@@ -136,6 +136,8 @@ def open_graph(path: Path) -> tuple[Any, dict[str, Any]]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         about = strict_json(session.get_modelmeta().custom_metadata_map["prompt-tune"])
         need(type(about["version"]) is int and about["version"] == 1, "it is of another version")
+        is_plain = about.get("slots") is None and about.get("suppression", True) is True
+        need(is_plain, "it was made with --slots or --no-nms, for other runtimes")
         need(re.fullmatch("[0-9a-f]{64}", about["detector"]), "detector is not a digest")
         strides, size, counts = about["strides"], about["image_size"], [about["image_size"], *about["strides"]]
         need(all(type(count) is int and count > 0 for count in counts), "sizes must be counts")

@@ -18,7 +18,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICE_HELP = (
     "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; cuda:1 or 1: the second GPU; auto: cuda if "
-    "it works, otherwise cpu, with a message."
+    "it works, otherwise cpu, with a message; openvino: Intel's OpenVINO, for a bundle of `export --slots`."
 )
 
 
@@ -174,10 +174,7 @@ def slice_options(function: Function) -> Function:
 
         if slice_size is None and slice_overlap is not None:
             raise click.UsageError("--slice-overlap says how far slices overlap, and needs --slice, their size.")
-        slices = None
-        if slice_size is not None:
-            slices = Slices(slice_size) if slice_overlap is None else Slices(slice_size, slice_overlap)
-        return function(**values, slices=slices)
+        return function(**values, slices=Slices.of(slice_size, slice_overlap))
 
     options = (
         click.option(

@@ -60,6 +60,13 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     "--max-megapixels", default=100, show_default=True, type=click.IntRange(1), help="Megapixels of an image at most."
 )
 @click.option(
+    "--max-slices",
+    default=64,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Slices that a request may have its image cut into; 0: none.",
+)
+@click.option(
     "--timeout",
     default=30.0,
     show_default=True,
@@ -85,6 +92,7 @@ def command(
     max_requests: int,
     max_mb: int,
     max_megapixels: int,
+    max_slices: int,
     timeout: float,
     drain: float,
 ) -> None:
@@ -105,6 +113,7 @@ def command(
         max_requests=max_requests,
         max_bytes=max_mb * MEGABYTE,
         max_megapixels=max_megapixels,
+        max_slices=max_slices,
         timeout=timeout,
         drain=drain,
         readers=threads,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tune.errors import DataError, PromptTuneError
-from prompt_tune.runtime.boxes import box_iou
+from prompt_tune.runtime.boxes import paired_iou
 from prompt_tune.runtime.detections import Detections, concatenate
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import ImageInput, Letterboxed, Picture, to_rgb
@@ -21,6 +21,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 LEAST_SLICE = 32  # pixels
 MOST_OVERLAP = 0.9
 MERGE_IOU = 0.5  # two slices see an object at two scales: their boxes differ by more than those of one image
+TOGETHER = 256  # boxes that are compared with others at once
 TRIES = 5  # while other vocabularies are loaded
 EDGE = 0.01  # share of a slice's side: a box that ends nearer to an inner edge may be a part of an object
 Window = tuple[int, int, int, int]  # left, top, right and bottom in pixels of the image
@@ -44,6 +45,19 @@ class Slices:
             raise PromptTuneError(f"A slice must have at least {LEAST_SLICE} pixels. Received: {self.size}.")
         if not 0 <= self.overlap <= MOST_OVERLAP:
             raise PromptTuneError(f"Slices must overlap by 0 to {MOST_OVERLAP}. Received: {self.overlap}.")
+
+    @classmethod
+    def of(cls, size: int | None, overlap: float | None) -> "Slices | None":
+        """How an image is cut if `size` says so; by default, slices overlap by 0.2.
+
+        Raises:
+            PromptTuneError: A number is out of range, or there is an overlap without a size.
+        """
+        if size is None:
+            if overlap is not None:
+                raise PromptTuneError("`slice_overlap` says how far slices overlap. Give their size, `slice`, too.")
+            return None
+        return cls(size) if overlap is None else cls(size, overlap)
 
     def windows(self, size_wh: tuple[int, int]) -> list[Window]:
         """The whole image, then its slices, row by row. An image that fits into a slice has none.
@@ -242,14 +256,33 @@ def _distinct(found: Detections, window: np.ndarray, is_cut: np.ndarray, rank: n
     """Which detections of one class stay: (n,) bool. See `merged_classes`."""
     order = np.lexsort((-found.scores, rank))  # in each rank, the best first; stable
     boxes, window, is_cut = found.boxes_xyxy[order], window[order], is_cut[order]
+    better, other = _overlapping(boxes)
+    apart = window[better] != window[other]
+    better, other = better[apart], other[apart]
+    shared = paired_iou(boxes[other], boxes[better], is_cut[other])  # of a part, the share that lies inside
+    better, other = better[shared > limit], other[shared > limit]
     kept = np.ones(len(order), bool)
-    for i in range(len(order)):
-        if not kept[i]:
-            continue
-        rest = np.flatnonzero(kept[i + 1 :] & (window[i + 1 :] != window[i])) + i + 1
-        shared = box_iou(boxes[rest], boxes[[i]])[:, 0]
-        inside = box_iou(boxes[rest], boxes[[i]], np.ones(1, bool))[:, 0]
-        kept[rest[np.where(is_cut[rest], inside, shared) > limit]] = False
+    starts = np.searchsorted(better, np.arange(len(order) + 1))
+    for i in np.unique(better):
+        if kept[i]:
+            kept[other[starts[i] : starts[i + 1]]] = False
     stays = np.zeros(len(order), bool)
     stays[order] = kept
     return stays
+
+
+def _overlapping(boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of boxes (n, 4) that overlap: two (k,) int64, the first number below the second, and rising."""
+    by_left = np.argsort(boxes_xyxy[:, 0], kind="stable")
+    left, top, right, bottom = boxes_xyxy[by_left].T
+    counts = np.searchsorted(left, right) - np.arange(1, len(left) + 1)  # boxes that begin before each one ends
+    counts, pairs = np.maximum(counts, 0), [np.zeros((2, 0), np.int64)]
+    for first in range(0, len(left), TOGETHER):
+        count = counts[first : first + TOGETHER]
+        a = np.arange(first, first + len(count)).repeat(count)
+        b = np.arange(len(a)) - (count.cumsum() - count).repeat(count) + a + 1
+        shares = (top[a] < bottom[b]) & (top[b] < bottom[a])
+        pairs.append(by_left[np.stack([a[shares], b[shares]])])
+    lower, upper = np.sort(np.concatenate(pairs, axis=1), axis=0)
+    order = np.lexsort((upper, lower))
+    return lower[order], upper[order]

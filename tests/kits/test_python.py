@@ -479,13 +479,13 @@ def test_program_hides_what_the_runtime_hides(overlap: Any, bundle: Path, tmp_pa
         assert labels == ({"original"} if overlap == "learned" else labels)
 
 
-@pytest.mark.parametrize("conf", [None, 0.3])
-@pytest.mark.parametrize("overlap", ["keep", "score"])
+@pytest.mark.parametrize(("conf", "overlap"), [(None, "keep"), (0.3, "score")])
 def test_slices_give_what_the_package_finds(conf: float | None, overlap: Any, bundle: Path, tmp_path: Path) -> None:
-    offsets: dict[str, Any] = {"box_offsets": BOX_OFFSETS, "nms_iou": np.array([0.3, 1, 0.6], np.float32)}
+    fields: dict[str, Any] = {"box_offsets": BOX_OFFSETS, "nms_iou": np.array([0.3, 1, 0.6], np.float32)}
+    fields["thresholds"] = np.full(3, 0.7, np.float32)  # some of what --conf lets through is below
     more = [
         save(learned_for(bundle, "e", "f", seed=3, guide_mode="own"), tmp_path / "own.vocab.safetensors"),
-        save(learned_for(bundle, "a", "b", "c", seed=2, **offsets), tmp_path / "more.vocab.safetensors"),
+        save(learned_for(bundle, "a", "b", "c", seed=2, **fields), tmp_path / "more.vocab.safetensors"),
     ]
     images = [tmp_path / "large.png", tmp_path / "small.png"]
     for path, size in zip(images, ((210, 330), (60, 90)), strict=True):

@@ -17,7 +17,7 @@ from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import read_picture, read_rgb
-from prompt_tune.runtime.slices import Slices, Window, detect_sliced, merged
+from prompt_tune.runtime.slices import Slices, Window, detect_sliced, merged, merged_classes
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
 GUIDE = guide_digest(unit_rows(2, 1))
@@ -68,6 +68,12 @@ def test_numbers_out_of_range_are_refused() -> None:
         Slices(31)
     with pytest.raises(PromptTuneError, match=r"^Slices must overlap by 0 to 0.9. Received: 0.95.$"):
         Slices(640, 0.95)
+
+
+def test_slices_are_asked_for_by_their_size() -> None:
+    assert (Slices.of(None, None), Slices.of(64, None), Slices.of(64, 0.0)) == (None, Slices(64, 0.2), Slices(64, 0))
+    with pytest.raises(PromptTuneError, match="Give their size, `slice`, too"):
+        Slices.of(None, 0.5)
 
 
 def found(*rows: Row, size_wh: tuple[int, int] = (100, 100)) -> Detections:
@@ -231,3 +237,19 @@ def test_large_jpeg_is_cut_in_its_own_size(detector: Detector, tmp_path: Path, m
         assert content(detect_sliced(detector, image, Slices(800), hide=["thing 1"])) == wanted
     with pytest.raises(DataError, match="read at reduced size cannot be cut into slices"):
         detect_sliced(detector, read_picture(path), Slices(800))
+
+
+def test_many_boxes_merge_as_they_would_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 90, (600, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(2, 15, (600, 2))], axis=1).astype(np.float32)
+    windows: list[Window] = [(0, 0, 110, 110)] * 4  # nothing ends at an inner edge
+    scores = rng.permutation(600).astype(np.float32) / 600
+    parts = [Detections(boxes[k::4], scores[k::4], np.zeros(150, np.int64)) for k in range(4)]
+    found = merged_classes(parts, windows, np.array([0.3]), np.zeros(1, np.float32))
+    kept: list[int] = []
+    for row in np.argsort(-scores).tolist():
+        others = [other for other in kept if other % 4 != row % 4]
+        if not others or box_iou(boxes[[row]], boxes[others]).max() <= 0.3:
+            kept.append(row)
+    assert 300 < len(kept) < 590 and sorted(found.scores.tolist()) == sorted(scores[kept].tolist())
