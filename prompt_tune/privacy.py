@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 SWITCHES = {  # read once, when the library is imported
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # open_clip downloads with huggingface_hub
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # `hub` and open_clip use huggingface_hub
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports what a cluster has and runs
     "FIFTYONE_DO_NOT_TRACK": "true",  # it reports each import and each use
     "NO_ALBUMENTATIONS_UPDATE": "1",  # ultralytics imports albumentations if it is there, which asks for updates

@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
     "cvat": ("tests/kits/test_cvat_function.py",),
     "fiftyone": ("tests/runtime/test_to_fiftyone.py",),
+    "hub": (
+        "tests/cli/test_push.py",
+        "tests/services/test_model_card.py",
+        "tests/services/test_push.py",
+        "tests/test_hub.py",
+    ),
     "label": (
         "tests/cli/test_convert.py",
         "tests/cli/test_label.py",

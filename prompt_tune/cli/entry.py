@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": ("prompt_tune.cli.serve", "Answer requests over HTTP with a bundle."),
     "val": ("prompt_tune.cli.val", "Measure a run or a bundle on a data set: COCO metrics, also for each class."),
     "verify": ("prompt_tune.cli.verify", "Check that learned vocabularies change no original detection of a bundle."),
+    "push": ("prompt_tune.cli.push", "Upload a run or a bundle to the Hugging Face Hub, with a model card."),
     "mine": ("prompt_tune.cli.mine", "Find the unlabelled images that are worth labelling next."),
     "vocab": ("prompt_tune.cli.vocab", "Build, show, compare, edit and convert vocabulary files."),
     "doctor": ("prompt_tune.cli.doctor", "Say what is missing here, and try the whole chain on a checkpoint."),

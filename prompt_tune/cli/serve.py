@@ -8,6 +8,7 @@ import click
 from prompt_tune.cli.options import Command, Number, detector_options
 from prompt_tune.cli.terminal import echo
 from prompt_tune.cli.verbosity import is_quiet
+from prompt_tune.hub import named
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ def command(
             echo(text)
 
     traffic = serve(
-        make, config, api_key=api_key, started=lambda place: say(f"Serving {bundle} on {place} (Ctrl-C stops it).")
+        make,
+        config,
+        api_key=api_key,
+        started=lambda place: say(f"Serving {named(bundle)} on {place} (Ctrl-C stops it)."),
     )
     say(f"Stopped: {counted(traffic.accepted, 'request')} accepted, {traffic.answered} answered.")

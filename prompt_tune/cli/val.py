@@ -20,9 +20,10 @@ from prompt_tune.cli.options import (
 )
 from prompt_tune.cli.terminal import cell, echo, note
 from prompt_tune.errors import RunError
+from prompt_tune.hub import local_folder
 from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.runtime.detections import ORIGINAL
-from prompt_tune.vocabulary.format import GRAPH_FILE
+from prompt_tune.vocabulary.format import BUNDLE_PARTS, GRAPH_FILE
 from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def validate(
     """
     from prompt_tune.evaluation.validate import validate_bundle, validate_run
 
-    place = Path(place)
+    place = local_folder(place, BUNDLE_PARTS)
     options: dict[str, Any] = {"split": split, "names": names, "device": device, "slices": slices}
     options |= {"strict": strict, "progress": progress}
     if (place / GRAPH_FILE).is_file():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompt_tune import hub
 from prompt_tune.contract import EMBED_DIM
 from prompt_tune.errors import ModelError, ProviderError
 from prompt_tune.models import ultralytics
@@ -84,11 +85,13 @@ class World:
         Args:
             source: "tiny" (ships with the package), a `.pt` checkpoint of ultralytics, an official name such as
                 "yolov8s-worldv2.pt" (downloaded if there is no such file), or a folder in the layout of `tiny`
-                (detector.yaml, detector.safetensors).
+                (detector.yaml, detector.safetensors). "hf://user/name" is such a folder on the Hugging Face Hub, and
+                "hf://user/name/FILE.pt" a checkpoint there.
             device: A torch device.
 
         Raises:
             ModelError: There is no such file, or it is not a YOLO-World.
+            PromptTuneError: The Hub does not give it.
         """
         name = str(source)
         if name == TINY:
@@ -96,7 +99,7 @@ class World:
 
             with as_file(files("prompt_tune") / TINY / "weights") as folder:
                 return cls(load_folder(folder), source_name=name, device=device)
-        path = Path(source)
+        path = _from_hub(name) if hub.is_on_hub(name) else Path(source)
         if path.is_dir():
             return cls(load_folder(path), source_name=name, device=device)
         if not path.exists() and name in ultralytics.OFFICIAL:
@@ -275,6 +278,22 @@ class World:
             logger.info("'%s' has no text features of its own with which to check a text tower.", self.source_name)
             return names, None
         return names, F.normalize(rows, dim=1)
+
+
+def _from_hub(name: str) -> Path:
+    """The file or folder of a detector on the Hub. A `.pt` is code, so it is loaded only if it is named."""
+    wanted = hub.parse(name)
+    if not wanted.path.lower().endswith(".pt"):
+        cure = f"A checkpoint is code, so it has to be named: {hub.Reference(wanted.repo, wanted.revision, 'FILE.pt')}"
+        return hub.local_folder(name, ("detector.yaml", "detector.safetensors"), cure)
+    path = hub.local_file(name)
+    logger.warning(
+        "%s is code of whoever owns hf://%s, and loading it runs it (commit %s).",
+        wanted.path,
+        wanted.repo,
+        hub.commit_of(path),
+    )
+    return path
 
 
 def region_logits(world: World, head: Tensor, level: Tensor, embeddings: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 from prompt_tune.contract import LEAST_SCORE, METRIC_CONF, MOST_BATCH, NMS_IOU, Precision
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, VocabularyError
 from prompt_tune.files import backup_of
+from prompt_tune.hub import local_folder
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, Detections, choose_classes, concatenate
 from prompt_tune.runtime.images import PAD_GREY, ImageInput, Letterbox, Letterboxed, letterbox, to_picture
 from prompt_tune.runtime.labels import free_label, label_of, named_file
@@ -26,7 +27,7 @@ from prompt_tune.runtime.processes import PerProcess
 from prompt_tune.runtime.session import GraphSession
 from prompt_tune.runtime.state import State, Wanted, most_rows
 from prompt_tune.vocabulary.checks import check_made_for
-from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.format import BUNDLE_PARTS, GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 
@@ -51,7 +52,7 @@ class Detector:
     more prompts than fit into memory (63,900 at 640 px) are refused.
 
     Attributes:
-        bundle: The bundle's folder.
+        bundle: The bundle's folder. That of a bundle on the Hub is in huggingface_hub's cache.
         device: Where the graph runs: "cpu", "cuda" for the first GPU, "cuda:1" for the second, and so on.
         precision: Of the graph: "float32" or "float16".
         digest: SHA-256 (hex) of the detector.
@@ -73,7 +74,8 @@ class Detector:
         """Load a bundle of `prompt-tune export`.
 
         Args:
-            bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors.
+            bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors, or one
+                on the Hugging Face Hub: "hf://user/name", see `hub`.
             device: "cpu", "cuda" (the first GPU), "cuda:1" or 1 (the second), or "auto", which is CUDA if it works and
                 else the CPU. A device that is not available is an error.
             learned: Further learned or plain vocabularies for the same detector, as files, texts "NAME=FILE" that give
@@ -88,10 +90,11 @@ class Detector:
             VocabularyError: A vocabulary is damaged, was made for another detector, guide or text tower, or its label
                 is taken.
             ProviderError: The device is not available.
-            PromptTuneError: `image_size` or `threads` is out of range.
+            PromptTuneError: `image_size` or `threads` is out of range, or the Hub does not give the bundle.
         """
-        self.bundle = Path(bundle)
-        self._check_parts((GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE) if use_bundled else (GRAPH_FILE, ORIGINAL_FILE))
+        parts = BUNDLE_PARTS if use_bundled else (GRAPH_FILE, ORIGINAL_FILE)
+        self.bundle = local_folder(bundle, parts)
+        self._check_parts(parts)
         self._options: dict[str, Any] = {"device": device, "image_size": image_size, "threads": threads}
         self._session = GraphSession(self.bundle / GRAPH_FILE, device=device, threads=threads)
         metadata = self._session.metadata

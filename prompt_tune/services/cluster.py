@@ -116,8 +116,9 @@ def label(
     if engine not in ("local", "ray"):
         raise PromptTuneError(f"`engine` must be `local` or `ray`. Received: {engine!r}.")
     arrow_module()  # before anything is done, since it may be missing
-    bundle, out = Path(bundle).absolute(), Path(out).absolute()
+    out = Path(out).absolute()
     detector = Detector(bundle, learned=learned, use_bundled=use_bundled, image_size=image_size, threads=1)
+    bundle = detector.bundle.absolute()
     choose_classes(detector.classes, show=show, hide=hide)
     limits = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
     names = {"show": None if show is None else list(show), "hide": list(hide or ())}

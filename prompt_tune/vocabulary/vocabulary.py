@@ -17,6 +17,7 @@ import numpy.typing as npt
 from prompt_tune.contract import DEFAULT_THRESHOLD, IDENTITY, UNLIMITED, GuideMode, Kind
 from prompt_tune.errors import VocabularyError
 from prompt_tune.files import saving
+from prompt_tune.hub import local_file
 from prompt_tune.vocabulary.background import Background, checked_background
 from prompt_tune.vocabulary.checks import (
     FloatArray,
@@ -173,13 +174,14 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        """Read a vocabulary file.
+        """Read a vocabulary file, also one on the Hugging Face Hub: "hf://user/name/learned.vocab.safetensors".
 
         Raises:
             VocabularyError: The file is missing, damaged or of an unknown version, or breaks a rule of the format.
+            PromptTuneError: The Hub does not give it.
         """
         try:
-            values, tensors = decode(Path(path))
+            values, tensors = decode(local_file(path))
             if tensors["thresholds"].ndim == 0:
                 raise VocabularyError("`thresholds` must have one number per class. Received: a scalar.")
             if values.get(BACKGROUND) == []:
