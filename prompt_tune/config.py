@@ -111,6 +111,13 @@ class FitConfig:
     image_size: int = setting(
         0, "Side of the network's input in pixels. 0: 256 for tiny, 640 for checkpoints.", least=0
     )
+    tile: int = setting(
+        0,
+        "For small objects: also learn from slices of each photo with this side in pixels, those of `detect --slice`. "
+        "0: whole photos only.",
+        least=0,
+    )
+    tile_overlap: float = setting(0.2, "Share of a slice that the next one sees too. Needs --tile.", least=0, most=0.9)
     views: int = setting(
         0,
         "Cached views of each training image: the image itself and augmented copies. 0: 16 with at most ten images of "
@@ -171,7 +178,10 @@ class FitConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The settings as plain JSON, for config.json."""
-        return asdict(self) | {"region_budget": list(self.region_budget)}
+        plain = asdict(self) | {"region_budget": list(self.region_budget)}
+        if not self.tile:  # as before there were tiles
+            plain = {name: value for name, value in plain.items() if name not in ("tile", "tile_overlap")}
+        return plain
 
 
 def _check(part: "Field[Any]", value: Any) -> None:

@@ -39,6 +39,8 @@ MOST_BATCH = 1024  # images that a call may send through the network at once
 MAX_STRIDE = 256  # YOLO's largest is 64
 MAX_LEVELS = 8  # maps of different strides; YOLO-World has three
 OUTPUTS = ("original_detections", "learned_detections")
+RAW_INPUTS, RAW_OUTPUTS = INPUTS[:3], ("boxes", "original_scores", "learned_scores")  # of a graph without suppression
+MAX_SLOTS = 2**16  # classes of each vocabulary input of a graph of fixed shapes
 DETECTION_COLUMNS = 7  # image index, x1, y1, x2, y2, score, class
 
 
@@ -50,8 +52,9 @@ def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[s
         path: Its file, as the error names it.
 
     Returns:
-        `version`, `detector` (digest), `image_size` (pixels), `strides` and `precision`, among others, each of the
-        right type and within its limits. An older graph states no precision: it is float32.
+        `version`, `detector` (digest), `image_size` (pixels), `strides`, `precision`, `slots` and `suppression`, among
+        others, each of the right type and within its limits. A graph that does not state them is in float32, has no
+        slots (None: its shapes are free), and suppresses.
 
     Raises:
         GraphError: The graph has no such metadata, another version, or other inputs and outputs; or what it states
@@ -60,10 +63,10 @@ def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[s
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     names = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
     cure = "Make one: prompt-tune export RUN --out BUNDLE"
-    if text is None or names != (INPUTS, OUTPUTS):
+    if text is None or names not in ((INPUTS, OUTPUTS), (RAW_INPUTS, RAW_OUTPUTS)):
         raise GraphError(f"`{path}` is an ONNX graph, but not one of prompt-tune's. {cure}")
     try:
-        metadata = {"precision": "float32"} | strict_json.parse(text)
+        metadata = {"precision": "float32", "slots": None, "suppression": True} | strict_json.parse(text)
         version = metadata["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise GraphError(f"`{path}` has damaged metadata. {cure}") from error
@@ -76,7 +79,8 @@ def read_metadata(session: "onnxruntime.InferenceSession", path: Path) -> dict[s
         if not may_be(key, value):
             raise GraphError(f"`{path}` has damaged metadata: `{key}` cannot be {value!r:.50}. {cure}")
     strides = metadata.get("strides", [])
-    if not metadata.keys() >= {"detector", "image_size", "strides"} or metadata["image_size"] % strides[-1]:
+    is_whole = metadata.keys() >= {"detector", "image_size", "strides"} and not metadata["image_size"] % strides[-1]
+    if not is_whole or metadata["suppression"] is not (names[0] == INPUTS):
         raise GraphError(f"`{path}` has damaged metadata. {cure}")
     return metadata
 
@@ -94,6 +98,10 @@ def may_be(key: str, value: object) -> bool:
         )
     if key == "image_size":
         return type(value) is int and 1 <= value <= MAX_IMAGE_SIZE
+    if key == "slots":
+        return value is None or (type(value) is int and 1 <= value <= MAX_SLOTS)
+    if key == "suppression":
+        return type(value) is bool
     if key == "embed_dim":
         return type(value) is int and value == EMBED_DIM
     return key != "precision" or value in get_args(Precision)

@@ -19,6 +19,7 @@ SWITCHES = {  # read once, when the library is imported
     "FIFTYONE_DO_NOT_TRACK": "true",  # it reports each import and each use
     "NO_ALBUMENTATIONS_UPDATE": "1",  # ultralytics imports albumentations if it is there, which asks for updates
 }
+OPENVINO_QUIET = {"TF_BUILD": "1"}  # OpenVINO reports each import, to Google Analytics, but not those of CI jobs
 TRACKERS_QUIET = {  # while a run is logged: read whenever they report
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # not privacy: it would tell of each table that it creates

@@ -31,6 +31,7 @@ FILES: dict[str, tuple[str, ...]] = {  # extra of setup.cfg -> test files
     "label-studio": ("tests/kits/test_label_studio.py",),
     "mlflow": ("tests/services/test_mlflow.py",),
     "notebook": ("tests/test_notebook.py",),
+    "openvino": ("tests/runtime/test_openvino.py",),
     "ray": ("tests/services/test_ray_engine.py",),
     "ray-serve": ("tests/deployment/test_ray_serve.py",),
     "release": ("tests/test_release.py",),

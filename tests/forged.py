@@ -64,6 +64,8 @@ def forged_metadata() -> dict[str, Any]:
             ),
         ],
         "embed_dim": [0, 256, 513, "512", 512.0, True, None, [512]],
+        "slots": [0, -1, 2**20, "128", True, 1.0],
+        "suppression": [False, None, 0, "no"],
         "precision": ["int8", "", None, 32, ["float32"], {}],
     }
     found: dict[str, Any] = {}

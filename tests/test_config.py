@@ -54,6 +54,11 @@ def test_settings_as_json_come_back_equal() -> None:
     assert FitConfig(**stored | {"region_budget": tuple(stored["region_budget"])}) == config
 
 
+def test_settings_without_tiles_do_not_speak_of_them() -> None:
+    assert {"tile", "tile_overlap"} & set(FitConfig(tile_overlap=0.5).as_json()) == set()
+    assert FitConfig(tile=640).as_json().items() >= {"tile": 640, "tile_overlap": 0.2}.items()
+
+
 def test_every_setting_has_its_help_and_the_budget_one_home() -> None:
     assert all(field.metadata["help"] for field in fields(FitConfig))
     assert RegionBudget(*FitConfig().region_budget) == RegionBudget()

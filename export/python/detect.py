@@ -4,7 +4,8 @@
     python detect.py photo.jpg --draw results
 
 Prints JSON. The detections are the same as those of `prompt-tune detect` on the CPU. It needs the files beside it:
-kit_vocabulary.py reads vocabulary files, kit_images.py images, and kit_detector.py runs the graph.
+kit_vocabulary.py reads vocabulary files, kit_images.py images, kit_detector.py runs the graph, and kit_slices.py cuts
+large images.
 """
 
 import argparse
@@ -29,10 +30,11 @@ from kit_images import (
     quiet_libtiff,
     read_image,
 )
+from kit_slices import LEAST_SLICE, MOST_OVERLAP, detect_sliced
 from kit_vocabulary import Vocabulary, read_vocabulary
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Detector", "Letterboxed", "Vocabulary", "letterbox", "main", "read_image", "read_vocabulary"]
+__all__ = ["Detector", "Letterboxed", "Vocabulary", "detect_sliced", "letterbox", "read_image", "read_vocabulary"]
 COLOURS = {True: "#9fb3c8", False: "#ff7a1a"}  # of original and learned classes
 MOST_INSET = 8  # equal boxes that are drawn inside one another
 MOST_TIMES = 100  # that one folder is read, where links lead to it
@@ -203,9 +205,15 @@ def main() -> None:
         default="keep",
         help="which of an original and a learned box on the same object is marked as hidden; default: keep both",
     )
+    parser.add_argument("--slice", type=int, metavar="N", help="for small objects: also look at slices of this side")
+    parser.add_argument("--slice-overlap", type=float, help="share of a slice that the next one sees too; default: 0.2")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write annotated pictures there")
     parser.add_argument("--font", type=Path, help="font file for --draw; the default has English letters only")
     options = parser.parse_args()
+    if options.slice is not None and options.slice < LEAST_SLICE:
+        parser.error(f"--slice must be at least {LEAST_SLICE}")
+    if options.slice_overlap is not None and not (options.slice and 0 <= options.slice_overlap <= MOST_OVERLAP):
+        parser.error(f"--slice-overlap must be from 0 to {MOST_OVERLAP}, and needs --slice")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is skipped gets a line of ours
     quiet_libtiff()
     if options.font and not os.path.isfile(options.font):
@@ -219,11 +227,16 @@ def main() -> None:
     results, skipped = [], []
     for number, path in enumerate(images):
         try:
-            image = read_image(path)
+            image = read_image(path, whole=options.slice is not None)
         except ValueError as error:
             skipped.append(str(error))
             continue
-        found = detector.detect(image, options.conf, options.overlap)
+        wanted = options.conf, options.overlap
+        if options.slice is None:
+            found = detector.detect(image, *wanted)
+        else:
+            share = 0.2 if options.slice_overlap is None else options.slice_overlap
+            found = detect_sliced(detector, image, options.slice, share, *wanted)
         width, height = original_size(image)
         results.append({"image": str(path), "width": width, "height": height, "detections": found})
         if drawings:

@@ -48,11 +48,15 @@ class Detector:
         for guide, learned in passes(self.original, self.learned):
             for group, rows in zip((guide, learned), self._run(images, guide, learned, conf), strict=True):
                 found += detections(rows, group, placed, conf)
+        self.mark_hidden(found, overlap)
+        return found
+
+    def mark_hidden(self, found: list[dict[str, Any]], overlap: str) -> None:
+        """Add `hidden` to detections of one image, if `overlap` is not "keep"."""
         if overlap != "keep":
             hidden = self._hidden(found, overlap)
             for row, one in enumerate(found):
                 one["hidden"] = row in hidden
-        return found
 
     def _hidden(self, found: list[dict[str, Any]], overlap: str) -> set[int]:
         """The rows that another box on the same object hides: see docs/detecting.md of prompt-tune."""
@@ -132,6 +136,8 @@ def open_graph(path: Path) -> tuple[Any, dict[str, Any]]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         about = strict_json(session.get_modelmeta().custom_metadata_map["prompt-tune"])
         need(type(about["version"]) is int and about["version"] == 1, "it is of another version")
+        is_plain = about.get("slots") is None and about.get("suppression", True) is True
+        need(is_plain, "it was made with --slots or --no-nms, for other runtimes")
         need(re.fullmatch("[0-9a-f]{64}", about["detector"]), "detector is not a digest")
         strides, size, counts = about["strides"], about["image_size"], [about["image_size"], *about["strides"]]
         need(all(type(count) is int and count > 0 for count in counts), "sizes must be counts")

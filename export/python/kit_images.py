@@ -34,7 +34,7 @@ except ImportError:
 MAX_MEGAPIXELS = 500  # reading takes up to 21 bytes of memory a pixel
 WHOLE_MEGAPIXELS = 179  # a JPEG with more is decoded at 1/2, 1/4 or 1/8 of its width and height
 LIMIT_VARIABLE = "PROMPT_TUNE_MAX_MEGAPIXELS"  # in the environment: another limit
-ORIGINAL_SIZE = "prompt-tune: size of the original"  # in `info` of an image that was reduced
+REDUCED = "prompt-tune: sizes"  # in `info` of an image that was reduced: its size, and that of the original
 Turn = Image.Transpose
 TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     2: Turn.FLIP_LEFT_RIGHT,
@@ -107,8 +107,8 @@ def read_image(source: Path | bytes, *, whole: bool = False) -> Image.Image:
 
 def original_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels of the image that `read_image` read, upright: what boxes refer to."""
-    width, height = image.info.get(ORIGINAL_SIZE, image.size)
-    return width, height
+    size, original = image.info.get(REDUCED, (image.size, image.size))
+    return original if size == image.size else image.size  # a crop inherits what it does not have
 
 
 def is_special(path: Path) -> bool:
@@ -150,7 +150,7 @@ def _upright_rgb(source: Path | bytes, limit: int, whole: bool) -> Image.Image:
         upright = rgb if turn is None else rgb.transpose(turn)
         if is_reduced:
             is_turned = turn in (Turn.TRANSPOSE, Turn.ROTATE_270, Turn.TRANSVERSE, Turn.ROTATE_90)
-            upright.info[ORIGINAL_SIZE] = size[::-1] if is_turned else size
+            upright.info[REDUCED] = (upright.size, size[::-1] if is_turned else size)
         return upright
 
 

@@ -152,11 +152,15 @@ function readMetadata(bytes) {
   throw new Error("detector.onnx is not a prompt-tune graph of a version that this page knows. Export the run again.");
 }
 
-/** Whether metadata can be true: a forged graph could state anything. */
-function canBe({ version, detector, strides, image_size: size, embed_dim: width = 512, precision = "float32" }) {
+/** Whether metadata can be true, since a forged graph could state anything, and whether this page runs such a graph. */
+function canBe(metadata) {
+  const { version, detector, strides, image_size: size, embed_dim: width = 512, precision = "float32" } = metadata;
+  const { slots = null, suppression = true } = metadata; // graphs for other runtimes
   const rising = Array.isArray(strides) && strides.length > 0 && strides.length <= 8 && strides.every((one, i) => i === 0 || one > strides[i - 1]);
   return (
     version === GRAPH_VERSION &&
+    slots === null &&
+    suppression === true &&
     typeof detector === "string" &&
     /^[0-9a-f]{64}$/.test(detector) &&
     rising &&

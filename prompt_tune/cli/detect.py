@@ -8,22 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from prompt_tune.cli.options import (
-    NAMES,
-    PLACE,
     Command,
     Number,
-    bundled_option,
-    device_option,
-    image_size_option,
+    detector_options,
     json_option,
-    learned_option,
     recursive_option,
-    threshold_options,
+    slice_options,
+    source_options,
+    wanted_options,
 )
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.cli.verbosity import is_quiet
@@ -32,20 +29,18 @@ from prompt_tune.wording import counted
 
 if TYPE_CHECKING:
     from prompt_tune.media.annotate import Annotated
+    from prompt_tune.runtime.slices import Slices
 
 TABLE_ROWS = 20  # classes in the table; one line counts the rest
 
 
 @click.command(name="detect", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1, type=PLACE)
-@click.option(
+@source_options(
     "--source",
-    "more_sources",
-    type=PLACE,
-    multiple=True,
-    help="An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as "
-    "rtsp://HOST/PATH. Can be given several times, and also as an argument, as in: detect BUNDLE photos/*.jpg",
+    "sources",
+    "An image or video, a folder of them, a glob pattern, the number of a camera, or an address such as rtsp://HOST/PATH.",
+    missing="what to detect in",
 )
 @recursive_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for what is saved. Needed without --stream.")
@@ -69,14 +64,8 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
     type=Number(0.1),
     help="Seconds after which a camera or stream that sends nothing is an error.",
 )
-@learned_option()
-@bundled_option
-@click.option(
-    "--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Show, save and label only this class: {NAMES}"
-)
-@click.option("--hide", multiple=True, metavar="NAME", help=f"Do not show this class: {NAMES}")
-@device_option
-@threshold_options
+@detector_options
+@wanted_options("Show, save and label", "show")
 @click.option(
     "--overlap",
     type=click.Choice(["keep", "learned", "score"]),
@@ -86,24 +75,12 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
     "one is hidden. score: the one that is less far above its class's threshold. Hidden ones stay in JSON and "
     "CSV, marked.",
 )
-@click.option(
-    "--slice",
-    "slice_size",
-    type=click.IntRange(32),
-    metavar="PIXELS",
-    help="For small objects: also look at slices of the image with this side, and merge what is found.",
-)
-@click.option(
-    "--slice-overlap",
-    type=Number(0, 0.9),
-    help="Share of a slice that the next one sees too; default: 0.2. Needs --slice.",
-)
+@slice_options
 @click.option(
     "--track",
     is_flag=True,
     help="Number the objects in videos, cameras and streams, each class for itself. Needs the extra `track`.",
 )
-@image_size_option
 @click.option(
     "--batch",
     default=1,
@@ -124,27 +101,17 @@ TABLE_ROWS = 20  # classes in the table; one line counts the rest
 def command(
     bundle: Path,
     sources: tuple[str, ...],
-    more_sources: tuple[str, ...],
     recursive: bool,
     out: Path | None,
     save: tuple[str, ...],
     stream: bool,
     every: int,
     timeout: float,
-    learned: tuple[Path, ...],
-    bundled: bool,
-    show: tuple[str, ...],
-    hide: tuple[str, ...],
-    device: str,
-    iou: float | None,
-    conf: float | None,
-    original_conf: float | None,
-    learned_conf: float | None,
+    loading: dict[str, Any],
+    wanted: dict[str, Any],
     overlap: Literal["keep", "learned", "score"],
-    slice_size: int | None,
-    slice_overlap: float | None,
+    slices: "Slices | None",
     track: bool,
-    image_size: int | None,
     batch: int,
     threads: int,
     as_json: bool,
@@ -161,39 +128,19 @@ def command(
     from prompt_tune.media.sources import open_source
     from prompt_tune.runtime.detections import choose_classes
     from prompt_tune.runtime.detector import Detector
-    from prompt_tune.runtime.slices import Slices
 
-    if not sources and not more_sources:
-        raise click.UsageError("Missing option '--source': what to detect in.")
     if out is None and (save or not stream):
         raise click.UsageError(
             "Missing option '--out', the folder to write to. Only --stream without --save needs none."
         )
     if stream and as_json:
         raise click.UsageError("--stream prints JSON line by line, and --json the summary alone. Give one of them.")
-    if slice_size is None and slice_overlap is not None:
-        raise click.UsageError("--slice-overlap says how far slices overlap, and needs --slice, their size.")
-    slices = None
-    if slice_size is not None:
-        slices = Slices(slice_size) if slice_overlap is None else Slices(slice_size, slice_overlap)
     opened = open_source(
-        (*more_sources, *sources),
-        every=every,
-        timeout=timeout,
-        recursive=recursive,
-        without=out,
-        whole=slices is not None,
+        sources, every=every, timeout=timeout, recursive=recursive, without=out, whole=slices is not None
     )
-    detector = Detector(
-        bundle,
-        device=device,
-        learned=learned,
-        use_bundled=bundled,
-        image_size=image_size,
-        threads=threads,
-    )
+    detector = Detector(bundle, threads=threads, **loading)
     try:
-        choose_classes(detector.classes, show=show or None, hide=hide)
+        choose_classes(detector.classes, show=wanted["show"], hide=wanted["hide"])
     except VocabularyError as error:
         raise click.UsageError(str(error)) from error
     lines = sys.stdout if stream else None  # here, because the progress bar replaces sys.stdout
@@ -205,11 +152,7 @@ def command(
             out=out,
             save=save or (DEFAULT_OUTPUTS if out else ()),  # type: ignore[arg-type]  # click.Choice has checked them
             lines=lines,
-            iou=iou,
-            original_conf=conf if original_conf is None else original_conf,
-            learned_conf=conf if learned_conf is None else learned_conf,
-            show=show or None,
-            hide=hide,
+            **wanted,
             overlap=overlap,
             slices=slices,
             track=track,

@@ -49,6 +49,18 @@ from prompt_tune.cli.terminal import note
     metavar="LABEL",
     help="The label of the learned vocabulary, which every detection of its classes names; default: learned.",
 )
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Make a graph of fixed shapes, for runtimes that need them: one image, and N classes in each input of "
+    "vocabularies.",
+)
+@click.option(
+    "--no-nms",
+    is_flag=True,
+    help="Leave suppression out of the graph, for those who suppress elsewhere: it gives boxes and scores.",
+)
 def command(
     run: Path,
     out: Path,
@@ -58,6 +70,8 @@ def command(
     with_wheel: bool,
     no_photo: bool,
     name: str | None,
+    slots: int | None,
+    no_nms: bool,
 ) -> None:
     """Write a bundle, or a model repository of Triton, from RUN, a folder of `prompt-tune fit`.
 
@@ -66,7 +80,11 @@ def command(
     validation photos as its sample. The graph is compared
     with PyTorch on image sizes and numbers of classes for which it was not traced.
     """
+    if half and (slots or no_nms):
+        raise click.UsageError("--slots and --no-nms make graphs in float32. Leave out --half.")
     if target == "triton":
+        if slots or no_nms:
+            raise click.UsageError("--slots and --no-nms are for bundles: the model of a repository needs neither.")
         if with_wheel or no_photo or name is not None:
             raise click.UsageError(
                 "--with-wheel, --no-photo and --name are for bundles. In a repository, the name of a vocabulary's file "
@@ -81,5 +99,7 @@ def command(
         raise click.UsageError("--batch is for --target triton.")
     from prompt_tune.deployment.bundle import export_bundle
 
-    export_bundle(run, out, half=half, photo=not no_photo, with_wheel=with_wheel, name=name)
+    export_bundle(
+        run, out, half=half, photo=not no_photo, with_wheel=with_wheel, name=name, slots=slots, suppression=not no_nms
+    )
     note(f"Bundle: {out}")

@@ -194,6 +194,8 @@ def command(
     measured = f"in a {result.folds}-fold cross-validation" if result.folds else "on the validation images"
     if result.folds == 1:
         measured = "on the images that were trained on"
+    if result.tiling is not None:
+        measured += ", in slices"
     say = note if result.finished else echo
     say(
         f"{'Done' if result.finished else 'Stopped'}: epoch {result.epoch} is kept, AP50 {result.ap50:.3f}, AP "
@@ -203,4 +205,7 @@ def command(
     note(f"AP50 before and after: {before_and_after(result.unlearned, result.ap50)}.")
     for place in tracked.places():
         note(f"Logged: {place}")
+    if result.tiling is not None:
+        slices = result.tiling.slices
+        note(f"Cut: {result.tiling}. Detect with --slice {slices.size} --slice-overlap {slices.overlap:g} too.")
     note(f"Next: prompt-tune export {result.run} --out BUNDLE")

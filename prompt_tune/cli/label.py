@@ -1,36 +1,34 @@
 """`prompt-tune label`: detects in any number of images, on one machine or a cluster, and writes Parquet."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prompt_tune.cli.options import (
-    NAMES,
-    PLACE,
     Command,
-    bundled_option,
-    device_option,
-    image_size_option,
-    learned_option,
+    detector_options,
     recursive_option,
-    threshold_options,
+    slice_options,
+    source_options,
+    wanted_options,
 )
 from prompt_tune.cli.terminal import echo
 from prompt_tune.contract import MOST_BATCH
 from prompt_tune.wording import counted
 
+if TYPE_CHECKING:
+    from prompt_tune.runtime.slices import Slices
+
 
 @click.command(name="label", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1, type=PLACE)
-@click.option(
+@source_options(
     "--source",
-    "more_sources",
-    type=PLACE,
-    multiple=True,
-    help="Images: an image, a tar of images (WebDataset), a Parquet file with a column `path`, `bytes` or `image`, a "
-    "folder of them, a glob pattern, or an address such as s3://BUCKET/FOLDER. Can be given several times, and as an "
-    "argument.",
+    "sources",
+    "An image, a tar of images (WebDataset), a Parquet file with a column `path`, `bytes` or `image`, a folder of "
+    "these, a glob pattern, or an address such as s3://BUCKET/FOLDER.",
+    missing="what to label",
 )
 @recursive_option
 @click.option(
@@ -58,19 +56,15 @@ from prompt_tune.wording import counted
     type=click.IntRange(1),
     help="Detectors at work; default: 1, and on a Ray cluster as many as it has GPUs, or with --device cpu, cores.",
 )
-@learned_option()
-@bundled_option
-@click.option("--show", "--classes", "show", multiple=True, metavar="NAME", help=f"Write only this class: {NAMES}")
-@click.option("--hide", multiple=True, metavar="NAME", help=f"Do not write this class: {NAMES}")
-@device_option
-@threshold_options
-@image_size_option
+@detector_options
+@wanted_options("Write", "write")
+@slice_options
 @click.option(
     "--batch",
     default=8,
     show_default=True,
     type=click.IntRange(1, MOST_BATCH),
-    help="Images that go through the network at once.",
+    help="Images that go through the network at once; with --slice, slices of an image.",
 )
 @click.option(
     "--part",
@@ -89,22 +83,14 @@ from prompt_tune.wording import counted
 def command(
     bundle: Path,
     sources: tuple[str, ...],
-    more_sources: tuple[str, ...],
     recursive: bool,
     out: Path,
     engine: str,
     address: str,
     workers: int | None,
-    learned: tuple[Path, ...],
-    bundled: bool,
-    show: tuple[str, ...],
-    hide: tuple[str, ...],
-    device: str,
-    iou: float | None,
-    conf: float | None,
-    original_conf: float | None,
-    learned_conf: float | None,
-    image_size: int | None,
+    loading: dict[str, Any],
+    wanted: dict[str, Any],
+    slices: "Slices | None",
     batch: int,
     part: int,
     threads: int,
@@ -118,25 +104,17 @@ def command(
     from prompt_tune.cli.progress import stages
     from prompt_tune.services.cluster import label
 
-    if not sources and not more_sources:
-        raise click.UsageError("Missing option '--source': what to label.")
     with stages() as progress:
         result = label(
             bundle,
-            (*more_sources, *sources),
+            sources,
             out,
             engine=engine,  # type: ignore[arg-type]  # click.Choice has checked it
             address=address,
             workers=workers,
-            learned=learned,
-            use_bundled=bundled,
-            device=device,
-            iou=iou,
-            original_conf=conf if original_conf is None else original_conf,
-            learned_conf=conf if learned_conf is None else learned_conf,
-            show=show or None,
-            hide=hide,
-            image_size=image_size,
+            **loading,
+            **wanted,
+            slices=slices,
             batch=batch,
             part=part,
             threads=threads,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import PLACE, Command, device_option, json_option, learned_option
+from prompt_tune.cli.options import Command, device_option, json_option, learned_option, source_options
 from prompt_tune.cli.terminal import cell, echo, note
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 @click.command(name="mine", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1, type=PLACE)
-@click.option(
+@source_options(
     "--source",
-    "more_sources",
-    type=PLACE,
-    multiple=True,
-    help="Unlabelled images: an image, a folder, or a glob pattern. Can be given several times, and as an argument.",
+    "sources",
+    "Unlabelled images: an image, a folder, or a glob pattern.",
+    missing="the images to look at",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new or empty folder.")
 @click.option("--top", default=20, show_default=True, help="How many images to write.")
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     sources: tuple[str, ...],
-    more_sources: tuple[str, ...],
     out: Path,
     top: int,
     learned: tuple[Path, ...],
@@ -54,15 +51,13 @@ def command(
     labels, then go on with `fit --from`. Images without learned objects count too: delete their labels, and they teach
     the classes what they are not.
     """
-    if not sources and not more_sources:
-        raise click.UsageError("Missing option '--source': the images to look at.")
     from prompt_tune.cli.progress import stages
     from prompt_tune.evaluation.mining import mine
     from prompt_tune.runtime.detector import Detector
 
     detector = Detector(bundle, device=device, learned=learned)
     with stages() as progress:
-        mined = mine(detector, (*more_sources, *sources), out, top=top, join=join, progress=progress)
+        mined = mine(detector, sources, out, top=top, join=join, progress=progress)
     for line in mined.skipped:
         echo(f"Skipped: {line}", err=True)
     if as_json:

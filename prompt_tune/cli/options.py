@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,7 +18,7 @@ NAMES = "NAME, LABEL:NAME for one vocabulary, or LABEL:* for all of its classes.
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICE_HELP = (
     "cpu; cuda: an NVIDIA GPU, or an error that says what is missing; cuda:1 or 1: the second GPU; auto: cuda if "
-    "it works, otherwise cpu, with a message."
+    "it works, otherwise cpu, with a message; openvino: Intel's OpenVINO, for a bundle of `export --slots`."
 )
 
 
@@ -79,24 +80,86 @@ model_option = click.option(
 text_tower_option = click.option(
     "--text-tower", default=None, help="'local-dir:FOLDER' or open_clip's NAME:TAG. Default: the model's own."
 )
-image_size_option = click.option(
-    "--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's."
-)
 recursive_option = click.option(
     "--recursive/--no-recursive",
     default=True,
     show_default=True,
     help="Whether folders are read with their subfolders.",
 )
-bundled_option = click.option(
-    "--bundled/--no-bundled", default=True, show_default=True, help="Load the bundle's learned vocabulary."
-)
 
 
-def threshold_options(function: Function) -> Function:
-    """Adds what decides which boxes and scores count: `iou`, `conf`, `original_conf` and `learned_conf`."""
-    for option in reversed(
-        (
+def source_options(option: str, name: str, text: str, *, missing: str) -> Callable[[Function], Function]:
+    """Adds what is looked at, as arguments and as an option. The command gets both together.
+
+    Args:
+        option: Such as "--source".
+        name: Of the arguments, and of what the command gets.
+        text: What can be given, for the help of the option.
+        missing: What the error asks for if nothing is given.
+    """
+
+    def add(function: Function) -> Function:
+        @wraps(function)
+        def command(**values: Any) -> Any:
+            given = (*values.pop(f"more_{name}"), *values.pop(name))
+            if not given:
+                raise click.UsageError(f"Missing option '{option}': {missing}.")
+            return function(**values, **{name: given})
+
+        several = f"{text} Can be given several times, and also as an argument."
+        with_option = click.option(option, f"more_{name}", type=PLACE, multiple=True, help=several)(command)
+        return cast(Function, click.argument(name, nargs=-1, type=PLACE)(with_option))
+
+    return add
+
+
+def detector_options(function: Function) -> Function:
+    """Adds how a bundle is loaded. The command gets it as `loading`, keyword arguments of `Detector`."""
+
+    @wraps(function)
+    def command(**values: Any) -> Any:
+        loading = {name: values.pop(name) for name in ("learned", "use_bundled", "device", "image_size")}
+        return function(**values, loading=loading)
+
+    options = (
+        learned_option(),
+        click.option(
+            "--bundled/--no-bundled",
+            "use_bundled",
+            default=True,
+            show_default=True,
+            help="Load the bundle's learned vocabulary.",
+        ),
+        device_option,
+        click.option(
+            "--image-size", "--imgsz", type=int, help="Side of the network's input in pixels; default: the bundle's."
+        ),
+    )
+    return _with(options, command)
+
+
+def wanted_options(only: str, but: str) -> Callable[[Function], Function]:
+    """Adds what counts as a detection. The command gets it as `wanted`, keyword arguments of `Detector.detect`.
+
+    Args:
+        only: What happens to classes that are asked for, such as "Show", for the help.
+        but: The same as part of a sentence, such as "show".
+    """
+
+    def add(function: Function) -> Function:
+        @wraps(function)
+        def command(**values: Any) -> Any:
+            wanted = {name: values.pop(name) for name in ("show", "hide", "iou", "original_conf", "learned_conf")}
+            conf = values.pop("conf")
+            for name in ("original_conf", "learned_conf"):
+                wanted[name] = conf if wanted[name] is None else wanted[name]
+            return function(**values, wanted={**wanted, "show": wanted["show"] or None})
+
+        options = (
+            click.option(
+                "--show", "--classes", "show", multiple=True, metavar="NAME", help=f"{only} only this class: {NAMES}"
+            ),
+            click.option("--hide", multiple=True, metavar="NAME", help=f"Do not {but} this class: {NAMES}"),
             click.option(
                 "--iou",
                 type=SCORE,
@@ -111,7 +174,42 @@ def threshold_options(function: Function) -> Function:
             click.option("--original-conf", type=SCORE, help="The same for the original vocabulary; overrides --conf."),
             click.option("--learned-conf", type=SCORE, help="The same for all other vocabularies; overrides --conf."),
         )
-    ):
+        return _with(options, command)
+
+    return add
+
+
+def slice_options(function: Function) -> Function:
+    """Adds how images are cut for small objects. The command gets it as `slices`, `Slices` or None."""
+
+    @wraps(function)
+    def command(slice_size: int | None, slice_overlap: float | None, **values: Any) -> Any:
+        from prompt_tune.runtime.slices import Slices
+
+        if slice_size is None and slice_overlap is not None:
+            raise click.UsageError("--slice-overlap says how far slices overlap, and needs --slice, their size.")
+        return function(**values, slices=Slices.of(slice_size, slice_overlap))
+
+    options = (
+        click.option(
+            "--slice",
+            "slice_size",
+            type=click.IntRange(32),
+            metavar="PIXELS",
+            help="For small objects: also look at slices of the image with this side, and merge what is found.",
+        ),
+        click.option(
+            "--slice-overlap",
+            type=Number(0, 0.9),
+            help="Share of a slice that the next one sees too; default: 0.2. Needs --slice.",
+        ),
+    )
+    return _with(options, command)
+
+
+def _with(options: Sequence[Callable[[Any], Any]], function: Any) -> Any:
+    """A function with options, in the order of the help."""
+    for option in reversed(options):
         function = option(function)
     return function
 

@@ -1,11 +1,11 @@
 """`prompt-tune serve`: a bundle behind HTTP."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import Command, Number, bundled_option, device_option, image_size_option, learned_option
+from prompt_tune.cli.options import Command, Number, detector_options
 from prompt_tune.cli.terminal import echo
 from prompt_tune.cli.verbosity import is_quiet
 from prompt_tune.wording import counted
@@ -33,11 +33,8 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     type=click.Path(path_type=Path),
     help="File with the key that requests need; default: the environment variable PROMPT_TUNE_API_KEY.",
 )
-@learned_option()
-@bundled_option
+@detector_options
 @click.option("--allow-upload", is_flag=True, help="Let requests load, replace and unload vocabularies.")
-@device_option
-@image_size_option
 @click.option(
     "--threads", "--workers", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores."
 )
@@ -62,6 +59,13 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     "--max-megapixels", default=100, show_default=True, type=click.IntRange(1), help="Megapixels of an image at most."
 )
 @click.option(
+    "--max-slices",
+    default=64,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Slices that a request may have its image cut into; 0: none.",
+)
+@click.option(
     "--timeout",
     default=30.0,
     show_default=True,
@@ -80,16 +84,14 @@ def command(
     host: str,
     port: int,
     api_key_file: Path | None,
-    learned: tuple[Path, ...],
-    bundled: bool,
+    loading: dict[str, Any],
     allow_upload: bool,
-    device: str,
-    image_size: int | None,
     threads: int,
     batch_sizes: tuple[int, ...],
     max_requests: int,
     max_mb: int,
     max_megapixels: int,
+    max_slices: int,
     timeout: float,
     drain: float,
 ) -> None:
@@ -110,6 +112,7 @@ def command(
         max_requests=max_requests,
         max_bytes=max_mb * MEGABYTE,
         max_megapixels=max_megapixels,
+        max_slices=max_slices,
         timeout=timeout,
         drain=drain,
         readers=threads,
@@ -120,9 +123,7 @@ def command(
     def make() -> "Detector":
         from prompt_tune.runtime.detector import Detector
 
-        return Detector(
-            bundle, device=device, learned=learned, use_bundled=bundled, image_size=image_size, threads=threads
-        )
+        return Detector(bundle, threads=threads, **loading)
 
     def say(text: str) -> None:
         if not is_quiet():

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_tune.cli.options import DEVICE_HELP, PLACE, Command, json_option, learned_option, strict_option
+from prompt_tune.cli.options import (
+    DEVICE_HELP,
+    PLACE,
+    Command,
+    json_option,
+    learned_option,
+    slice_options,
+    strict_option,
+)
 from prompt_tune.cli.terminal import cell, echo, note
 from prompt_tune.errors import RunError
 from prompt_tune.run import CONFIG_FILE, RunFolder
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from prompt_tune.datasets.reading import SplitName
     from prompt_tune.evaluation.validate import Engine, Validation
     from prompt_tune.progress import Progress
+    from prompt_tune.runtime.slices import Slices
 
 TABLE_ROWS = 100  # classes listed in the table; --json lists all
 WORST = 3  # pairs of classes named that are taken for one another
@@ -72,6 +81,7 @@ LABELS = {
     show_default=True,
     help=f"Where it runs. With ONNX Runtime: {DEVICE_HELP} With torch: any of its devices.",
 )
+@slice_options
 @strict_option
 @json_option
 @click.option(
@@ -95,6 +105,7 @@ def command(
     engine: str | None,
     names: str | None,
     device: str,
+    slices: "Slices | None",
     strict: bool,
     as_json: bool,
     out: Path | None,
@@ -123,6 +134,7 @@ def command(
             engine=engine,  # type: ignore[arg-type]
             names=None if names is None else [prompts[0] for prompts in read_classes(names)],
             device=device,
+            slices=slices,
             strict=strict,
             progress=progress,
         )
@@ -150,6 +162,7 @@ def validate(
     engine: "Engine | None" = None,
     names: Sequence[str] | None = None,
     device: str = "cpu",
+    slices: "Slices | None" = None,
     strict: bool = False,
     progress: "Progress | None" = None,
 ) -> "Validation":
@@ -164,6 +177,7 @@ def validate(
             a temporary bundle.
         names: Class names to use instead of the data set's own, in class-id order.
         device: A device of torch or of ONNX Runtime.
+        slices: How images are also looked at in slices. By default, only as a whole.
         strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
 
@@ -175,7 +189,8 @@ def validate(
     from prompt_tune.evaluation.validate import validate_bundle, validate_run
 
     place = Path(place)
-    options: dict[str, Any] = {"split": split, "names": names, "device": device, "strict": strict, "progress": progress}
+    options: dict[str, Any] = {"split": split, "names": names, "device": device, "slices": slices}
+    options |= {"strict": strict, "progress": progress}
     if (place / GRAPH_FILE).is_file():
         if engine == "torch":
             raise RunError(f"`{place}` is a bundle, which only ONNX Runtime can run. For torch, give the run itself.")
@@ -208,7 +223,8 @@ def _print(result: "Validation") -> None:
 
     console = Console(highlight=False)
     where = {"torch": "torch", "onnx": "ONNX Runtime"}[result.engine]
-    echo(f"{counted(result.images, 'image')} of `{result.split}`, measured through {where}.")
+    in_slices = f", in slices of {result.slices.size} px too" if result.slices else ""
+    echo(f"{counted(result.images, 'image')} of `{result.split}`, measured through {where}{in_slices}.")
     means = [
         (
             f"{name} ({sum((row.vocabulary == ORIGINAL) == (name == ORIGINAL) for row in result.classes)})",

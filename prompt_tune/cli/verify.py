@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prompt_tune.cli.options import PLACE, Command, Number, device_option, json_option, learned_option, recursive_option
+from prompt_tune.cli.options import (
+    Command,
+    Number,
+    device_option,
+    json_option,
+    learned_option,
+    recursive_option,
+    source_options,
+)
 from prompt_tune.cli.terminal import cell, echo
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.wording import counted
@@ -26,15 +34,12 @@ UNLABELLED = (
 
 @click.command(name="verify", cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, type=PLACE)
-@click.option(
+@source_options(
     "--images",
-    "more_images",
-    type=PLACE,
-    multiple=True,
-    help="An image, a folder of images, or a glob pattern. Can be given several times, and also as an argument. The "
-    "images need no labels, but must not show any object of a learned class: every learned detection in them counts as "
-    "a false alarm.",
+    "images",
+    "An image, a folder of images, or a glob pattern. The images need no labels, but must not show any object of a "
+    "learned class: every learned detection in them counts as a false alarm.",
+    missing="the images to check",
 )
 @learned_option()
 @click.option(
@@ -63,7 +68,6 @@ UNLABELLED = (
 def command(
     bundle: Path,
     images: tuple[str, ...],
-    more_images: tuple[str, ...],
     learned: tuple[Path, ...],
     data: Path | None,
     max_false_alarms: float | None,
@@ -83,8 +87,6 @@ def command(
     Counts false alarms (learned detections above their thresholds, in images that show no learned object) and
     collisions (a learned and an original detection above their thresholds on the same box, with IoU 0.7 or more).
     """
-    if not images and not more_images:
-        raise click.UsageError("Missing option '--images'.")
     from prompt_tune.cli.progress import stages
     from prompt_tune.evaluation.verify import verify
     from prompt_tune.report.page import write_verification_page
@@ -92,7 +94,7 @@ def command(
     with stages() as progress:
         result = verify(
             bundle,
-            (*more_images, *images),
+            images,
             learned=learned,
             data=data,
             max_false_alarms=max_false_alarms,

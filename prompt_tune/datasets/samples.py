@@ -51,11 +51,16 @@ class Sample:
         labels: Boxes in pixels of the original, upright image, clipped to it, each with an area. Classes are indices
             into `DataSet.names`.
         size_wh: Width and height of the upright image in pixels.
+        window: The part of the image that this is: left, top, right and bottom in its pixels. Labels and size are then
+            those of the part. None is the whole image.
+        part: The number of the part; 0 is the whole image.
     """
 
     path: Path
     labels: Labels
     size_wh: tuple[int, int]
+    window: tuple[int, int, int, int] | None = None
+    part: int = 0
 
     @property
     def classes(self) -> np.ndarray:
@@ -112,6 +117,11 @@ class Split:
 
     samples: tuple[Sample, ...]
     left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def photos(self) -> tuple[Sample, ...]:
+        """The samples that are whole images: all, unless they were cut into parts."""
+        return tuple(sample for sample in self.samples if sample.part == 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ No operation takes both original and learned classes, so no learned row can chan
 
 import copy
 import json
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,11 @@ from prompt_tune.contract import (
     INPUTS,
     MAX_IMAGE_SIZE,
     MAX_PER_CLASS,
+    MAX_SLOTS,
     METADATA_KEY,
     OUTPUTS,
+    RAW_INPUTS,
+    RAW_OUTPUTS,
     may_be,
 )
 from prompt_tune.errors import GraphError
@@ -29,6 +33,7 @@ from prompt_tune.files import replacing
 from prompt_tune.models.suppression import suppress
 from prompt_tune.models.world import World
 from prompt_tune.runtime.providers import quiet_onnxruntime
+from prompt_tune.runtime.slots import Slots
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +45,9 @@ DYNAMIC_AXES = {
     "learned": {0: "n_learned", 1: "n_learned_prompts"},
     "original_detections": {0: "n_original_detections"},
     "learned_detections": {0: "n_learned_detections"},
+    "boxes": {0: "batch", 1: "n_anchors"},
+    "original_scores": {0: "batch", 1: "n_original", 2: "n_anchors"},
+    "learned_scores": {0: "batch", 1: "n_learned", 2: "n_anchors"},
 }
 # batch, height and width in strides, n_original, its n_prompts, n_learned, its n_prompts
 TRACED_SHAPE = (2, 3, 2, 3, 2, 2, 3)
@@ -114,8 +122,36 @@ class DetectorGraph(nn.Module):
         return prompts.amax(dim=2).sigmoid()
 
 
+class SlotGraph(DetectorGraph):
+    """The same, where a learned class whose row is zero is none: its score is 0, not the sigmoid of the bias."""
+
+    def raw(self, images: Tensor, original: Tensor, learned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DetectorGraph.raw`."""
+        boxes_xyxy, original_scores, learned_scores = super().raw(images, original, learned)
+        is_used = (learned.abs().amax(dim=(1, 2)) > 0).float()  # (n_learned,)
+        return boxes_xyxy, original_scores, learned_scores * is_used[None, :, None]  # times 1 keeps every bit
+
+
+class _Raw(nn.Module):
+    """A graph that ends before suppression."""
+
+    def __init__(self, graph: DetectorGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, images: Tensor, original: Tensor, learned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.graph.raw(images, original, learned)
+
+
 def export_graph(
-    world: World, path: Path | str, *, image_size: int = 640, opset: int = OPSET, exact: World | None = None
+    world: World,
+    path: Path | str,
+    *,
+    image_size: int = 640,
+    opset: int = OPSET,
+    exact: World | None = None,
+    slots: Slots | None = None,
+    suppression: bool = True,
 ) -> None:
     """Exports the detector as an ONNX file. The file is written only if it agrees with torch.
 
@@ -125,14 +161,22 @@ def export_graph(
         image_size: Side in pixels of the square to which images are letterboxed by default; it goes into the metadata.
         opset: The graph's opset.
         exact: The detector in float32, if `world` is its float16 copy (`half.half_world`).
+        slots: The sizes of the vocabularies, for a graph of fixed shapes: one image of `image_size`. Unused rows of
+            `original` must repeat a used one, since they guide; unused rows of `learned` must be zero. By default,
+            batch, image size and vocabularies have any size.
+        suppression: Whether the graph suppresses. Without, its outputs are those of `DetectorGraph.raw`.
 
     Raises:
-        GraphError: The graph is not valid, or disagrees with torch on shapes that were not traced; or the image size
-            is over its limit.
+        GraphError: The graph is not valid, or disagrees with torch, on shapes that were not traced unless they are
+            fixed; or the image size or `slots` is over its limit.
     """
     if not may_be("image_size", image_size):
         raise GraphError(f"`image_size` must be from 1 to {MAX_IMAGE_SIZE} pixels. Received: {image_size}.")
-    metadata = {
+    if slots and not may_be("slots", slots.count):
+        raise GraphError(f"`slots` must be from 1 to {MAX_SLOTS} classes. Received: {slots.count}.")
+    module = (SlotGraph if slots else DetectorGraph)(world)
+    shape = _fixed_shape(slots, image_size // max(world.strides)) if slots else TRACED_SHAPE
+    metadata: dict[str, Any] = {
         "version": GRAPH_VERSION,
         "detector": world.digest,
         "embed_dim": world.embed_dim,
@@ -140,13 +184,21 @@ def export_graph(
         "strides": list(world.strides),
         "precision": "float32" if exact is None else "float16",
     }
+    if slots:
+        metadata["slots"] = slots.count
+    if not suppression:
+        metadata["suppression"] = False
     with replacing(path) as temporary:
-        _trace(DetectorGraph(world), temporary, opset)
+        _trace(module, temporary, opset, shape=shape, is_fixed=slots is not None, suppression=suppression)
+        if slots:
+            _fold(temporary)
         _label(temporary, metadata)
-        check_graph(world, temporary, exact=exact)
+        check_graph(world, temporary, exact=exact, fixed=shape if slots else None)
 
 
-def check_graph(world: World, path: Path | str, *, exact: World | None = None) -> None:
+def check_graph(
+    world: World, path: Path | str, *, exact: World | None = None, fixed: Sequence[int] | None = None
+) -> None:
     """Compares a graph with torch on shapes that were not traced.
 
     Before suppression, scores and boxes must agree with torch in float64, within `RTOL`, `ATOL` and `FLOAT32_ERRORS`
@@ -157,6 +209,7 @@ def check_graph(world: World, path: Path | str, *, exact: World | None = None) -
         world: The detector from which the graph was exported.
         path: The ONNX file.
         exact: See `export_graph`.
+        fixed: The shape of a graph with slots, like `TRACED_SHAPE`: the only one that it takes.
 
     Raises:
         GraphError: The file is not a valid ONNX graph, or disagrees with torch.
@@ -169,18 +222,25 @@ def check_graph(world: World, path: Path | str, *, exact: World | None = None) -
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OSError, ValueError) as error:
         raise GraphError(f"'{path}' is not a valid ONNX graph ({error!r:.200}).") from error
     session = raw_session(model)
-    reference = DetectorGraph(world)
-    true = copy.deepcopy(DetectorGraph(exact or world)).double()
-    for shape in CHECKED_SHAPES:
+    kind = SlotGraph if fixed else DetectorGraph
+    reference = kind(world)
+    true = copy.deepcopy(kind(exact or world)).double()
+    for shape in (fixed,) if fixed else CHECKED_SHAPES:
         _check_shape(session, reference, true, shape)
 
 
 def raw_session(model: "onnx.ModelProto") -> Any:
-    """Opens a CPU session with more outputs: after the graph's own, boxes, original scores and learned scores."""
+    """Opens a CPU session whose last outputs are boxes, original scores and learned scores, after tables if any."""
     import onnx
 
     onnxruntime = quiet_onnxruntime()
-    raw = [name for node in model.graph.node if node.op_type == "NonMaxSuppression" for name in node.input[:2]]
+    makers = {name: node for node in model.graph.node for name in node.output}
+    raw = []
+    for output in (entry.name for entry in model.graph.output if entry.name in OUTPUTS):
+        nodes = [makers[output]]
+        while nodes and nodes[0].op_type != "NonMaxSuppression":  # the first on the way back
+            nodes = [*nodes[1:], *(makers[name] for name in nodes[0].input if name in makers)]
+        raw += nodes[0].input[:2]
     for name in dict.fromkeys(raw):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
@@ -218,21 +278,56 @@ def _detections(boxes_xyxy: Tensor, scores: Tensor, iou: Tensor, conf: Tensor) -
     return torch.cat((image[:, None].float(), boxes, score[:, None], index[:, None].float()), dim=1)  # (n, 7)
 
 
-def _trace(module: DetectorGraph, path: Path, opset: int) -> None:
-    """Writes the module as an ONNX file with dynamic batch, image size and vocabularies."""
+def _fixed_shape(slots: Slots, size: int) -> tuple[int, ...]:
+    """The only shape of a graph with slots, like `TRACED_SHAPE`; `size` is that of the image in strides."""
+    return 1, size, size, slots.count, slots.n_prompts, slots.count, slots.n_learned_prompts
+
+
+def _trace(
+    module: DetectorGraph,
+    path: Path,
+    opset: int,
+    *,
+    shape: Sequence[int] = TRACED_SHAPE,
+    is_fixed: bool = False,
+    suppression: bool = True,
+) -> None:
+    """Writes the module as an ONNX file; unless it `is_fixed`, with dynamic batch, image size and vocabularies."""
+    vocabularies, limits = _example(shape, max(module.world.strides)), _thresholds()
+    inputs, outputs = (INPUTS, OUTPUTS) if suppression else (RAW_INPUTS, RAW_OUTPUTS)
+    free = (OUTPUTS if suppression else ()) if is_fixed else (*inputs, *outputs)  # a table has any number of rows
     with torch.no_grad(), warnings.catch_warnings():
         # the exporter warns that it is deprecated, and of traced sizes, which `check_graph` checks
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module,
-            (*_example(TRACED_SHAPE, max(module.world.strides)), *_thresholds()),
+            module if suppression else _Raw(module).eval(),
+            (*vocabularies, *limits) if suppression else vocabularies,
             path,
             dynamo=False,
             opset_version=opset,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            dynamic_axes=DYNAMIC_AXES,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: axes for name, axes in DYNAMIC_AXES.items() if name in free},
         )
+
+
+def _fold(path: Path) -> None:
+    """Computes in a graph of fixed shapes what depends on shapes alone, so that compilers find none that is free."""
+    import onnx
+
+    onnxruntime = quiet_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # ONNX's operators only
+    with tempfile.TemporaryDirectory(prefix="prompt-tune-graph-") as folder:
+        folded = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(folded)
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        model = onnx.load(folded)
+    for index in reversed(range(len(model.opset_import))):
+        if model.opset_import[index].domain:
+            del model.opset_import[index]  # it lists every set that ONNX Runtime knows
+    onnx.save(model, path)
 
 
 def _label(path: Path, metadata: dict[str, Any]) -> None:
@@ -242,7 +337,8 @@ def _label(path: Path, metadata: dict[str, Any]) -> None:
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     for output in model.graph.output:
-        output.type.tensor_type.shape.dim[1].dim_value = DETECTION_COLUMNS
+        if output.name in OUTPUTS:
+            output.type.tensor_type.shape.dim[1].dim_value = DETECTION_COLUMNS
     onnx.save(model, path)
 
 
@@ -264,7 +360,11 @@ def _thresholds() -> tuple[Tensor, Tensor, Tensor]:
 def _check_shape(session: Any, reference: DetectorGraph, exact: DetectorGraph, shape: Sequence[int]) -> None:
     """Compares a forward pass in ONNX Runtime with torch; `exact` is `reference` in float64."""
     example, thresholds = _example(shape, max(reference.world.strides)), _thresholds()
-    feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, (*example, *thresholds), strict=True)}
+    if isinstance(reference, SlotGraph):
+        example[2][len(example[2]) // 2 :] = 0  # unused
+    taken = {entry.name for entry in session.get_inputs()}
+    given = zip(INPUTS, (*example, *thresholds), strict=True)
+    feed = {name: tensor.numpy() for name, tensor in given if name in taken}
     on_input = f"on input {tuple(example[0].shape)}"
     try:
         arrays = session.run(None, feed)
@@ -279,7 +379,8 @@ def _check_shape(session: Any, reference: DetectorGraph, exact: DetectorGraph, s
         if got.shape != true.shape or not _agree(got / unit, near / unit, true / unit):
             raise GraphError(f"The exported graph's {name} differ from torch's {on_input}.")
     iou, *confs = thresholds
-    for rows, scores, conf, name in zip(detections, (original, learned), confs, OUTPUTS, strict=True):
+    tables = zip(detections, (original, learned), confs, OUTPUTS, strict=True) if detections else ()
+    for rows, scores, conf, name in tables:
         if not torch.equal(rows, _detections(boxes, scores, iou, conf)):
             raise GraphError(f"The exported graph's {name} differ from torch's {on_input}.")
 

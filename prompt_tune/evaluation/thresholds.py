@@ -4,7 +4,7 @@ Learned scores cannot be compared with original ones, nor between classes, so on
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,17 @@ class Thresholds:
         return {"rule": self.rule, "expected": expected}
 
 
-def choose_nms_iou(labels: Sequence[Labels], found: Sequence[Detections], n_cls: int) -> float:
+def _suppressed(found: Sequence[Detections], nms_iou: np.ndarray) -> list[Detections]:
+    """The detections of each image after a further suppression."""
+    return [part.distinct(nms_iou) for part in found]
+
+
+def choose_nms_iou(
+    labels: Sequence[Labels],
+    found: Sequence[Detections],
+    n_cls: int,
+    suppressed: Callable[[Sequence[Detections], np.ndarray], list[Detections]] = _suppressed,
+) -> float:
     """Choose the NMS IoU from `NMS_IOUS` that gives the highest AP50; in a tie, the highest IoU.
 
     AP50, since thresholds are chosen at IoU 0.5 too, where a second box on an object is wrong. AP hardly reacts: at a
@@ -59,9 +69,10 @@ def choose_nms_iou(labels: Sequence[Labels], found: Sequence[Detections], n_cls:
         labels: The labels of each image.
         found: The detections of each image after the detector's own suppression.
         n_cls: The number of classes.
+        suppressed: What a limit of each class, (n_cls,), leaves of `found`, in the images of `labels`.
     """
     limits = [np.full(n_cls, iou, np.float32) for iou in NMS_IOUS]
-    ap50 = [average_precision(labels, [part.distinct(limit) for part in found], n_cls).ap50 for limit in limits]
+    ap50 = [average_precision(labels, suppressed(found, limit), n_cls).ap50 for limit in limits]
     return NMS_IOUS[int(np.argmax(ap50))]  # the first if no class has an object
 
 

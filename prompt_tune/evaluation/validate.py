@@ -4,14 +4,13 @@ Both measure everything with an uncalibrated score above 0.001, with boxes in or
 calibration, so AP is the same with and without it. A bundle is measured without torch.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from prompt_tune.contract import METRIC_CONF
 from prompt_tune.datasets.samples import Labels
 from prompt_tune.errors import DataError, ModelError
 from prompt_tune.evaluation.baselines import (
@@ -24,6 +23,7 @@ from prompt_tune.evaluation.baselines import (
 )
 from prompt_tune.evaluation.baselines import best as best_baseline
 from prompt_tune.evaluation.confusion import Confusion, ConfusionCounts
+from prompt_tune.evaluation.detectors import Detect, in_slices, onnx_detector, torch_detector
 from prompt_tune.evaluation.ground_truth import GroundTruth
 from prompt_tune.evaluation.matching import Matched, match_classes
 from prompt_tune.evaluation.metrics import Metrics, coco_evaluation
@@ -32,20 +32,15 @@ from prompt_tune.progress import Progress
 from prompt_tune.run import RunFolder
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Picture, letterbox, read_picture
+from prompt_tune.runtime.images import read_picture
 from prompt_tune.runtime.labels import LEARNED
-from prompt_tune.runtime.offsets import move
-from prompt_tune.runtime.packing import calibrated
-from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
+from prompt_tune.runtime.slices import Slices
+from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from prompt_tune.datasets.reading import SplitName
-    from prompt_tune.models.world import World
 
 Engine = Literal["torch", "onnx"]
-# RGB image uint8 (h, w, 3) -> detections in its pixels, with classes of `GroundTruth`: of the vocabularies (those of
-# classes without labels only above their thresholds), then of each baseline
-Detect = Callable[[Picture], list[Detections]]
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,7 @@ class Validation:
         unlearned: What the names of the learned classes give on the same images without learning.
         in_fit: What `fit` recorded of the same, on its own validation images.
         note: Why `unlearned` is empty, in a sentence; empty if it is not, or if no learned class is measured.
+        slices: How images were also looked at in slices; None if only as a whole.
     """
 
     engine: Engine
@@ -112,10 +108,13 @@ class Validation:
     unlearned: tuple[Baseline, ...] = ()
     in_fit: tuple[Baseline, ...] = ()
     note: str = ""
+    slices: Slices | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the curves and single images as plain JSON, with null for nan."""
         own = {name: getattr(self, name) for name in ("engine", "split", "images")}
+        if self.slices:
+            own |= {"slice": self.slices.size, "slice_overlap": self.slices.overlap}
         lists = {name: list(getattr(self, name)) for name in ("skipped", "unknown", "unlabelled")}
         means = {name: getattr(self, name) for name in ("learned", "original", "together")}
         means = {name: value and asdict(value) for name, value in means.items()}
@@ -139,6 +138,7 @@ def validate_run(
     split: "SplitName" = "val",
     names: Sequence[str] | None = None,
     device: str = "cpu",
+    slices: Slices | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
@@ -150,6 +150,7 @@ def validate_run(
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
         device: A torch device.
+        slices: How images are also looked at in slices, see `detect_sliced`. By default, only as a whole.
         strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
 
@@ -168,8 +169,8 @@ def validate_run(
     vocabularies = {ORIGINAL: original, LEARNED: learned}
     truth = GroundTruth.read(data, split, names, vocabularies, RunFolder(Path(run)).held_out(), strict=strict)
     names_alone, note = _names_alone(Path(run), learned, device) if truth.of_vocabulary(LEARNED) else ([], "")
-    detect = _torch_detector(world, config["image_size"], vocabularies, truth, [rows for _, rows in names_alone])
-    result = _measure("torch", truth, detect, progress, [part for part, _ in names_alone], strict=strict)
+    detect = torch_detector(world, config["image_size"], vocabularies, truth, [rows for _, rows in names_alone])
+    result = _measure("torch", truth, detect, progress, [part for part, _ in names_alone], slices=slices, strict=strict)
     return replace(result, in_fit=recorded_baselines(learned.provenance), note=note)
 
 
@@ -181,6 +182,7 @@ def validate_bundle(
     split: "SplitName" = "val",
     names: Sequence[str] | None = None,
     device: str = "cpu",
+    slices: Slices | None = None,
     strict: bool = False,
     progress: Progress | None = None,
     recorded: Collection[str] | None = None,
@@ -194,6 +196,7 @@ def validate_bundle(
         split: The split to measure on. The data set needs no other.
         names: Class names to use instead of the data set's own, in class-id order.
         device: See `open_session`.
+        slices: How images are also looked at in slices, see `detect_sliced`. By default, only as a whole.
         strict: Whether anything of the data that is left out (unreadable images, bad label rows, ...) is an error.
         progress: Called after each image.
         recorded: What the run behind the bundle says of the images that it held out; see `hold_out`. None goes by the
@@ -210,7 +213,7 @@ def validate_bundle(
     if recorded is None and "held_out" not in provenance:
         recorded = ()
     truth = GroundTruth.read(data, split, names, detector.vocabularies, recorded, strict=strict)
-    result = _measure("onnx", truth, _onnx_detector(detector, truth), progress, strict=strict)
+    result = _measure("onnx", truth, onnx_detector(detector, truth), progress, slices=slices, strict=strict)
     in_fit = recorded_baselines(provenance)
     note = "" if result.learned is None else _note_of_bundle(in_fit, provenance)
     return replace(result, in_fit=in_fit, note=note)
@@ -255,91 +258,6 @@ def _names_alone(run: Path, learned: Vocabulary, device: str) -> tuple[list[tupl
     return found, ""
 
 
-def _torch_detector(
-    world: "World",
-    image_size: int,
-    vocabularies: Mapping[str, Vocabulary],
-    truth: GroundTruth,
-    baselines: Sequence[np.ndarray],
-) -> Detect:
-    """A function that detects with torch. Each vocabulary and each baseline is measured under its own guide.
-
-    A baseline is given as the embeddings (n_cls, n_prompts, 512) of the learned classes.
-    """
-    import torch
-
-    from prompt_tune.models.suppression import find
-    from prompt_tune.models.world import region_logits
-
-    level = world.anchors(image_size, image_size)[2]
-    parts = []  # place in what `detect` returns, rows of `truth`, their embeddings and limits, digest and rows of guide
-    learned = vocabularies[LEARNED]
-    alternatives = [(place, learned, rows) for place, rows in enumerate(baselines, 1)]
-    for place, vocabulary, all_rows in [(0, part, part.embeddings) for part in vocabularies.values()] + alternatives:
-        label = LEARNED if vocabulary is learned else ORIGINAL
-        rows = truth.of_vocabulary(label)
-        if place == 0:
-            rows += truth.others_of(label)
-        if rows:
-            keys = truth.keys + truth.others
-            chosen = all_rows[[vocabulary.names.index(keys[row][1]) for row in rows]]
-            guide = all_rows if vocabulary.guide_mode == "own" else vocabularies[ORIGINAL].embeddings
-            flat = torch.tensor(guide, device=world.device).flatten(0, 1)  # (n_cls * n_prompts, 512)
-            least = torch.tensor(truth.least_scores[rows], device=world.device)
-            chosen = torch.tensor(chosen, device=world.device)
-            parts.append((place, np.array(rows), chosen, least, guide_digest(guide), flat))
-
-    @torch.no_grad()
-    def detect(image: Picture) -> list[Detections]:
-        pixels, placed = letterbox(image, image_size)
-        network_input = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).to(world.device)  # (1, 3, size, size)
-        passes: dict[str, tuple[Any, Any]] = {}  # by digest of the guide: head features and boxes
-        founds: list[list[Detections]] = [[] for _ in range(1 + len(baselines))]
-        for place, rows, embeddings, least, digest, guide in parts:
-            if digest not in passes:
-                passes[digest] = world.features(network_input.float() / 255, guide)
-            head, boxes = passes[digest]
-            region_scores = region_logits(world, head[0], level, embeddings).sigmoid()  # (A, n_cls)
-            found = find(boxes[0], region_scores.where(region_scores > least, 0))
-            if place == 0:  # names without learning have no offsets and NMS IoU of their own, and no calibration
-                found = move(found, truth.box_offsets[rows]).distinct(truth.nms_iou[rows])
-            boxes_xyxy, classes = placed.to_original(found.boxes_xyxy), rows[found.class_ids]
-            scores = found.scores if place else calibrated(found.scores, truth.calibration[classes])
-            kept = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)  # not entirely in the grey border
-            kept &= (classes < len(truth.keys)) | (scores > truth.thresholds[classes])
-            founds[place].append(Detections(boxes_xyxy[kept], scores[kept], classes[kept]))
-        return [
-            Detections(
-                boxes_xyxy=np.concatenate([found.boxes_xyxy for found in part]),
-                scores=np.concatenate([found.scores for found in part]),
-                class_ids=np.concatenate([found.class_ids for found in part]),
-            )
-            for part in founds
-        ]
-
-    return detect
-
-
-def _onnx_detector(detector: Detector, truth: GroundTruth) -> Detect:
-    """A function that detects with ONNX Runtime and keeps uncalibrated scores above the cut."""
-    keys = truth.keys + truth.others
-    row_of = {key: row for row, key in enumerate(keys)}
-    lowest = np.full(len(keys), METRIC_CONF, np.float32)
-    cut = calibrated(lowest, truth.calibration)  # (n_cls,): the cut on the calibrated scale
-    cut[len(truth.keys) :] = truth.thresholds[len(truth.keys) :]  # of these, no metric is measured
-    original = np.array([label == ORIGINAL for label, _ in keys])
-    confs = [float(cut[of].min(initial=1.0)) for of in (original, ~original)]
-
-    def detect(image: Picture) -> list[Detections]:
-        found = detector.detect([image], original_conf=confs[0], learned_conf=confs[1])[0]
-        found_keys = zip(found.vocabularies, found.class_names, strict=True)
-        classes = np.array([row_of[key] for key in found_keys], np.int64)  # (n,)
-        kept = found.scores > cut[classes]
-        return [Detections(found.boxes_xyxy[kept], found.scores[kept], classes[kept])]
-
-    return detect
-
-
 def _measure(
     engine: Engine,
     truth: GroundTruth,
@@ -347,14 +265,16 @@ def _measure(
     progress: Progress | None,
     baselines: Sequence[Baseline] = (),
     *,
+    slices: Slices | None,
     strict: bool,
 ) -> Validation:
     """Detect in all images, and evaluate."""
+    detect = in_slices(detect, slices, truth) if slices else detect
     labels, founds, skipped, paths = [], [], [], []
     confusion = ConfusionCounts(truth.names, truth.keys + truth.others, len(truth.keys))
     for done, sample in enumerate(truth.samples, 1):
         try:
-            image = read_picture(sample.path)
+            image = read_picture(sample.path, whole=slices is not None)
         except DataError as error:
             if strict:
                 raise
@@ -395,6 +315,7 @@ def _measure(
         per_image=tuple(image_results(paths, labels, of_vocabularies, truth.keys, truth.thresholds)),
         unknown=truth.unknown,
         unlabelled=truth.unlabelled,
+        slices=slices,
         unlearned=_evaluated(baselines, truth, labels, of_baselines),
     )
 

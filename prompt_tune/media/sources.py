@@ -162,11 +162,8 @@ class _Files:
                 self.skipped[name] = str(error)
 
     def _image(self, path: Path, name: str) -> Frame:
-        if self._whole:
-            return Frame(name, read_rgb(path), path=path)
-        picture = read_picture(path)
-        is_whole = picture.pixels.shape[1::-1] == picture.size_wh
-        return Frame(name, picture.pixels, path=path, size_wh=None if is_whole else picture.size_wh)
+        picture = read_picture(path, whole=self._whole)
+        return Frame(name, picture.pixels, path=path, size_wh=None if picture.is_whole else picture.size_wh)
 
     def _video(self, path: Path, name: str) -> Frames:
         video = open_file(path, every=self._every)

@@ -18,13 +18,27 @@ def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray, crowd: np.ndarray |
         (n, m) float64 in 0..1.
     """
     # edge by edge, each in memory as one block: four times as fast as arrays of boxes
-    first = first_xyxy.astype(np.float64).T[:, :, None]  # (4, n, 1)
-    second = second_xyxy.astype(np.float64).T[:, None]  # (4, 1, m)
-    shared = np.minimum(first[2], second[2]) - np.maximum(first[0], second[0])  # (n, m): width, then area
+    return _iou(first_xyxy.astype(np.float64).T[:, :, None], second_xyxy.astype(np.float64).T[:, None], crowd)
+
+
+def paired_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+    """`box_iou` of each box of the first list and the box in the same place of the second: (n,) float64 in 0..1.
+
+    Args:
+        first_xyxy: (n, 4).
+        second_xyxy: (n, 4).
+        crowd: (n,) bool, see `box_iou`.
+    """
+    return _iou(first_xyxy.astype(np.float64).T, second_xyxy.astype(np.float64).T, crowd)
+
+
+def _iou(first: np.ndarray, second: np.ndarray, crowd: np.ndarray | None) -> np.ndarray:
+    """`box_iou` of boxes by edge, (4, ...), where shapes are broadcast."""
+    shared = np.minimum(first[2], second[2]) - np.maximum(first[0], second[0])  # width, then area
     height = np.minimum(first[3], second[3]) - np.maximum(first[1], second[1])
     shared = np.maximum(shared, 0, out=shared) * np.maximum(height, 0, out=height)
     areas = [np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0) for x1, y1, x2, y2 in (first, second)]
-    whole = areas[0] + areas[1] - shared  # (n, m)
+    whole = areas[0] + areas[1] - shared
     return shared / np.maximum(whole if crowd is None else np.where(crowd, areas[0], whole), 1e-9)
 
 

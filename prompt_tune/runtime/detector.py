@@ -102,6 +102,11 @@ class Detector:
         stride = max(metadata["strides"])
         if self.image_size < stride or self.image_size % stride:
             raise PromptTuneError(f"`image_size` must be a multiple of {stride}. Received: {self.image_size}.")
+        if self._session.slots and self.image_size != metadata["image_size"]:
+            raise PromptTuneError(
+                f"`image_size` must be {metadata['image_size']}: `{self.bundle / GRAPH_FILE}` was exported with "
+                f"--slots, and has fixed shapes. Received: {self.image_size}."
+            )
         self._original = Vocabulary.load(self.bundle / ORIGINAL_FILE)
         if self._original.kind != "original":
             raise VocabularyError(
@@ -109,9 +114,10 @@ class Detector:
                 "Export the run again."
             )
         self._check_made_for_this(self._original, ORIGINAL_FILE)
+        self._check_slots({}, f"`{self.bundle / ORIGINAL_FILE}`")
         self._lock = PerProcess(threading.Lock)
         self._readers = PerProcess(lambda: ThreadPoolExecutor(threads or os.cpu_count(), "letterbox"))
-        self._state = State.of(ORIGINAL, self._original, self._session.upload)
+        self._state = State.of(ORIGINAL, self._original, self._session.upload_rows)
         own = self.bundle / LEARNED_FILE
         self.bundled = self._load_file(own, own, None) if use_bundled else None
         for vocabulary in learned:
@@ -184,7 +190,7 @@ class Detector:
                     "(NAME=FILE), or leave the other vocabulary out."
                 )
             self._check_room({**loaded, label: vocabulary}, place)
-            self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload)
+            self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload_rows)
         return label
 
     def unload(self, name: str) -> None:
@@ -200,7 +206,7 @@ class Detector:
                     f"No learned vocabulary `{name}` is loaded. Loaded: {', '.join(loaded) or 'none'}."
                 )
             kept = {label: part for label, part in loaded.items() if label != name}
-            self._state = self._state.with_learned(kept, self._session.upload)
+            self._state = self._state.with_learned(kept, self._session.upload_rows)
 
     def detect(
         self,
@@ -271,6 +277,8 @@ class Detector:
         images = _as_list(images)
         found = []
         at_once = max(1, min(batch, MAX_SCORES // (self._n_anchors() * state.n_rows)))
+        if self._session.slots:
+            at_once = 1
         for first in range(0, len(images), at_once):
             part = images[first : first + at_once]
             side_by_side = self._readers.get().map if len(part) > 1 else map  # Pillow works without Python's lock
@@ -320,6 +328,7 @@ class Detector:
             iou=iou,
             original_conf=original_conf,
             learned_conf=learned_conf,
+            n_original=len(state.original.packed.classes),
         )
 
     def _n_anchors(self) -> int:
@@ -356,6 +365,7 @@ class Detector:
                 iou=iou,
                 original_conf=guide.conf,
                 learned_conf=learned_conf,
+                n_original=len(guide.loaded.packed.classes),
             )
             tables += [rows, learned_rows] if guide is original else [rows]
         found = []
@@ -380,7 +390,8 @@ class Detector:
                 raise GraphError(f"`{self.bundle}` is not a complete bundle: it has no {name}. {cure}")
 
     def _check_room(self, learned: Mapping[str, Vocabulary], place: str) -> None:
-        """Refuse a vocabulary with which the scores of one image would not fit into memory."""
+        """Refuse a vocabulary with which the scores of one image would not fit into memory, or the slots of a graph."""
+        self._check_slots(learned, place)
         n_anchors = self._n_anchors()
         n_rows = most_rows(self._original, learned.values())
         if n_rows * n_anchors > MOST_SCORES:
@@ -389,6 +400,26 @@ class Detector:
                 f"times the most prompts of a class). At {self.image_size} px, at most {MOST_SCORES // n_anchors:,} "
                 "fit into memory. Unload other vocabularies, or split this one."
             )
+
+    def _check_slots(self, learned: Mapping[str, Vocabulary], place: str) -> None:
+        """Refuse vocabularies that need more classes or prompts than a graph of fixed shapes has."""
+        if (slots := self._session.slots) is None:
+            return
+        together = [part for part in learned.values() if part.guide_mode == "original"]
+        guides = [self._original, *(part for part in learned.values() if part.guide_mode == "own")]
+        groups = [([part], slots.n_prompts) for part in guides] + [(together, slots.n_learned_prompts)]
+        for parts, n_prompts in groups:
+            n_cls, most = sum(len(part.names) for part in parts), max((part.n_prompts for part in parts), default=1)
+            if n_cls > slots.count:
+                raise VocabularyError(
+                    f"{place} cannot be loaded: with it, {n_cls:,} classes would go into an input of the graph, which "
+                    f"was exported with --slots {slots.count}. Unload others, or export with more."
+                )
+            if most > n_prompts:
+                raise VocabularyError(
+                    f"{place} cannot be loaded: it has {most} prompts a class, and the graph was exported with --slots "
+                    f"for at most {n_prompts}. Export a run that has as many."
+                )
 
     def _check_made_for_this(self, vocabulary: Vocabulary, place: str) -> None:
         """Refuse a vocabulary that was made for another detector, text tower or guide."""

@@ -45,6 +45,11 @@ class Picture:
         """An array (h, w, 3) in its own size."""
         return cls(pixels, (pixels.shape[1], pixels.shape[0]))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the pixels are those of the original."""
+        return self.pixels.shape[1::-1] == self.size_wh
+
 
 ImageInput = np.ndarray | str | Path | Image.Image | Picture
 
@@ -120,7 +125,7 @@ def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
 
     Args:
         image: A path, see `read_rgb`; a PIL image, which is turned upright as its EXIF orientation says; a uint8
-            (h, w, 3) array; or a `Picture`, whose pixels are taken as they are.
+            (h, w, 3) array; or a `Picture` that was read whole.
         bgr: Whether an array is BGR, as OpenCV gives it, and not RGB.
 
     Returns:
@@ -130,6 +135,8 @@ def to_rgb(image: ImageInput, *, bgr: bool = False) -> np.ndarray:
         DataError: The image cannot be read, or is something else.
     """
     if isinstance(image, Picture):
+        if not image.is_whole:
+            raise DataError("A picture that was reduced when it was read has no pixels of its own size. Read it whole.")
         return image.pixels
     if isinstance(image, np.ndarray):
         return np.ascontiguousarray(_checked(image)[:, :, ::-1]) if bgr else _checked(image)
@@ -167,10 +174,10 @@ def read_rgb(path: str | Path) -> np.ndarray:
         DataError: The file is missing, not an image, damaged, truncated or above `opening.max_megapixels`, or has
             pixels that do not fit RGB.
     """
-    return _read(path, reduce=False).pixels
+    return _read(path, whole=True).pixels
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, *, whole: bool = False) -> Picture:
     """An image file for the network, which scales it down: like `read_rgb`, but with less memory for a large JPEG.
 
     A JPEG of more than `opening.WHOLE_MEGAPIXELS` is decoded at 1/2, 1/4 or 1/8 of its width and height, see
@@ -178,26 +185,23 @@ def read_picture(path: str | Path) -> Picture:
 
     Args:
         path: See `read_rgb`.
+        whole: Whether to decode every image in its own size, as slices need it.
 
     Raises:
         DataError: See `read_rgb`.
     """
-    return _read(path, reduce=True)
+    return _read(path, whole=whole)
 
 
-def decode_rgb(content: bytes) -> np.ndarray:
-    """Like `read_rgb`, from the content of a file, in one of `opening.FORMATS`."""
-    return _read(content, reduce=False).pixels
-
-
-def decode_picture(content: bytes, *, max_megapixels: int | None = None) -> Picture:
+def decode_picture(content: bytes, *, whole: bool = False, max_megapixels: int | None = None) -> Picture:
     """Like `read_picture`, from the content of a file.
 
     Args:
         content: Of an image file, in one of `opening.FORMATS`.
+        whole: See `read_picture`.
         max_megapixels: A limit in place of `opening.max_megapixels`.
     """
-    return _read(content, reduce=True, limit=max_megapixels)
+    return _read(content, whole=whole, limit=max_megapixels)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -296,15 +300,14 @@ def _checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _read(source: str | Path | bytes, *, reduce: bool, limit: int | None = None) -> Picture:
-    """A file, or the content of one; with `reduce`, a large JPEG at reduced size."""
+def _read(source: str | Path | bytes, *, whole: bool, limit: int | None = None) -> Picture:
+    """A file, or the content of one; a very large JPEG at reduced size unless it is wanted `whole`."""
     place = UNNAMED if isinstance(source, bytes) else f"`{source}`"
     try:
         with opened(source, limit=limit) as image:
             width, height = image.size
-            if not reduce:
-                return Picture.of(_upright_rgb(image, place))
-            reduce_jpeg(image)
+            if not whole:
+                reduce_jpeg(image)
             if image.size == (width, height):
                 return Picture.of(_upright_rgb(image, place))
             sideways = _orientation(image) in _SIDEWAYS

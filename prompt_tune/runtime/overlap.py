@@ -5,7 +5,7 @@ It comes after the results and removes no row. Two boxes of one vocabulary never
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -19,14 +19,15 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 Overlap = Literal["keep", "learned", "score"]
 
 
-def check_overlap(overlap: str) -> None:
-    """Refuse what is no way of treating overlapping boxes.
+def check_overlap(overlap: str) -> Overlap:
+    """The way of treating overlapping boxes, if it is one.
 
     Raises:
         PromptTuneError: It is not "keep", "learned" or "score".
     """
     if overlap not in get_args(Overlap):
         raise PromptTuneError(f"`overlap` must be one of {', '.join(get_args(Overlap))}. Received: {overlap!r}.")
+    return cast(Overlap, overlap)
 
 
 def hide_boxes(found: list[Detections], vocabularies: Mapping[str, Vocabulary], overlap: Overlap) -> list[Detections]:

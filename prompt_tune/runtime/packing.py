@@ -158,6 +158,23 @@ def calibrated(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
     return np.where(_changes(calibration), changed, scores)
 
 
+def uncalibrated(scores: np.ndarray, calibration: np.ndarray | None) -> np.ndarray:
+    """The scores that become these by calibration: its inverse, up to rounding.
+
+    Args:
+        scores: (n,) float32 in 0..1.
+        calibration: (n, 2) float32, scale (above 0) and shift of the logit for each score; None is no calibration.
+
+    Returns:
+        (n,) float32 in 0..1.
+    """
+    if calibration is None:
+        return scores
+    scale, shift = calibration.astype(np.float64).T  # (n,) each
+    changed = sigmoid((logit(scores) - shift) / scale).astype(np.float32)
+    return np.where(_changes(calibration), changed, scores)
+
+
 def logit(scores: np.ndarray) -> np.ndarray:
     """The logits of scores in 0..1, as float64. They are minus and plus infinity at 0 and 1."""
     scores = scores.astype(np.float64)

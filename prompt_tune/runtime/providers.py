@@ -22,7 +22,7 @@ from prompt_tune.version import install
 if TYPE_CHECKING:
     import onnxruntime
 
-DEVICES = "cpu, cuda, cuda:N or N for the GPU of that number, or auto"
+DEVICES = "cpu, cuda, cuda:N or N for the GPU of that number, auto, or openvino"
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 # HEURISTIC chooses convolution algorithms by shapes alone, not by timing. TF32 would keep 10 of float32's 23 bits. Both
 # are needed for original detections that are bit-identical with and without learned vocabularies (law 2).
@@ -73,7 +73,7 @@ def check_device_name(device: str | int) -> None:
     Raises:
         ProviderError: It is not.
     """
-    if device not in ("cpu", "auto") and gpu_index(device) is None:
+    if device not in ("cpu", "auto", "openvino") and gpu_index(device) is None:
         raise ProviderError(f"`device` must be {DEVICES}. Received: {device!r}.")
 
 

@@ -14,7 +14,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-    Upload = Callable[[np.ndarray], OrtValue]
+    Upload = Callable[..., OrtValue]  # `GraphSession.upload_rows`
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +25,10 @@ class Loaded:
     embeddings: "OrtValue"
 
     @classmethod
-    def of(cls, vocabularies: Mapping[str, Vocabulary], upload: "Upload") -> "Loaded":
-        """Pack vocabularies by label, and upload them with `GraphSession.upload`."""
+    def of(cls, vocabularies: Mapping[str, Vocabulary], upload: "Upload", *, guides: bool) -> "Loaded":
+        """Pack vocabularies by label, and upload them as what guides or as what lies beside."""
         packed = Packed.of(vocabularies)
-        return cls(packed, upload(packed.embeddings))
+        return cls(packed, upload(packed.embeddings, guides=guides))
 
     @property
     def n_rows(self) -> int:
@@ -57,8 +57,8 @@ class State:
     @classmethod
     def of(cls, label: str, original: Vocabulary, upload: "Upload") -> "State":
         """The state with nothing but the original vocabulary."""
-        nothing = Loaded.of({}, upload)
-        return cls({}, Loaded.of({label: original}, upload), nothing, {}, nothing)
+        nothing = Loaded.of({}, upload, guides=False)
+        return cls({}, Loaded.of({label: original}, upload, guides=True), nothing, {}, nothing)
 
     def with_learned(self, learned: Mapping[str, Vocabulary], upload: "Upload") -> "State":
         """The state with other learned vocabularies. Only what is new is packed and uploaded."""
@@ -67,8 +67,11 @@ class State:
         return State(
             learned,
             self.original,
-            Loaded.of(together, upload) if together else self.nothing,
-            {label: self.own.get(label) or Loaded.of({label: part}, upload) for label, part in own.items()},
+            Loaded.of(together, upload, guides=False) if together else self.nothing,
+            {
+                label: self.own.get(label) or Loaded.of({label: part}, upload, guides=True)
+                for label, part in own.items()
+            },
             self.nothing,
         )
 

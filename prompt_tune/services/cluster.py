@@ -13,6 +13,7 @@ from prompt_tune.progress import Progress, silent
 from prompt_tune.runtime.detections import ORIGINAL, choose_classes
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.image_files import Places
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.services.arrow import arrow_module
 from prompt_tune.services.items import Item, find_items
 from prompt_tune.services.labelling import Job, Part
@@ -63,6 +64,7 @@ def label(
     show: Sequence[str] | None = None,
     hide: Sequence[str] | None = None,
     image_size: int | None = None,
+    slices: Slices | None = None,
     batch: int = BATCH,
     part: int = PART,
     threads: int = 0,
@@ -71,9 +73,10 @@ def label(
 ) -> Labelled:
     """Detect in all images of a source, and write one row for each to Parquet files of one schema, `rows.schema`.
 
-    The rows have the bits of `Detector.detect` with the same `batch`, on the same device. An image that cannot be read
-    is a row with an error. A call that is killed, or whose workers are, loses at most the files that were not finished;
-    the same call again does what is missing, and no image twice. Call it once at a time for each `out`.
+    The rows have the bits of `Detector.detect`, or with `slices` of `detect_sliced`, with the same `batch`, on the same
+    device. An image that cannot be read is a row with an error. A call that is killed, or whose workers are, loses at
+    most the files that were not finished; the same call again does what is missing, and no image twice. Call it once at
+    a time for each `out`.
 
     Args:
         bundle: Folder of `prompt-tune export`. All workers need it at this path.
@@ -91,7 +94,8 @@ def label(
         show: Classes to write.
         hide: Classes not to write.
         image_size: See `Detector`.
-        batch: Images that go through the network at once, see `Detector.detect`.
+        slices: How images are also looked at in slices, see `detect_sliced`. By default, only as a whole.
+        batch: Images that go through the network at once, see `Detector.detect`; with `slices`, windows of an image.
         part: Images of a Parquet file: what a kill can cost each worker.
         threads: CPU threads of each worker. 0: on "local", an equal share of the cores; on "ray", one.
         recursive: Whether folders are read with their subfolders.
@@ -117,14 +121,16 @@ def label(
     choose_classes(detector.classes, show=show, hide=hide)
     limits = {"iou": iou, "original_conf": original_conf, "learned_conf": learned_conf}
     names = {"show": None if show is None else list(show), "hide": list(hide or ())}
+    cuts = {"slice": slices and slices.size, "slice_overlap": slices and slices.overlap}
     results = Results(out)
     run = results.begin(
         {
             "version": 1,
             "batch": batch,
             **names,
+            **cuts,
             "classes": [list(key) for key in detector.classes],
-            "info": {**provenance(detector), **limits},
+            "info": {**provenance(detector), **limits, **(cuts if slices else {})},
         }
     )
     try:
@@ -133,7 +139,7 @@ def label(
         items = _new(find_items(source, recursive=recursive, without=out), seen, progress)
         parts = list(_parts(items, part))
         beside = {key: one for key, one in detector.vocabularies.items() if key != ORIGINAL}
-        job = Job(bundle, beside, device, image_size, threads, batch, {**limits, **names}, run)
+        job = Job(bundle, beside, device, image_size, threads, batch, slices, {**limits, **names}, run)
         total = sum(len(one.items) for one in parts)
         images = failed = detections = 0
         errors: list[str] = []

@@ -17,7 +17,7 @@ from prompt_tune.media.sources import Frame
 from prompt_tune.progress import Progress, silent
 from prompt_tune.runtime.detections import ORIGINAL, ClassKey, choose_classes
 from prompt_tune.runtime.image_files import WRITTEN_SUFFIXES
-from prompt_tune.runtime.images import decode_rgb
+from prompt_tune.runtime.images import decode_picture
 from prompt_tune.services.items import content_of, item_of
 from prompt_tune.services.results import Results
 
@@ -130,7 +130,7 @@ def _frame(name: str, path: str, scratch: Path) -> Frame:
         suffix = ".png" if content.startswith(b"\x89PNG") else ".jpg" if content.startswith(b"\xff\xd8") else ""
         name += suffix
     if suffix not in WRITTEN_SUFFIXES:
-        return Frame(name, decode_rgb(content))
+        return Frame(name, decode_picture(content, whole=True).pixels)
     file = scratch / f"image{Path(name).suffix}"
     file.write_bytes(content)
     return Frame(name, _NO_PIXELS, path=file)

@@ -21,6 +21,7 @@ PURPOSES = {  # of the extras that people install; the others are for the develo
     "": "detect, val, verify",
     "fit": "fit, export, bake, demo",
     "cuda": "NVIDIA GPUs where torch is not installed",
+    "openvino": "--device openvino",
     "video": "videos, cameras, streams",
     "supervision": "Detections.to_supervision",
     "label": "label",

@@ -70,21 +70,22 @@ def find_items(source: Places, *, recursive: bool = True, without: Path | None =
 
 
 def read_items(
-    items: Iterable[Item], pool: Executor, ready: Callable[[Picture], Made], *, ahead: int
+    items: Iterable[Item], pool: Executor, ready: Callable[[Picture], Made], *, ahead: int, whole: bool = False
 ) -> Iterator[tuple[Item, Made | DataError]]:
     """The images of items in their order, read, decoded and made ready by a pool.
 
     Args:
         items: Those of one Parquet file next to one another, by rising row.
         pool: Threads that read.
-        ready: What they do with the pixels, uint8 (h, w, 3) RGB, upright.
+        ready: What they do with the picture.
         ahead: Number of images that are read before they are needed, so that the memory for them is bounded.
+        whole: Whether very large JPEGs are read in their own size, as slices need them.
 
     Yields:
         The item with what `ready` gave, or with the error.
     """
     waiting: deque[tuple[Item, Future[Made | DataError]]] = deque()
-    for item, read in _readers(items):
+    for item, read in _readers(items, whole=whole):
         waiting.append((item, pool.submit(_attempt, item, read, ready)))
         if len(waiting) > ahead:
             first, future = waiting.popleft()
@@ -251,12 +252,12 @@ def _rows(place: str, rows: list[int]) -> Iterator[tuple[int, bytes | None]]:
                 return
 
 
-def _readers(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], Picture]]]:
+def _readers(items: Iterable[Item], *, whole: bool) -> Iterator[tuple[Item, Callable[[], Picture]]]:
     """A function for each item that gives its pixels. Contents in a Parquet file are read here, in one go."""
     for (place, is_row), group in groupby(items, key=lambda item: (item.place, item.start >= 0 and item.size < 0)):
         if not is_row:
             for item in group:
-                yield item, partial(_pixels, item)
+                yield item, partial(_picture, item, whole=whole)
             continue
         of_place = list(group)
         contents = _rows(place, [item.start for item in of_place])
@@ -269,20 +270,16 @@ def _readers(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], Picture
                 except Exception as error:  # of any class, as above
                     reason = _reason(error)
             lost = f"`{item.path}` cannot be read: {reason or 'the row has no content'}. Replace it."
-            yield item, partial(_decoded, content) if content is not None else partial(_fail, lost)
+            yield item, partial(decode_picture, content, whole=whole) if content is not None else partial(_fail, lost)
 
 
-def _pixels(item: Item) -> Picture:
-    """The pixels of a file or of a member of a tar."""
+def _picture(item: Item, *, whole: bool) -> Picture:
+    """The picture in a file or of a member of a tar."""
     if item.damage:
         raise DataError(item.damage)
     if item.start < 0 and not _is_address(item.place):
-        return read_picture(item.place)
-    return decode_picture(content_of(item))
-
-
-def _decoded(content: bytes) -> Picture:
-    return decode_picture(content)
+        return read_picture(item.place, whole=whole)
+    return decode_picture(content_of(item), whole=whole)
 
 
 def _fail(reason: str) -> Picture:

@@ -1,7 +1,8 @@
 """KServe's Open Inference Protocol, version 2, over HTTP: what a request says, and the bytes of an answer. NumPy only.
 
 Inputs and outputs are those of the Triton model of `prompt-tune export --target triton`. Triton's binary extension is
-spoken too, which its clients use by default: a JSON header, and behind it the tensors as they lie in memory.
+spoken too, which its clients use by default: a JSON header, and behind it the tensors as they lie in memory. Parameters
+of a request, `overlap`, `slice` and `slice_overlap`, are those of `POST /detect`.
 
 Source: https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data.md`.
 """
@@ -11,13 +12,14 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from prompt_tune import strict_json
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.version import __version__
 from prompt_tune.wording import shown
 
@@ -26,6 +28,7 @@ MODEL_VERSION = "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
 MAX_JSON = 2**20  # bytes: pixels belong into a binary tensor
 MAX_TEXTS = 1000  # vocabularies that a request names
+T = TypeVar("T", int, float, str)
 _LENGTH = struct.Struct("<I")  # before each text of a BYTES tensor
 
 
@@ -72,6 +75,8 @@ class Question:
         vocabularies: Labels of vocabularies; None means all.
         iou: In 0..1, see `Detector.detect`.
         conf: In 0..1, see `Detector.detect`.
+        overlap: See `Detector.detect`; hidden rows are left out of the answer.
+        slices: How the image is also looked at in slices; None means only as a whole.
         outputs: The outputs that are wanted, by name, and whether each is binary.
         id: Of the request, given back with the answer; "" if it has none.
     """
@@ -80,6 +85,8 @@ class Question:
     vocabularies: tuple[str, ...] | None = None
     iou: float | None = None
     conf: float | None = None
+    overlap: str = "keep"
+    slices: Slices | None = None
     outputs: Mapping[str, bool] | None = None
     id: str = ""
 
@@ -121,6 +128,7 @@ def read_question(body: bytes, header_length: str | None) -> Question:
 
     Raises:
         DataError: The request breaks the protocol, or asks for what the model does not have.
+        PromptTuneError: It asks for slices that cannot be.
     """
     n_json = len(body)
     if header_length is not None:
@@ -146,11 +154,17 @@ def read_question(body: bytes, header_length: str | None) -> Question:
         raise DataError("Give exactly one of the inputs `image` (an image file) and `raw` (RGB pixels).")
     image = pictures[0] if "raw" in tensors else _only(tensors["image"], "image")
     names = tensors.get("vocabularies")
+    parameters = document.get("parameters")
     return Question(
         image=image,
         vocabularies=None if names is None else tuple(_texts(names)),
         iou=float(_only(tensors["iou"], "iou")) if "iou" in tensors else None,
         conf=float(_only(tensors["conf"], "conf")) if "conf" in tensors else None,
+        overlap=_parameter(parameters, "overlap", str, "a text") or "keep",
+        slices=Slices.of(
+            _parameter(parameters, "slice", int, "a whole number of pixels"),
+            _parameter(parameters, "slice_overlap", float, "a number from 0 to 0.9"),
+        ),
         outputs=_read_outputs(document),
         id=id_,
     )
@@ -327,6 +341,16 @@ def _read_outputs(document: Mapping[str, Any]) -> dict[str, bool]:
             raise DataError(f"`outputs` must be names of {', '.join(known)}, each once. Received: {shown(name)}.")
         wanted[name] = _flag(entry.get("parameters"), "binary_data", by_default)
     return wanted
+
+
+def _parameter(parameters: object, name: str, kind: type[T], rule: str) -> T | None:
+    """A parameter of the request; None if there is none."""
+    value = parameters.get(name) if isinstance(parameters, dict) else None
+    if kind is float and type(value) is int:
+        return kind(value)
+    if value is not None and type(value) is not kind:
+        raise DataError(f"The parameter `{name}` must be {rule}. Received: {shown(value)}.")
+    return value
 
 
 def _flag(parameters: object, name: str, default: bool) -> bool:

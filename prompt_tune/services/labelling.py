@@ -1,7 +1,7 @@
 """What every worker of a labelling job does, on whatever engine: read a part's images, detect, write its rows."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,15 @@ from typing import Any
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.batches import detect_in_batches
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Letterboxed
+from prompt_tune.runtime.images import Letterboxed, Picture
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.services.items import Item, read_items
 from prompt_tune.services.results import begin_part, write_part
 from prompt_tune.services.rows import Row
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 
+AHEAD = 2  # images that are read before they are cut into slices: each is in memory with all of its pixels
 NAMED = 5  # errors of one part that are told at once; all of them stand in the rows
 
 
@@ -31,6 +33,7 @@ class Job:
         image_size: Side in pixels of the network's input, or None.
         threads: CPU threads of each worker. 0 means all cores.
         batch: See `Detector.detect`.
+        slices: How images are also looked at in slices, or None.
         options: `iou`, `original_conf`, `learned_conf`, `show`, `hide` of `Detector.detect`.
         run: Folder of this run, from `Results.begin`.
     """
@@ -41,6 +44,7 @@ class Job:
     image_size: int | None
     threads: int
     batch: int
+    slices: Slices | None
     options: Mapping[str, Any]
     run: Path
 
@@ -104,19 +108,29 @@ class Worker:
         detector = self._detector = self._detector or _load(job)
         rows: dict[str, Row] = {item.path: Row.damaged(item.path, "") for item in part.items}  # in their order
 
-        def images() -> Iterator[tuple[str, Letterboxed]]:
-            for item, image in read_items(part.items, self._pool, detector.letterboxed, ahead=2 * job.batch):
+        ready: Callable[[Picture], Picture | Letterboxed] = detector.letterboxed
+        ahead = 2 * job.batch
+        if job.slices:
+            ready, ahead = _as_it_is, AHEAD
+        whole = job.slices is not None
+
+        def images() -> Iterator[tuple[str, Picture | Letterboxed]]:
+            for item, image in read_items(part.items, self._pool, ready, ahead=ahead, whole=whole):
                 if isinstance(image, DataError):
                     rows[item.path] = Row.damaged(item.path, str(image))
                 else:
                     yield item.path, image
 
-        for path, found in detect_in_batches(detector, images(), batch=job.batch, **job.options):
+        for path, found in detect_in_batches(detector, images(), batch=job.batch, slices=job.slices, **job.options):
             rows[path] = Row(path, found)
         write_part(job.run, part.name, list(rows.values()))
         errors = [row.error for row in rows.values() if row.error]
         n_found = sum(len(row.found) for row in rows.values())
         return Done(len(rows), len(errors), n_found, tuple(errors[:NAMED]))
+
+
+def _as_it_is(image: Picture) -> Picture:
+    return image
 
 
 def _load(job: Job) -> Detector:

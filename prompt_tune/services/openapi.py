@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from html import escape
-from typing import Any
+from typing import Any, get_args
 
+from prompt_tune.runtime.overlap import Overlap
+from prompt_tune.runtime.slices import LEAST_SLICE, MOST_OVERLAP
 from prompt_tune.services.kserve import MODEL
 from prompt_tune.version import __version__
 
@@ -21,6 +23,7 @@ SCHEMAS: dict[str, Any] = {
             "class": {"type": "string"},
             "score": _NUMBER,
             "box": {**_BOX, "description": "x1, y1, x2, y2 in pixels of the image, upright"},
+            "hidden": {"type": "boolean", "description": "only with `overlap`: whether another box hides it"},
         },
     },
     "Detections": {
@@ -86,7 +89,8 @@ td {{ padding: .1rem 1rem .1rem 0; vertical-align: top }}
 def _paths() -> dict[str, Any]:
     model = f"/v2/models/{MODEL}"
     infer = _operation(
-        "Detect in one image, in KServe's protocol, with JSON or binary tensors",
+        "Detect in one image, in KServe's protocol, with JSON or binary tensors and the parameters overlap, slice and "
+        "slice_overlap",
         {"200": "outputs boxes, scores, labels, vocabulary"},
         body={_JSON: {"type": "object"}, "application/octet-stream": _IMAGE},
         errors=("400", "401", "408", "413", "415", "500", "503", "504"),
@@ -102,6 +106,21 @@ def _paths() -> dict[str, Any]:
         parameters=[
             _parameter("conf", _NUMBER, "Score above which a detection counts; default: each class's threshold"),
             _parameter("iou", _NUMBER, "Overlap above which the lower-scoring box is dropped"),
+            _parameter(
+                "overlap",
+                {"type": "string", "enum": list(get_args(Overlap))},
+                "Which of an original and a learned box on the same object is marked as hidden; default: keep, none",
+            ),
+            _parameter(
+                "slice",
+                {"type": "integer", "minimum": LEAST_SLICE},
+                "For small objects: also look at slices of the image with this side in pixels",
+            ),
+            _parameter(
+                "slice_overlap",
+                {"type": "number", "minimum": 0, "maximum": MOST_OVERLAP},
+                "Share of a slice that the next one sees too; default: 0.2. Needs `slice`",
+            ),
             _parameter(
                 "vocabularies",
                 {"type": "array", "items": {"type": "string"}},

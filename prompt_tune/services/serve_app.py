@@ -24,9 +24,10 @@ from starlette.routing import Route
 from prompt_tune.errors import DataError, GraphError, PromptTuneError, ProviderError, VocabularyError
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.images import Letterboxed, decode_picture
+from prompt_tune.runtime.images import Letterboxed, Picture, decode_picture
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.services import kserve, openapi
-from prompt_tune.services.batching import Answer, Batcher, Terms
+from prompt_tune.services.batching import Answer, Batcher, Terms, Windows
 from prompt_tune.services.gate import Gate, Traffic
 from prompt_tune.services.multipart import only_file
 from prompt_tune.services.refusal import RefusalError
@@ -36,6 +37,13 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 T = TypeVar("T")
 MANY = 300  # detections whose answer is written in a thread, so that other requests do not wait for it
+PARAMETERS: dict[str, tuple[Callable[[str], Any], str]] = {  # of `POST /detect`, each once
+    "conf": (float, "a number from 0 to 1"),
+    "iou": (float, "a number from 0 to 1"),
+    "overlap": (str, ""),
+    "slice": (int, "a whole number of pixels"),
+    "slice_overlap": (float, "a number from 0 to 0.9"),
+}
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of an uploaded vocabulary
 
 
@@ -130,13 +138,14 @@ class Service:
                 f"Received: {kind or 'none'}.",
             )
         wanted = _query(request)
+        slices = Slices.of(wanted.pop("slice", None), wanted.pop("slice_overlap", None))
         terms = Terms.of(self.detector, **wanted)
         body = await self._body(request)
 
-        def read() -> Letterboxed:
+        def read() -> Letterboxed | Windows:
             is_form = kind == "multipart/form-data"
             content = only_file(body, request.headers["content-type"]) if is_form else body
-            return self._read(content)
+            return self._read(content, slices)
 
         async with self._deadline():
             answer = await self._answer(read, terms)
@@ -154,10 +163,17 @@ class Service:
         async with self._deadline():
             began = time.perf_counter()
             question = await self._thread(kserve.read_question, body, request.headers.get(kserve.HEADER_LENGTH))
-            terms = Terms.of(self.detector, vocabularies=question.vocabularies, iou=question.iou, conf=question.conf)
-            answer = await self._answer(partial(self._read, question.image), terms, began=began)
+            terms = Terms.of(
+                self.detector,
+                vocabularies=question.vocabularies,
+                iou=question.iou,
+                conf=question.conf,
+                overlap=question.overlap,
+            )
+            answer = await self._answer(partial(self._read, question.image, question.slices), terms, began=began)
+            found = answer.found.shown
             content, n_json = await self._encoded(
-                answer.found, partial(kserve.answer, answer.found, question, {"batch": answer.batch})
+                found, partial(kserve.answer, found, question, {"batch": answer.batch})
             )
         if n_json is None:
             return Response(content, media_type="application/json")
@@ -239,16 +255,31 @@ class Service:
         """Call a function in one of the threads that read."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
-    def _read(self, image: bytes | np.ndarray) -> Letterboxed:
+    def _read(self, image: bytes | np.ndarray, slices: Slices | None) -> Letterboxed | Windows:
         """An image, ready for the network."""
         most = self.config.max_megapixels
         if isinstance(image, bytes):
-            return self.detector.letterboxed(decode_picture(image, max_megapixels=most))
-        if image.shape[0] * image.shape[1] > most * 1_000_000:
+            picture = decode_picture(image, max_megapixels=most, whole=slices is not None)
+        elif image.shape[0] * image.shape[1] > most * 1_000_000:
             raise DataError(f"`raw` has more than {most} megapixels. Scale it down.")
-        return self.detector.letterboxed(image)
+        else:
+            picture = Picture.of(image)
+        if slices is None or not (count := slices.count(picture.size_wh)):
+            return self.detector.letterboxed(picture)
+        if count > self.config.max_slices:
+            width, height = picture.size_wh
+            raise DataError(
+                f"An image of {width} x {height} pixels has {count} slices of {slices.size} pixels. At most "
+                f"{self.config.max_slices} are looked at here. Ask for larger ones, or start the server with a larger "
+                "--max-slices."
+            )
+        places = slices.windows(picture.size_wh)
+        crops = (picture.pixels[top:bottom, left:right] for left, top, right, bottom in places)
+        return Windows(places, [self.detector.letterboxed(crop) for crop in crops])
 
-    async def _answer(self, read: Callable[[], Letterboxed], terms: Terms, *, began: float | None = None) -> Answer:
+    async def _answer(
+        self, read: Callable[[], Letterboxed | Windows], terms: Terms, *, began: float | None = None
+    ) -> Answer:
         """Read an image in a thread, then let it wait for its batch."""
         began = time.perf_counter() if began is None else began
         image = await self._thread(read)
@@ -268,7 +299,12 @@ def _as_json(answer: Answer) -> bytes:
     found = answer.found
     width, height = found.size_wh
     rows = zip(found.vocabularies, found.class_names, found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
-    detections = [{"vocabulary": label, "class": name, "score": score, "box": box} for label, name, score, box in rows]
+    detections: list[dict[str, object]] = [
+        {"vocabulary": label, "class": name, "score": score, "box": box} for label, name, score, box in rows
+    ]
+    if found.hidden is not None:
+        for one, is_hidden in zip(detections, found.hidden.tolist(), strict=True):
+            one["hidden"] = is_hidden
     return json.dumps({"width": width, "height": height, "batch": answer.batch, "detections": detections}).encode()
 
 
@@ -297,18 +333,20 @@ def _content_type(request: Request) -> str:
 
 
 def _query(request: Request) -> dict[str, Any]:
-    """`iou`, `conf` and `vocabularies` of a request's address."""
+    """What a request's address asks for, by name."""
     wanted: dict[str, Any] = {}
     for name, text in request.query_params.multi_items():
         if name == "vocabularies":
             wanted.setdefault(name, []).append(text)
-        elif name not in ("iou", "conf") or name in wanted:
-            raise DataError(f"The address may have `conf` and `iou`, once, and `vocabularies`. Received: `{name:.50}`.")
+        elif name not in PARAMETERS or name in wanted:
+            known = ", ".join(f"`{one}`" for one in PARAMETERS)
+            raise DataError(f"The address may have {known}, each once, and `vocabularies`. Received: `{name:.50}`.")
         else:
+            read, rule = PARAMETERS[name]
             try:
-                wanted[name] = float(text)
+                wanted[name] = read(text)
             except ValueError as error:
-                raise DataError(f"`{name}` must be a number from 0 to 1. Received: `{text:.50}`.") from error
+                raise DataError(f"`{name}` must be {rule}. Received: `{text:.50}`.") from error
     return wanted
 
 

@@ -25,6 +25,7 @@ class ServeConfig:
         max_requests: How many requests may be in work; more are refused with status 503.
         max_bytes: Of the body of a request.
         max_megapixels: Of an image.
+        max_slices: Of an image that a request wants cut.
         timeout: Seconds for the body of a request to come, and then for its answer to be ready.
         drain: Seconds in which a server that is asked to stop still takes requests, so that whoever shares them out
             takes note.
@@ -38,6 +39,7 @@ class ServeConfig:
     max_requests: int = 64
     max_bytes: int = 32 * MEGABYTE
     max_megapixels: int = 100
+    max_slices: int = 64
     timeout: float = 30.0
     drain: float = 1.0
     readers: int = 0

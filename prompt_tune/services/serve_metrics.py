@@ -50,7 +50,7 @@ class ServeMetrics:
 
     def passed(self, done: Pass) -> None:
         """Count a pass through the graph."""
-        self._sizes.labels(str(done.size)).inc()
+        self._sizes.labels(str(done.size)).inc(done.batches)
         self._images.inc(done.images)
         for waited in done.waited:
             self.stage("queue", waited)

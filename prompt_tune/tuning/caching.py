@@ -20,7 +20,7 @@ from prompt_tune.datasets.samples import Sample
 from prompt_tune.errors import DataError, ModelError, RunError
 from prompt_tune.files import replacing
 from prompt_tune.models.world import World, level_logits
-from prompt_tune.runtime.images import letterbox, read_picture
+from prompt_tune.runtime.images import Picture, letterbox, read_picture, read_rgb
 from prompt_tune.tuning.regions import (
     BACKBONE,
     CHECKSUM,
@@ -154,20 +154,22 @@ def _read_batch(
         The items of each image that can be read, its place in `samples`, and a line for each image that was skipped.
     """
     loaded, kept, skipped = [], [], []
+    photo = _Photo(Path(), b"")
     for place in job:
         sample = samples[place]
         try:
-            content = hashlib.sha256(sample.path.read_bytes()).digest()
+            if sample.window is None or sample.path != photo.path:
+                photo = _Photo(sample.path, hashlib.sha256(sample.path.read_bytes()).digest())
             items, picture = [], None
             for k in range(views):
-                of_view = content + k.to_bytes(4, "little")
+                of_view = photo.content + k.to_bytes(4, "little") + _window_key(sample)
                 labels = (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore)
                 key = hashlib.sha256(run_key + of_view + b"".join(part.tobytes() for part in labels)).hexdigest()
                 chance = hashlib.sha256(of_view + str(seed).encode()).digest()[:6]
                 item = _Item(folder / f"{key[:40]}.safetensors", None, int.from_bytes(chance, "little"))
                 item.was_damaged = item.file.exists() and not _is_whole(item.file)
                 if item.was_damaged or not item.file.exists():
-                    picture = picture or letterbox(read_picture(sample.path), image_size)
+                    picture = picture or letterbox(photo.pixels(sample), image_size)
                     item.view = make_view(picture, sample, k, np.random.default_rng(item.seed))
                 items.append(item)
             loaded.append(items)
@@ -177,6 +179,29 @@ def _read_batch(
         except OSError as error:
             skipped.append(f"`{sample.path}` cannot be read: {error.strerror}.")
     return loaded, kept, skipped
+
+
+@dataclass(eq=False)
+class _Photo:
+    """A file of which several windows may be wanted in a row: it is decoded once for them."""
+
+    path: Path
+    content: bytes
+    rgb: np.ndarray | None = None
+
+    def pixels(self, sample: Sample) -> Picture | np.ndarray:
+        """The pixels of a sample of this file; those of a window are read as `detect_sliced` reads them."""
+        if sample.window is None:
+            return read_picture(self.path)
+        if self.rgb is None:
+            self.rgb = read_rgb(self.path)
+        left, top, right, bottom = sample.window
+        return self.rgb[top:bottom, left:right]
+
+
+def _window_key(sample: Sample) -> bytes:
+    """What tells the windows of a photo from each other, and from the photo of a fit without windows, as bytes."""
+    return b"" if sample.window is None else f"window {sample.window}".encode()
 
 
 def _is_whole(file: Path) -> bool:

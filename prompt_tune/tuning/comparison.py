@@ -28,7 +28,7 @@ def unlearned(task: Task, context: PromptContext) -> tuple[Baseline, ...]:
     Returns:
         The plain names first. The template is left out if all sentences are too long for the text tower.
     """
-    texts, count = context.texts, len(task.val.files) - task.val.n_replay
+    texts, val = context.texts, task.val
     rows = dict(enumerate(prompts[0] for prompts in texts))
 
     def measure(
@@ -37,11 +37,15 @@ def unlearned(task: Task, context: PromptContext) -> tuple[Baseline, ...]:
         embeddings = name_embeddings(context.tower, texts, template)
         if embeddings is None:
             return None
-        labels, found = task.detect(embeddings, images=only, conf=conf)
-        return Baseline.of(template, chosen, coco_evaluation(labels, found, len(rows)), rows)
+        images = None if only is None else val.images_of(only)
+        labels, found = task.detect(embeddings, images=images, conf=conf)
+        measured = coco_evaluation(val.labels_seen(labels, images), val.seen(found, images=images), len(rows))
+        return Baseline.of(template, chosen, measured, rows)
 
-    shown = [i for i in range(count) if task.val.has_object(i)]
-    some = _spread(shown, max(1, min(CHOSEN_ON, CHOSEN_ON * MANY // len(rows))))
+    wholes = val.wholes
+    shown = [photo for photo, image in enumerate(wholes) if val.has_object(image)]
+    most = min(CHOSEN_ON, CHOSEN_ON * MANY // len(rows)) * len(wholes) // (len(val.files) - val.n_replay)
+    some = _spread(shown, max(1, most))
     tried = [measure(template, "", some, SELECTION_CONF) for template in read_templates()]
     known = [part for part in tried if part is not None]
     chosen = best(known)

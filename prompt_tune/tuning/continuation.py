@@ -89,7 +89,7 @@ class Earlier:
     def settings(self, config: FitConfig, given: Collection[str] = ()) -> FitConfig:
         """The settings with prompts built as in this run; a line names each setting that cannot be used.
 
-        The image size is that of this run, unless another is given.
+        Image size and tiles are those of this run, unless others are given.
 
         Args:
             config: The settings.
@@ -98,9 +98,12 @@ class Earlier:
         was = {name: getattr(self.context, name) for name in (*SETTINGS, "initial_words")}
         was["context_length"] = self.context.n_ctx
         stored = self.learned.provenance.get("settings")
-        image_size = stored.get("image_size") if isinstance(stored, dict) else None
+        stored = stored if isinstance(stored, dict) else {}
+        image_size, tile, overlap = (stored.get(name) for name in ("image_size", "tile", "tile_overlap"))
         if not config.image_size and "image_size" not in given and isinstance(image_size, int):
             config = replace(config, image_size=image_size)
+        if not config.tile and "tile" not in given and isinstance(tile, int) and isinstance(overlap, float):
+            config = replace(config, tile=tile, tile_overlap=overlap)
         for name, value in was.items():
             asked = getattr(config, name)
             if asked != value and (name in given or asked != getattr(FitConfig, name)):

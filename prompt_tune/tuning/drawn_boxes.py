@@ -25,7 +25,7 @@ def moved_boxes(
     samples: Sequence[Sample],
     before: Sequence[Detections],
     found: Sequence[Detections],
-    image_size: int,
+    image_size: int | None,
 ) -> tuple[MovedBoxes, ...]:
     """How boxes are moved, by class; nothing if the vocabulary says nothing of it.
 
@@ -34,7 +34,7 @@ def moved_boxes(
         samples: The validation images.
         before: The detections in each, with the detector's own boxes, in pixels of the network's input.
         found: The same with moved boxes, after suppression.
-        image_size: Side of the network's input in pixels.
+        image_size: Side of the network's input in pixels; None if detections are in original pixels.
     """
     known = learned.provenance.get("boxes")
     if known is None:
@@ -62,13 +62,19 @@ def moved_boxes(
     return tuple(rows)
 
 
+def frame_of(sample: Sample, image_size: int | None) -> Letterbox:
+    """Where an image lies in the frame of its detections: the network's input, or without a size its own pixels."""
+    width, height = sample.size_wh
+    return Letterbox.of((width, height), (height, width) if image_size is None else (image_size, image_size))
+
+
 def _examples(
-    k: int, samples: Sequence[Sample], before: Sequence[Detections], found: Sequence[Detections], image_size: int
+    k: int, samples: Sequence[Sample], before: Sequence[Detections], found: Sequence[Detections], image_size: int | None
 ) -> list[Example]:
     """The detections of a class with the highest scores that found an object, with their boxes before and after."""
     ranked: list[tuple[float, Example]] = []
     for sample, was, now in zip(samples, before, found, strict=True):
-        placed = Letterbox.of(sample.size_wh, (image_size, image_size))
+        placed = frame_of(sample, image_size)
         was, now = (_of_class(part, k, placed) for part in (was, now))
         own = sample.labels.classes == k
         labels = Labels(sample.labels.boxes_xyxy[own], sample.labels.classes[own], sample.labels.ignore[own])

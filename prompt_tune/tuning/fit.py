@@ -33,6 +33,7 @@ from prompt_tune.report.figures import draw_reliability, draw_training
 from prompt_tune.run import RESUME, RunFolder
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.devices import several
+from prompt_tune.runtime.packing import uncalibrated
 from prompt_tune.tuning.comparison import training_ap50, unlearned, why_nothing
 from prompt_tune.tuning.convention import draw_as_labelled
 from prompt_tune.tuning.folds import Judged, cross_validate, make_folds
@@ -43,6 +44,7 @@ from prompt_tune.tuning.sharing import check_all, helpers, lead
 from prompt_tune.tuning.state import load_state, save_state
 from prompt_tune.tuning.summary import write_fit_report
 from prompt_tune.tuning.tasks import Task
+from prompt_tune.tuning.tiles import Tiling
 from prompt_tune.tuning.trainer import Trainer
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.format import Provenance
@@ -67,6 +69,7 @@ class FitResult:
             cross-validation with so many folds; 1 if no class is shown by two pictures: then it is that of the
             training images.
         seconds: Time by stage, "cache" and "train".
+        tiling: How photos were cut into slices; AP is then that of sliced detection. None if they were not.
     """
 
     run: Path
@@ -77,6 +80,7 @@ class FitResult:
     finished: bool
     folds: int
     seconds: dict[str, float]
+    tiling: Tiling | None = None
 
 
 def fit(
@@ -137,7 +141,7 @@ def fit(
     seconds = {"cache": time.perf_counter() - started}
 
     started = time.perf_counter()
-    folds = make_folds([job.dataset.train.samples[i] for i in task.train.kept], job.config.seed) if few else []
+    folds = _folds(task, job) if few else []
     judged = _cross_validate(job, task, folds, run, progress) if folds else None
     trainer = _trainer(job, task, select=not few, keep_last=_has_few_to_measure(task))
     _train(run, trainer, progress, on_epoch, resume=resume)
@@ -157,7 +161,7 @@ def fit(
         val.samples,
         chosen.found,
         before=chosen.before,
-        train=job.dataset.train.samples,
+        train=job.dataset.train.photos,
         unlearned=chosen.unlearned,
         verdict=verdict,
     )
@@ -170,6 +174,7 @@ def fit(
         finished=trainer.epoch == job.config.epochs,
         folds=len(folds) or int(few),
         seconds=seconds,
+        tiling=job.tiling,
     )
 
 
@@ -196,17 +201,23 @@ def _say_if_no_background(job: Job) -> None:
     shown = sum(len(sample.labels) > 0 for sample in samples)
     if shown >= MOSTLY * len(samples) and not job.replayed.train.samples:
         logger.warning(
-            "%d of %d training images show an object, so the classes may fire on similar things. Add images without "
+            "%d of %d training images%s show an object, so the classes may fire on similar things. Add images without "
             "the objects, with --replay or as unlabelled training images, and count false alarms with `verify`.",
             shown,
             len(samples),
+            "" if job.tiling is None else " and their slices",
         )
 
 
 def _has_few_to_measure(task: Task) -> bool:
     """Whether fewer than `MIN_VAL` validation images have an object, so that the best epoch on them would be chance."""
-    n_val = len(task.val.files) - task.val.n_replay
-    return sum(task.val.has_object(i) for i in range(n_val)) < MIN_VAL
+    return sum(map(task.val.has_object, task.val.wholes)) < MIN_VAL
+
+
+def _folds(task: Task, job: Job) -> list[list[int]]:
+    """The training images of each fold; all windows of a photo are in the same one."""
+    photos = [job.dataset.train.samples[task.train.kept[i]] for i in task.train.wholes]
+    return [task.train.images_of(fold) for fold in make_folds(photos, job.config.seed)]
 
 
 def _trainer(
@@ -321,11 +332,10 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
     drawn = draw_as_labelled(
         task, embeddings, labels, found, config.boxes, train=train, cross_validated=judged is not None
     )
-    found, offsets = drawn.found, drawn.offsets
-    iou = config.nms_iou or choose_nms_iou(labels, found, len(names))
+    labels, offsets, n_photos = task.val.labels_seen(labels), drawn.offsets, len(task.val.wholes)
+    iou = config.nms_iou or choose_nms_iou(labels, drawn.found, len(names), task.val.seen)
     nms_iou = np.full(len(names), iou, np.float32)
-    found = [part.distinct(nms_iou) for part in found]
-    measured = average_precision(labels[:n_val], found[:n_val], len(names))
+    found = task.val.seen(drawn.found, nms_iou)
     trained_ap50 = training_ap50(task, embeddings, nms_iou)
     names_alone = unlearned(task, context)
     matched = match_classes(labels, found, len(names))
@@ -338,6 +348,9 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         known=() if job.earlier is None else job.earlier.learned.names,
         calibration=calibration,
     )
+    if job.tiling is not None:  # no box above its threshold gives way to one below
+        found = task.val.seen(drawn.found, nms_iou, uncalibrated(thresholds.values, calibration))
+    measured = average_precision(labels[:n_photos], found[:n_photos], len(names))
     provenance: Provenance = {
         "prompt_tune": __version__,
         "torch": torch.__version__.split("+")[0],
@@ -347,15 +360,17 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         "val_ap": round(measured.ap, 6),
         "val_ap50": round(measured.ap50, 6),
         "unlearned": [part.to_record() for part in names_alone],
-        "train_images": len(task.train.files) - task.train.n_replay,
+        "train_images": len(task.train.wholes),
         "replay_images": task.train.n_replay,
-        "val_images": n_val,
+        "val_images": n_photos,
         "thresholds": thresholds.as_json(names),
     }
     if trained_ap50 is not None:
         provenance["train_ap50"] = round(trained_ap50, 6)
     if job.dataset.held_out:
-        provenance["held_out"] = len(job.dataset.val.samples)
+        provenance["held_out"] = len(job.dataset.val.photos)
+    if job.tiling is not None:
+        provenance["tiled"] = job.tiling.to_record()
     if offsets is not None:
         provenance["boxes"] = offsets.to_record(names)
     if job.dataset.few:
@@ -379,9 +394,8 @@ def _choose(trainer: Trainer, job: Job, judged: Judged | None, n_folds: int) -> 
         guide=job.original.digest if config.guide == "original" else guide_digest(embeddings),
         provenance=provenance,
     )
-    return _Chosen(
-        learned, drawn.before[:n_val], found[:n_val], measured, trained_ap50, names_alone, matched, calibrated
-    )
+    before = task.val.seen(drawn.before)[:n_photos]
+    return _Chosen(learned, before, found[:n_photos], measured, trained_ap50, names_alone, matched, calibrated)
 
 
 def _write(run: RunFolder, chosen: _Chosen, job: Job) -> None:

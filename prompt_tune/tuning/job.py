@@ -22,8 +22,10 @@ from prompt_tune.models.embeddings import default_tower, original_vocabulary
 from prompt_tune.models.text_tower import TextTower, template_embeddings
 from prompt_tune.models.world import TINY, World
 from prompt_tune.run import CACHE_FOLDER, HELD_OUT, IMAGES
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.tuning.continuation import Earlier
 from prompt_tune.tuning.stand_ins import StandIns
+from prompt_tune.tuning.tiles import Tiling, tile
 from prompt_tune.tuning.views import automatic_views
 from prompt_tune.version import __version__
 from prompt_tune.vocabulary.checks import check_made_for
@@ -87,14 +89,15 @@ class Job:
     Attributes:
         world: The frozen detector.
         original: The original vocabulary.
-        dataset: The data set.
-        replayed: Images without the new objects.
+        dataset: The data set, cut into windows if the settings ask for it.
+        replayed: Images without the new objects, likewise.
         context: The context vectors at the start.
         config: The resolved settings.
         earlier: The run that this one continues from.
         frozen: For each class, whether its context stays as it is; empty without an earlier run.
         teacher: (n_cls, n_prompts, 512) float32, the embeddings of hand-written prompts, if the settings ask for them.
         against: Other vocabularies whose classes are negatives.
+        tiling: How photos were cut; None if they were not.
     """
 
     world: World
@@ -107,6 +110,7 @@ class Job:
     frozen: list[bool]
     teacher: Tensor | None
     against: list[Vocabulary]
+    tiling: Tiling | None = None
 
     def stand_ins(self) -> StandIns | None:
         """Negatives without images: original classes, and those of other vocabularies; None if they have no weight."""
@@ -121,7 +125,7 @@ class Job:
         if self.against:
             more["against_digests"] = [vocabulary.digest for vocabulary in self.against]
         if self.dataset.held_out:
-            more[HELD_OUT] = sorted(content_digest(sample.path) for sample in self.dataset.val.samples)
+            more[HELD_OUT] = sorted(content_digest(sample.path) for sample in self.dataset.val.photos)
         return {
             "version": 1,
             "text_tower": tower.spec,
@@ -161,12 +165,14 @@ def prepare(
         config = replace(config, stand_ins=AGAINST_WEIGHT)
     if config.freeze_old and inputs.from_run is None:
         raise RunError("`freeze_old` keeps the context of an earlier run, and none is given. Name it with --from.")
+    slices = _slices(config, inputs.given)
     world = World.load(inputs.model, device=device)
     tower = TextTower.load(inputs.text_tower or default_tower(inputs.model), device=device)
     earlier, original = None, inputs.original
     if inputs.from_run is not None:
         earlier = Earlier.load(Path(inputs.from_run), tower)
         config, original = earlier.settings(config, inputs.given), original or earlier.run.original
+        slices = _slices(config)
     if not config.image_size:
         config = replace(config, image_size=TINY_IMAGE_SIZE if str(inputs.model) == TINY else IMAGE_SIZE)
     vocabulary = original_vocabulary(world, tower, original)
@@ -176,9 +182,6 @@ def prepare(
     dataset = read_dataset(
         inputs.data, seed=config.seed, names=names, recorded=recorded, strict=strict, keep_few=not recorded
     )
-    if not config.views:
-        own = config.guide == "own"  # its cache is large, and augmented views of it were not measured
-        config = replace(config, views=1 if own else automatic_views(dataset.train.samples))
     classes = inputs.classes or (earlier.with_synonyms if earlier else _alone)(dataset.names)
     names = [prompts[0] for prompts in classes]
     carried = [] if earlier is None else [name for name in earlier.learned.names if name not in names]
@@ -195,15 +198,33 @@ def prepare(
         seed=config.seed,
     )
     frozen = [] if earlier is None else earlier.adopt(context, freeze=config.freeze_old)
-    replayed = Replayed()
+    replayed, tiling = Replayed(), None
     if inputs.replay:
         labelled = [sample.path for sample in dataset.train.samples + dataset.val.samples]
         replayed = choose_replay(inputs.replay, classes, len(dataset.train.samples), config.seed, labelled, strict)
+    if slices is not None:
+        dataset, replayed, tiling = tile(dataset, replayed, slices, config.seed)
+    if not config.views:
+        own = config.guide == "own"  # its cache is large, and augmented views of it were not measured
+        config = replace(config, views=1 if own else automatic_views(dataset.train.samples))
     teacher = None
     if config.teacher_weight:
         teacher = torch.from_numpy(template_embeddings(tower, context.texts)).to(world.device)
     against = [_other(place, world, tower) for place in inputs.against]
-    return Job(world, vocabulary, dataset, replayed, context, config, earlier, frozen, teacher, against)
+    return Job(world, vocabulary, dataset, replayed, context, config, earlier, frozen, teacher, against, tiling)
+
+
+def _slices(config: FitConfig, given: Collection[str] = ()) -> Slices | None:
+    """How the settings cut photos; None if they do not.
+
+    Raises:
+        PromptTuneError: They cannot be cut like that, or an overlap is given without a size.
+    """
+    if config.tile:
+        return Slices(config.tile, config.tile_overlap)
+    if "tile_overlap" in given or config.tile_overlap != FitConfig.tile_overlap:
+        raise RunError("`tile_overlap` says how far slices overlap, and needs their size. Give --tile too.")
+    return None
 
 
 def _other(place: str | Path, world: World, tower: TextTower) -> Vocabulary:
@@ -233,7 +254,7 @@ def _label_digest(*splits: Split) -> str:
     """SHA-256 (hex) of image names and labels, so that no run is resumed on a data set that was edited meanwhile."""
     digest = hashlib.sha256()
     for split in splits:
-        for sample in split.samples:
+        for sample in split.photos:
             name = os.fsencode(sample.path.name)  # a name that is not text has bytes too
             digest.update(name + f" {len(sample.labels)}\n".encode())
             for part in (sample.labels.boxes_xyxy, sample.labels.classes, sample.labels.ignore):
@@ -244,7 +265,7 @@ def _label_digest(*splits: Split) -> str:
 
 def _image_digest(*splits: Split) -> str:
     """SHA-256 (hex) of the contents of images, so that a run is resumed where they lie now, but on no other images."""
-    digests = [content_digest(sample.path) for split in splits for sample in split.samples]
+    digests = [content_digest(sample.path) for split in splits for sample in split.photos]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 

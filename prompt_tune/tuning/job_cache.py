@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from prompt_tune.errors import DataError
 from prompt_tune.models.world import World
 from prompt_tune.progress import Progress
 from prompt_tune.tuning.caching import cache_regions
+from prompt_tune.tuning.photos import Photos
 from prompt_tune.tuning.regions import RegionCache
 from prompt_tune.tuning.tasks import GuidedTask, RegionTask, Task
 from prompt_tune.vocabulary.vocabulary import Vocabulary
@@ -119,6 +120,10 @@ class Caching:
     def _run(self, part: "_Part") -> RegionCache:
         for cache in self._fill(part, part.split.samples):
             self.progress(part.stage, len(cache.files) + len(cache.skipped), len(part.split.samples), "")
+        if self.config.tile:
+            windows = tuple(part.split.samples[i] for i in cache.kept)
+            skipped = list(dict.fromkeys(cache.skipped))  # once for all windows of a photo
+            cache = replace(cache, skipped=skipped, photos=Photos(windows, self.config.image_size))
         if cache.skipped:
             logger.warning("%d damaged images are skipped:\n  %s", len(cache.skipped), "\n  ".join(cache.skipped))
         return cache

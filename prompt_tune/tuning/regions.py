@@ -6,7 +6,8 @@ their number.
 """
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from prompt_tune.datasets.samples import Labels
 from prompt_tune.errors import RunError
+from prompt_tune.runtime.detections import Detections
+from prompt_tune.tuning.photos import Photos
 
 FORMAT_VERSION = 3  # of the files, and of views and preprocessing: another number makes every old file a miss
 # tensors of a file: labels, and either regions or the inputs of the neck, one for each layer
@@ -52,16 +55,64 @@ class RegionCache:
         kept: The place of each image, without the replayed ones, in the samples that `cache_regions` was given.
         skipped: A line for each damaged image, which has no files.
         n_replay: The number of replayed images; they come last.
+        photos: What the images are windows of; None if they are whole photos.
     """
 
     files: list[list[Path]] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     n_replay: int = 0
+    photos: Photos | None = None
 
     def with_replay(self, replayed: "RegionCache") -> "RegionCache":
         """These images, and replayed ones behind them."""
-        return RegionCache(self.files + replayed.files, self.kept, self.skipped + replayed.skipped, len(replayed.files))
+        photos = self.photos
+        if photos is not None and replayed.photos is not None:
+            photos = replace(photos, windows=photos.windows + replayed.photos.windows)
+        return RegionCache(
+            self.files + replayed.files, self.kept, self.skipped + replayed.skipped, len(replayed.files), photos
+        )
+
+    @property
+    def wholes(self) -> list[int]:
+        """The images that are whole photos, without the replayed ones."""
+        n_labelled = len(self.files) - self.n_replay
+        return list(range(n_labelled)) if self.photos is None else [i for i in self.photos.wholes if i < n_labelled]
+
+    def images_of(self, photos: Sequence[int]) -> list[int]:
+        """The images of some photos, by their number in `wholes`."""
+        return list(photos) if self.photos is None else self.photos.images_of(photos)
+
+    def labels_seen(self, labels: Sequence[Labels], images: Sequence[int] | None = None) -> list[Labels]:
+        """The labels of photos. Those of images that are windows become those of their photo, in original pixels.
+
+        Args:
+            labels: Those of the images.
+            images: All images of some photos; None is the first ones.
+        """
+        if self.photos is None:
+            return list(labels)
+        return self.photos.labels(labels, range(len(labels)) if images is None else images)
+
+    def seen(
+        self,
+        found: Sequence[Detections],
+        nms_iou: np.ndarray | None = None,
+        thresholds: np.ndarray | None = None,
+        images: Sequence[int] | None = None,
+    ) -> list[Detections]:
+        """The detections in photos as the user sees them. Those in windows are merged, in original pixels.
+
+        Args:
+            found: Those in the images, in pixels of the network's input.
+            nms_iou: (n_cls,) an overlap above which a further suppression drops a box; None is none.
+            thresholds: (n_cls,) scores above which no box gives way to one below, where windows are merged.
+            images: All images of some photos; None is the first ones.
+        """
+        found = list(found) if nms_iou is None else [part.distinct(nms_iou) for part in found]
+        if self.photos is None:
+            return found
+        return self.photos.merged(found, range(len(found)) if images is None else images, nms_iou, thresholds)
 
     def load(self, image: int, view: int = 0) -> Regions:
         """The regions of an image in a view.

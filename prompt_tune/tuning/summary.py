@@ -27,8 +27,9 @@ from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.images import Letterbox
 from prompt_tune.runtime.packing import Packed
-from prompt_tune.tuning.drawn_boxes import moved_boxes
+from prompt_tune.tuning.drawn_boxes import frame_of, moved_boxes
 from prompt_tune.tuning.regions import RegionCache
+from prompt_tune.tuning.tiles import Tiling
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 
@@ -81,7 +82,8 @@ def write_fit_report(
         context: The kept context vectors.
         val: The validation images, with all anchors, under the original guide.
         samples: The images that `val` was made from, those that it had to skip included.
-        founds: The detections of the kept prompts in the images of `val`, in its frame, with moved boxes.
+        founds: The detections of the kept prompts, with moved boxes: in the images of `val`, in its frame; or in the
+            photos that these are windows of, in original pixels.
         before: The same with the detector's own boxes; None if boxes were not moved.
         train: The training images, some of which are shown with their boxes.
         unlearned: What the names give without learning.
@@ -96,7 +98,9 @@ def write_fit_report(
     if len(learned.names) > len(context.classes):  # the others were carried over from an earlier run, not trained
         learned = learned.select([names[0] for names in context.classes])
     cached = [samples[i] for i in val.kept]
-    boxes = moved_boxes(learned, cached, founds if before is None else before, founds, config["image_size"])
+    frame = config["image_size"] if val.photos is None else None
+    photos = [cached[i] for i in val.wholes]
+    boxes = moved_boxes(learned, photos, founds if before is None else before, founds, frame)
     learned = replace(learned, box_offsets=None)  # `founds` have moved boxes already
     seen = _judge_images(world, learned, original, val, cached, founds, config["image_size"])
     evaluation = coco_evaluation(  # in original pixels, like the detections of the runtime
@@ -175,19 +179,24 @@ def _judge_images(
     level = world.anchors(image_size, image_size)[2]
     ours, others = Packed.of({"learned": learned}), Packed.of({ORIGINAL: original})
     rows = torch.tensor(original.embeddings).to(world.device)
-    for i, (sample, found) in enumerate(zip(samples, founds, strict=True)):
-        placed = Letterbox.of(sample.size_wh, (image_size, image_size))
+    for photo, found in enumerate(founds):
+        images = val.images_of([photo])
+        sample = samples[images[0]]
+        placed = frame_of(sample, image_size if val.photos is None else None)
         labels = sample.labels
         seen.images.append(Judged.of(sample.path, labels, _detections(ours, found, placed, ours.limits(0.0))))
-        regions = val.load(i)
-        near = _near_objects(regions.boxes_xyxy, regions.labels.boxes_xyxy)
-        logits = region_logits(world, regions.head[near].to(world.device), level[near.to(level.device)], rows)
-        on_objects = find(regions.boxes_xyxy[near].to(world.device), logits.sigmoid())
-        original_found = _detections(others, on_objects, placed, others.limits(None))
-        overlaps = box_iou(original_found.boxes_xyxy, labels.boxes_xyxy) >= HIT_IOU  # (n, m)
-        for k in np.flatnonzero(~labels.ignore):
-            names = {original_found.class_names[row] for row in np.flatnonzero(overlaps[:, k])}
-            seen.confused.update((int(labels.classes[k]), name) for name in names)
+        on_object: set[tuple[int, str]] = set()  # rows of `labels`, and original classes that are detected there
+        for i in images:
+            regions = val.load(i)
+            near = _near_objects(regions.boxes_xyxy, regions.labels.boxes_xyxy)
+            logits = region_logits(world, regions.head[near].to(world.device), level[near.to(level.device)], rows)
+            on_objects = find(regions.boxes_xyxy[near].to(world.device), logits.sigmoid())
+            original_found = _detections(others, on_objects, frame_of(samples[i], image_size), others.limits(None))
+            left, top = (samples[i].window or (0, 0))[:2]
+            boxes_xyxy = original_found.boxes_xyxy + np.array((left, top) * 2, np.float32)
+            overlaps = box_iou(boxes_xyxy, labels.boxes_xyxy) >= HIT_IOU  # (n, m)
+            on_object.update((int(k), original_found.class_names[row]) for row, k in np.argwhere(overlaps))
+        seen.confused.update((int(labels.classes[k]), name) for k, name in on_object if not labels.ignore[k])
     return seen
 
 
@@ -237,6 +246,8 @@ def _confusions(seen: _Seen, learned: Vocabulary, sections: Sequence[ClassSectio
 def _facts(config: dict[str, Any], learned: Vocabulary) -> dict[str, dict[str, str]]:
     """Settings, inputs, digests and versions, as text."""
     made_from = {"model": config["model"], "data": config["data"], "text tower": config["text_tower"]}
+    if "tiled" in learned.provenance:
+        made_from["cut"] = str(Tiling.of(learned.provenance["tiled"]))
     if config["replay"]:
         made_from["replay"] = counted(learned.provenance["replay_images"], "image")
     if "carried" in learned.provenance:

@@ -183,7 +183,8 @@ class Trainer:
     def _measure(self) -> Metrics:
         """COCO's numbers of the present embeddings on the validation images."""
         embeddings = self.context.embeddings()
-        return average_precision(*self.task.detect(embeddings, conf=SELECTION_CONF), len(embeddings))
+        labels, found = self.task.detect(embeddings, conf=SELECTION_CONF)
+        return average_precision(self.task.val.labels_seen(labels), self.task.val.seen(found), len(embeddings))
 
     def _learning_rate(self, step: int, n_steps: int) -> float:
         """The rate at a step: one epoch of linear warm-up, then a cosine to zero."""

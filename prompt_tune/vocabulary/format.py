@@ -54,6 +54,8 @@ class Provenance(TypedDict, total=False):
         cross_validated: If there were too few images to hold some out, so that all were trained on: the number of
             folds of the cross-validation, or 1 if no class is shown by two pictures, so that training images were
             measured. `val_images` then are the training images.
+        tiled: With `fit --tile`: `tile` and `overlap`, the `slices` of so many `photos` that were trained or measured
+            on, and the slices without an object that were `left_out`. AP is then that of sliced detection.
         boxes: By class name, the labelled `objects` of training images from which its box offsets come, and their mean
             IoU with boxes before (`iou_before`) and after (`iou_after`), moved by the offsets of other images.
         thresholds: `rule`, in words, and `expected`: precision and recall by class name.
@@ -82,6 +84,7 @@ class Provenance(TypedDict, total=False):
     replay_images: int
     val_images: int
     cross_validated: int
+    tiled: dict[str, float]
     boxes: dict[str, dict[str, float]]
     thresholds: dict[str, Any]
     carried: dict[str, Any]

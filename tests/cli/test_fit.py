@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import run_command
 from PIL import Image
+from small_objects import write_mosaics
 
 from prompt_tune.cli.fit import command
 from prompt_tune.config import FitConfig
@@ -235,3 +236,18 @@ def _check_error(status: int, err: str, hint: str) -> None:
     lines = [line for line in err.splitlines() if line.startswith("Error: ")]
     assert status == 1 and len(lines) == 1, err
     assert hint in lines[0] and "Traceback" not in err, err
+
+
+def test_fit_in_tiles_says_what_was_cut_and_how_to_detect(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = write_mosaics(tmp_path / "set", (2, 2, 0), side=2)  # 512 x 512 pixels
+    (tmp_path / "fit.yaml").write_text("tile: 400\ntile-overlap: 0.5\nepochs: 1\nupdates: 1\n")
+    settings = ("--model", "tiny", "--data", data, "--config", tmp_path / "fit.yaml", "--out", tmp_path / "run")
+    done = run_command(capfd, "fit", *settings)
+    assert done.status == 0, done.err
+    assert " on the validation images, in slices. Cached in " in done.out
+    told = "Cut: tile 400, overlap 0.5: 16 slices of 4 photos. Detect with --slice 400 --slice-overlap 0.5 too."
+    assert told in " ".join(done.out.split())
+    alone = run_command(capfd, "fit", *settings[:4], "--tile-overlap", "0.2", "--out", tmp_path / "other")
+    assert alone.status == 1 and not (tmp_path / "other").exists()
+    told = "Error: `tile_overlap` says how far slices overlap, and needs their size. Give --tile too."
+    assert alone.err.strip() == told

@@ -10,9 +10,11 @@ extras.needs("pyarrow")
 
 from commands import run_command
 from labelling import SHOW, expected, rows_of, write_photos
-from small_bundle import small_bundle
+from small_bundle import content, small_bundle
 
 from prompt_tune.models.world import World
+from prompt_tune.runtime.detector import Detector
+from prompt_tune.runtime.slices import Slices, detect_sliced
 from prompt_tune.services.results import Results
 
 Capture = pytest.CaptureFixture[str]
@@ -38,6 +40,20 @@ def test_label_writes_rows_names_errors_and_goes_on(bundle: Path, tmp_path: Path
     assert "Not read: " in done.err and "broken.png` cannot be read as an image" in done.err
     again = run_command(capfd, *command)
     assert again.out.splitlines()[-1] == f"0 detections in 0 images, 6 labelled before: {tmp_path / 'out'}"
+
+
+def test_label_in_slices_goes_on_with_the_same_slices_only(bundle: Path, tmp_path: Path, capfd: Capture) -> None:
+    (path,) = write_photos(tmp_path / "photos", 1)
+    shown = [f"--show={name}" for name in SHOW]
+    command = ("label", bundle, path, "--out", tmp_path / "out", "--slice", 48, "--slice-overlap", 0.3, *shown)
+    done = run_command(capfd, *command)
+    assert done.status == 0, done.err
+    detector = Detector(bundle, threads=1)
+    wanted = detect_sliced(detector, path, Slices(48, 0.3), batch=8, show=SHOW)
+    assert rows_of(tmp_path / "out") == {str(path): content(wanted)} and len(wanted)
+    assert run_command(capfd, *command).out.splitlines()[-1].startswith("0 detections in 0 images, 1 labelled before")
+    other = run_command(capfd, "label", bundle, path, "--out", tmp_path / "out", *shown)
+    assert other.status == 1 and "has rows that were made with `slice` 48. Received: None." in other.err
 
 
 def test_only_the_first_errors_are_told(bundle: Path, tmp_path: Path, capfd: Capture) -> None:

@@ -63,6 +63,24 @@ def test_val_prints_metrics_and_classes(
         assert len(rows[0]) == 2 and "A bundle has no text tower" in " ".join(done.out.split())
 
 
+def test_val_in_slices_says_so_and_agrees_in_both_engines(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = ("--data", folder / "set" / "custom", "--split", "test")
+    done = run_command(capfd, "val", folder / "bundle", *data, "--slice", 160)
+    assert done.out.splitlines()[0] == "6 images of `test`, measured through ONNX Runtime, in slices of 160 px too."
+    numbers = []
+    for place in ("run", "bundle"):
+        done = run_command(capfd, "val", folder / place, *data, "--slice", 160, "--slice-overlap", 0.4, "--json")
+        assert done.status == 0, done.err
+        result = json.loads(done.out)
+        assert (result["slice"], result["slice_overlap"]) == (160, 0.4)
+        numbers.append(result["learned"])
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.001)
+    plain = json.loads(run_command(capfd, "val", folder / "bundle", *data, "--json").out)
+    assert plain["learned"] != numbers[1] and "slice" not in plain
+    refused = run_command(capfd, "val", folder / "bundle", *data, "--slice-overlap", 0.4)
+    assert refused.status == 2 and "needs --slice, their size." in refused.err
+
+
 def test_val_json_is_the_same_in_both_engines(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, found = folder / "set" / "original", {}
     for place in ("run", "bundle"):

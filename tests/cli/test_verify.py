@@ -193,7 +193,7 @@ def test_verify_of_vocabulary_for_another_guide_is_refused(bundle: Path, scenes:
     ("arguments", "status", "reason"),
     [
         ([], 2, "Missing argument 'BUNDLE'."),
-        (["nowhere"], 2, "Missing option '--images'."),
+        (["nowhere"], 2, "Missing option '--images': the images to check."),
         (["nowhere", "--images", "."], 1, "`nowhere` is not a complete bundle"),
         (["BUNDLE", "--images", "nowhere"], 1, "`nowhere`: no such file or folder."),
         (["BUNDLE", "--images", ".", "--max-false-alarms", "-1"], 2, "-1.0 is not in the range x>=0"),

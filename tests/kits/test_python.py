@@ -24,8 +24,10 @@ from vocabularies import unit_rows
 from prompt_tune.datasets.sample import custom_scene
 from prompt_tune.media.draw import _side_by_side_lines
 from prompt_tune.models.world import World
+from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import read_rgb
+from prompt_tune.runtime.slices import Slices, detect_sliced
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 MOST_LINES_OF_READER = 40
@@ -61,6 +63,11 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def rows_of(detector: Detector, image: Path, conf: float | None) -> list[dict[str, Any]]:
     """What the runtime finds, as the program writes it."""
     (found,) = detector.detect([image], original_conf=conf, learned_conf=conf)
+    return as_rows(found)
+
+
+def as_rows(found: Detections) -> list[dict[str, Any]]:
+    """Detections as the program writes them."""
     return [
         {
             "vocabulary": found.vocabularies[i],
@@ -69,6 +76,7 @@ def rows_of(detector: Detector, image: Path, conf: float | None) -> list[dict[st
             "score": float(found.scores[i]),
             "box_xyxy": [float(value) for value in found.boxes_xyxy[i]],
         }
+        | ({} if found.hidden is None else {"hidden": bool(found.hidden[i])})
         for i in range(len(found))
     ]
 
@@ -469,3 +477,47 @@ def test_program_hides_what_the_runtime_hides(overlap: Any, bundle: Path, tmp_pa
         assert 0 < found.hidden.sum() < len(found)
         labels = {label for label, hidden in zip(found.vocabularies, found.hidden, strict=True) if hidden}
         assert labels == ({"original"} if overlap == "learned" else labels)
+
+
+@pytest.mark.parametrize(("conf", "overlap"), [(None, "keep"), (0.3, "score")])
+def test_slices_give_what_the_package_finds(conf: float | None, overlap: Any, bundle: Path, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"box_offsets": BOX_OFFSETS, "nms_iou": np.array([0.3, 1, 0.6], np.float32)}
+    fields["thresholds"] = np.full(3, 0.7, np.float32)  # some of what --conf lets through is below
+    more = [
+        save(learned_for(bundle, "e", "f", seed=3, guide_mode="own"), tmp_path / "own.vocab.safetensors"),
+        save(learned_for(bundle, "a", "b", "c", seed=2, **fields), tmp_path / "more.vocab.safetensors"),
+    ]
+    images = [tmp_path / "large.png", tmp_path / "small.png"]
+    for path, size in zip(images, ((210, 330), (60, 90)), strict=True):
+        Image.fromarray(photo(*size)).save(path)
+    given: list[str | Path] = ["--slice", "96", "--slice-overlap", "0.3", "--overlap", overlap, "--bundle", bundle]
+    given += [word for path in more for word in ("--learned", path)]
+    done = run(*images, *given, *([] if conf is None else ["--conf", str(conf)]))
+    assert (done.returncode, done.stderr) == (0, "")
+    detector = Detector(bundle, learned=more)
+    for path, answer in zip(images, json.loads(done.stdout), strict=True):
+        found = detect_sliced(detector, path, Slices(96, 0.3), conf=conf, overlap=overlap)
+        assert answer["detections"] == as_rows(found)
+    assert {one["vocabulary"] for one in json.loads(done.stdout)[0]["detections"]} >= {"original", "own", "more"}
+
+
+def test_slices_out_of_range_are_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    for given, line in (
+        (["--slice", "31"], "--slice must be at least 32"),
+        (["--slice", "64", "--slice-overlap", "0.95"], "--slice-overlap must be from 0 to 0.9, and needs --slice"),
+        (["--slice-overlap", "0.5"], "--slice-overlap must be from 0 to 0.9, and needs --slice"),
+    ):
+        done = run(tmp_path, "--bundle", bundle, *given)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1] == f"detect.py: error: {line}"
+
+
+def test_a_program_imports_the_detector_from_the_folder(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(64, 96)).save(tmp_path / "photo.png")
+    code = (
+        "import sys; from pathlib import Path; sys.path.append(sys.argv[1]); from detect import Detector, read_image;"
+        "print(Detector(Path(sys.argv[2]), []).detect(read_image(Path(sys.argv[3]))))"
+    )
+    arguments = [sys.executable, "-c", code, *map(str, (kit.FOLDER, bundle, tmp_path / "photo.png"))]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=tmp_path)
+    detector = Detector(bundle, use_bundled=False)
+    assert done.stdout == f"{rows_of(detector, tmp_path / 'photo.png', None)}\n"

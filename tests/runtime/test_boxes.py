@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import nms
 
 from prompt_tune.contract import UNLIMITED
-from prompt_tune.runtime.boxes import box_iou, distinct
+from prompt_tune.runtime.boxes import box_iou, distinct, paired_iou
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,12 @@ def test_thousands_of_classes_with_all_the_boxes_they_may_have_take_seconds() ->
     for k in (0, n_cls - 1):
         left = nms(torch.from_numpy(many[classes == k]), torch.from_numpy(scores[:300]), 0.5)
         assert np.flatnonzero(kept[classes == k]).tolist() == sorted(left.tolist())
+
+
+def test_iou_of_pairs_is_that_of_all_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 50, (2, 40, 2)).astype(np.float32)
+    first, second = np.concatenate([corners, corners + rng.uniform(1, 40, (2, 40, 2)).astype(np.float32)], axis=2)
+    crowd = rng.random(40) < 0.5
+    np.testing.assert_array_equal(paired_iou(first, second, crowd), np.diag(box_iou(first, second, crowd)))
+    assert paired_iou(np.array([[0, 0, 10, 10]]), np.array([[5, 0, 15, 10]])).tolist() == [50 / 150]

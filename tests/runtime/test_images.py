@@ -21,7 +21,6 @@ from prompt_tune.runtime.images import (
     PAD_GREY,
     Picture,
     decode_picture,
-    decode_rgb,
     image_size,
     letterbox,
     read_picture,
@@ -384,6 +383,7 @@ def test_only_jpegs_above_the_limit_are_reduced_and_as_little_as_fits(
         for source in (path, path.read_bytes()):
             image_of_kit = KIT["read_image"](source)
             assert image_of_kit.size == expected and KIT["original_size"](image_of_kit) == size
+            assert KIT["original_size"](image_of_kit.crop((0, 0, 40, 30))) == (40, 30)
             assert KIT["read_image"](source, whole=True).size == size
         assert read_rgb(path).shape == (size[1], size[0], 3)
 
@@ -422,10 +422,10 @@ def test_content_of_a_file_is_read_as_the_file_is(tmp_path: Path, pixels: np.nda
     for name in ("a.png", "a.jpg", "a.tif", "a.webp"):
         Image.fromarray(pixels).save(tmp_path / name, exif=exif)
         content = (tmp_path / name).read_bytes()
-        assert np.array_equal(decode_rgb(content), read_rgb(tmp_path / name)), name
-        assert decode_rgb(content).shape == (90, 60, 3)
+        assert np.array_equal(decode_picture(content).pixels, read_rgb(tmp_path / name)), name
+        assert decode_picture(content).pixels.shape == (90, 60, 3)
         with pytest.raises(DataError, match=r"^The image cannot be read as an image: "):
-            decode_rgb(content[:100])
+            decode_picture(content[:100])
 
 
 def test_content_above_a_limit_is_one_line_before_anything_is_decoded() -> None:
@@ -437,4 +437,4 @@ def test_content_above_a_limit_is_one_line_before_anything_is_decoded() -> None:
     with pytest.raises(
         DataError, match=r"The image has 30000 x 20000 pixels, 600 megapixels. At most 500 are read, si"
     ):
-        decode_rgb(png_header(30_000, 20_000))
+        decode_picture(png_header(30_000, 20_000))

@@ -8,7 +8,7 @@ from vocabularies import learned, unit_rows
 
 from prompt_tune.contract import UNLIMITED
 from prompt_tune.runtime.images import Letterbox
-from prompt_tune.runtime.packing import Packed, calibrated, from_rows, logit, sigmoid
+from prompt_tune.runtime.packing import Packed, calibrated, from_rows, logit, sigmoid, uncalibrated
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
 
@@ -124,3 +124,13 @@ def test_background_rows_are_never_visible() -> None:
     placed = Letterbox.of((32, 32), (32, 32))
     found = packed.detections(from_rows(table), placed, np.ones(3, bool), packed.limits(0.1), packed.overlaps(None))
     assert found.class_names == ("a", "b")
+
+
+def test_uncalibrated_scores_become_the_same_by_calibration() -> None:
+    scores = np.array([0.3, 0.5, 0.9], np.float32)
+    calibration = np.array([[2, 1], [0.5, -1], [1, 0]], np.float32)
+    raw = uncalibrated(scores, calibration)
+    # logits -0.8473, 0 and 2.1972: (logit - shift) / scale is -0.9236, 2 and 2.1972
+    np.testing.assert_allclose(raw, [0.28423, 0.88080, 0.9], atol=2e-5)
+    np.testing.assert_allclose(calibrated(raw, calibration), scores, atol=1e-6)
+    assert uncalibrated(scores, None) is scores

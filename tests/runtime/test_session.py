@@ -1,6 +1,7 @@
 """Inputs bound to the device: the same bits as a plain call, and uploaded once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -111,7 +112,7 @@ def test_rows_that_no_graph_of_ours_gives_are_refused(rows: list[list[float]], w
     session = GraphSession(path, threads=1)
     arrays = np.zeros((2, 3, 64, 64), np.float32), unit_rows(2, 1), unit_rows(2, 1)
     uploaded = [session.upload(array) for array in arrays]
-    numbers = {"iou": 0.7, "original_conf": 0.1, "learned_conf": 0.1}
+    numbers: dict[str, Any] = {"iou": 0.7, "original_conf": 0.1, "learned_conf": 0.1}
     if whole:
         assert session.run(*uploaded, **numbers)[0].shape == (len(rows), 7)
         return

@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import SIZE, TWIN, make_bundle
+from PIL import Image
+from scenes import scenes
 from small_bundle import content, learned_for, photo
 from vocabularies import learned, unit_rows
 
-from prompt_tune.datasets.sample import original_scene
-from prompt_tune.errors import PromptTuneError
+from prompt_tune.errors import DataError, PromptTuneError
 from prompt_tune.runtime.boxes import box_iou
 from prompt_tune.runtime.detections import ORIGINAL, Detections
 from prompt_tune.runtime.detector import Detector
-from prompt_tune.runtime.slices import Slices, Window, detect_sliced, merged
+from prompt_tune.runtime.images import read_picture, read_rgb
+from prompt_tune.runtime.slices import Slices, Window, detect_sliced, merged, merged_classes
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
-N = 3  # scenes beside each other, and below each other
 GUIDE = guide_digest(unit_rows(2, 1))
 VOCABULARIES = {
     "original": learned("bear", "cat", kind="original", guide=GUIDE),
@@ -48,6 +49,7 @@ Row = tuple[str, int, float, tuple[int, int, int, int]]
 )
 def test_windows_by_hand(slices: Slices, size_wh: tuple[int, int], windows: list[Window]) -> None:
     assert slices.windows(size_wh) == windows
+    assert slices.count(size_wh) == len(windows) - 1
 
 
 @pytest.mark.parametrize("size_wh", [(1920, 1080), (641, 4000), (5000, 333)])
@@ -74,6 +76,12 @@ def test_slices_that_nobody_could_wait_for_are_refused_before_they_are_made() ->
         Slices(32, 0).windows((3201, 3200))
     with pytest.raises(PromptTuneError, match=r"Received: 5[0-9],[0-9]{3},[0-9]{3}, .* Give larger slices or less"):
         Slices(32, 0.9).windows((22_000, 22_000))
+
+
+def test_slices_are_asked_for_by_their_size() -> None:
+    assert (Slices.of(None, None), Slices.of(64, None), Slices.of(64, 0.0)) == (None, Slices(64, 0.2), Slices(64, 0))
+    with pytest.raises(PromptTuneError, match="Give their size, `slice`, too"):
+        Slices.of(None, 0.5)
 
 
 def found(*rows: Row, size_wh: tuple[int, int] = (100, 100)) -> Detections:
@@ -132,21 +140,44 @@ def test_a_part_of_an_object_at_an_inner_edge_gives_way_to_the_whole() -> None:
     assert merge([], [], []) == []
 
 
+def test_what_a_lower_conf_lets_through_changes_nothing_above_the_threshold() -> None:
+    part: Row = ("original", 0, 0.9, (60, 10, 100, 50))
+    whole: Row = ("original", 0, 0.2, (60, 10, 140, 50))  # below the threshold, 0.25
+    assert merge([whole], [part], []) == [whole, part]
+    surer: Row = ("original", 0, 0.3, (60, 10, 140, 50))
+    assert merge([surer], [part], []) == [surer]
+    assert merge([("original", 0, 0.2, (60, 10, 110, 50))], [part], []) == [part]
+
+
+def test_vocabularies_that_change_meanwhile_are_asked_again(detector: Detector, bundle: Path) -> None:
+    """The rows are of the vocabularies that are there at the end; where they change all the time, this is said."""
+    image = photo(150, 200)
+
+    class Changing(Detector):
+        """A detector whose vocabularies change during its first calls, as if by another thread."""
+
+        times = 0
+
+        def detect(self, *arguments: Any, **options: Any) -> list[Detections]:
+            parts = super().detect(*arguments, **options)
+            if self.times:
+                self.times -= 1
+                self.load(learned_for(bundle, "new", seed=self.times), "new", replace=True)
+            return parts
+
+    changing = Changing(bundle, threads=1)
+    changing.times = 2
+    result = detect_sliced(changing, image, Slices(96), conf=0.4)
+    assert "new" in result.vocabularies
+    assert content(result) == content(detect_sliced(changing, image, Slices(96), conf=0.4))
+    changing.times = 5
+    with pytest.raises(PromptTuneError, match=r"^Vocabularies changed 5 times while one image was in work"):
+        detect_sliced(changing, image, Slices(96), conf=0.4)
+
+
 @pytest.fixture(scope="module")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("slices") / "bundle")
-
-
-def scenes() -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """A picture of N x N scenes, its boxes (n, 4), and their original classes."""
-    picture, boxes, names = np.zeros((N * SIZE, N * SIZE, 3), np.uint8), [], []
-    for number in range(N * N):
-        scene = original_scene(0, number)
-        y, x = (SIZE * at for at in divmod(number, N))
-        picture[y : y + SIZE, x : x + SIZE] = scene.image
-        boxes.append(scene.boxes_xyxy + np.array([x, y, x, y], np.float32))
-        names += [f"{look.layers[0].colour} {look.layers[0].shape}" for look in scene.looks]
-    return picture, np.concatenate(boxes), names
 
 
 def recall(result: Detections, boxes: np.ndarray, names: list[str], *, begin: str = "") -> float:
@@ -201,3 +232,32 @@ def test_overlap_looks_at_the_merged_rows(detector: Detector) -> None:
     assert marked.hidden is not None and marked.hidden.any() and content(marked) == content(plain)
     with pytest.raises(PromptTuneError, match="`overlap` must be one of"):
         detect_sliced(detector, image, Slices(96), overlap="all")  # type: ignore[arg-type]
+
+
+def test_large_jpeg_is_cut_in_its_own_size(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prompt_tune.runtime.opening.WHOLE_MEGAPIXELS", 1)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photo(60, 90)).resize((1500, 1000)).save(path)
+    pixels = read_rgb(path)
+    assert read_picture(path).pixels.shape == (500, 750, 3) and pixels.shape == (1000, 1500, 3)
+    wanted = content(detect_sliced(detector, pixels, Slices(800), hide=["thing 1"]))
+    for image in (path, read_picture(path, whole=True)):
+        assert content(detect_sliced(detector, image, Slices(800), hide=["thing 1"])) == wanted
+    with pytest.raises(DataError, match="read at reduced size cannot be cut into slices"):
+        detect_sliced(detector, read_picture(path), Slices(800))
+
+
+def test_many_boxes_merge_as_they_would_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 90, (600, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(2, 15, (600, 2))], axis=1).astype(np.float32)
+    windows: list[Window] = [(0, 0, 110, 110)] * 4  # nothing ends at an inner edge
+    scores = rng.permutation(600).astype(np.float32) / 600
+    parts = [Detections(boxes[k::4], scores[k::4], np.zeros(150, np.int64)) for k in range(4)]
+    found = merged_classes(parts, windows, np.array([0.3]), np.zeros(1, np.float32))
+    kept: list[int] = []
+    for row in np.argsort(-scores).tolist():
+        others = [other for other in kept if other % 4 != row % 4]
+        if not others or box_iou(boxes[[row]], boxes[others]).max() <= 0.3:
+            kept.append(row)
+    assert 300 < len(kept) < 590 and sorted(found.scores.tolist()) == sorted(scores[kept].tolist())

@@ -25,11 +25,11 @@ def own(*names: str, n_prompts: int = 1) -> Any:
 def start(uploads: list[np.ndarray]) -> State:
     embeddings = unit_rows(3, 1)
     original = learned("a", "b", "c", kind="original", guide=guide_digest(embeddings))
-    return State.of("original", original, lambda array: uploads.append(array) or array)  # type: ignore[func-returns-value]
+    return State.of("original", original, lambda array, guides: uploads.append(array) or array)  # type: ignore[func-returns-value]
 
 
 def following(state: State, uploads: list[np.ndarray], **vocabularies: Any) -> State:
-    return state.with_learned(vocabularies, lambda array: uploads.append(array) or array)  # type: ignore[func-returns-value]
+    return state.with_learned(vocabularies, lambda array, guides: uploads.append(array) or array)  # type: ignore[func-returns-value]
 
 
 def test_state_lists_classes_in_the_order_of_detections(uploads: list[np.ndarray]) -> None:
@@ -66,7 +66,7 @@ def test_only_what_is_new_is_uploaded(uploads: list[np.ndarray]) -> None:
 def test_wanted_takes_the_callers_numbers_and_classes(
     uploads: list[np.ndarray], conf: float | None, limit: float
 ) -> None:
-    loaded = Loaded.of({"one": learned("y", "z", nms_iou=[0.5, 0.6])}, lambda array: array)
+    loaded = Loaded.of({"one": learned("y", "z", nms_iou=[0.5, 0.6])}, lambda array, *, guides: array, guides=False)
     wanted = Wanted.of(loaded, conf, None, frozenset({("one", "z")}))
     assert wanted.shown.tolist() == [False, True] and wanted.limits.tolist() == [np.float32(limit)] * 2
     assert wanted.conf == np.float32(limit) and wanted.nms_iou.tolist() == [0.5, np.float32(0.6)]
@@ -76,11 +76,11 @@ def test_wanted_takes_the_callers_numbers_and_classes(
 def test_thresholds_of_a_file_have_a_floor_that_the_callers_number_does_not_have() -> None:
     # the calibration of the second class lets any score through
     fields: dict[str, Any] = {"thresholds": [0.0, 0.5], "calibration": [[1, 0], [1e-6, 20]]}
-    loaded = Loaded.of({"one": learned("y", "z", **fields)}, lambda array: array)
+    loaded = Loaded.of({"one": learned("y", "z", **fields)}, lambda array, *, guides: array, guides=False)
     chosen = frozenset(loaded.packed.classes)
     assert Wanted.of(loaded, None, None, chosen).conf == 0.0
     assert Wanted.of(loaded, None, None, chosen, least=LEAST_SCORE).conf == LEAST_SCORE == 0.001
     assert Wanted.of(loaded, None, None, frozenset({("one", "z")}), least=LEAST_SCORE).conf == LEAST_SCORE
     assert Wanted.of(loaded, 0.0, None, chosen, least=LEAST_SCORE).conf == 0.0
-    higher = Loaded.of({"one": learned("y", thresholds=0.25)}, lambda array: array)
+    higher = Loaded.of({"one": learned("y", thresholds=0.25)}, lambda array, *, guides: array, guides=False)
     assert Wanted.of(higher, None, None, frozenset({("one", "y")}), least=LEAST_SCORE).conf == 0.25

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from prompt_tune.errors import PromptTuneError, VocabularyError
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import Letterboxed
-from prompt_tune.services.batching import Batcher, Pass, Terms
+from prompt_tune.runtime.slices import Slices, detect_sliced
+from prompt_tune.services.batching import Answer, Batcher, Pass, Terms, Windows
 
 BUNDLE = TESTS / "data" / "bundle"
 PHOTOS = [photo(50 + 10 * number, 90, seed=number) for number in range(7)]
@@ -43,6 +45,9 @@ def test_terms_are_checked_and_rounded(detector: Detector) -> None:
     assert Terms.of(detector, vocabularies=[]).vocabularies == ()
     with pytest.raises(VocabularyError, match=r"No vocabulary `night` is loaded. Loaded: original, learned"):
         Terms.of(detector, vocabularies=["night"])
+    assert Terms.of(detector, overlap="score").overlap == "score"
+    with pytest.raises(PromptTuneError, match="`overlap` must be one of keep, learned, score"):
+        Terms.of(detector, overlap="all")
     for value in (-0.1, 1.1, float("nan")):
         with pytest.raises(PromptTuneError, match="`conf` must be from 0 to 1"):
             Terms.of(detector, conf=value)
@@ -113,6 +118,45 @@ def test_only_equal_terms_share_a_batch_and_the_oldest_goes_first() -> None:
 
     assert asyncio.run(ask()) == [0, 1, 3, 5, 7, 2, 4, 6]
     assert [(done.size, done.images) for done in passes] == [(1, 1), (4, 4), (2, 2), (1, 1)]
+
+
+def windows_of(detector: Detector, image: np.ndarray, slices: Slices) -> Windows:
+    """An image in slices, as the server makes it ready."""
+    places = slices.windows((image.shape[1], image.shape[0]))
+    return Windows(places, [detector.letterboxed(image[y:bottom, x:right]) for x, y, right, bottom in places])
+
+
+@pytest.mark.parametrize(("sizes", "used"), [((1, 2, 4, 8), 4), ((3,), 3), ((16,), 16)])
+def test_image_in_slices_has_the_rows_of_detect_sliced(detector: Detector, sizes: tuple[int, ...], used: int) -> None:
+    slices, passes = Slices(48, 0.3), list[Pass]()
+    terms = [Terms(conf=0.1), Terms(("learned",), conf=0.1), Terms(iou=0.25, overlap="score", conf=0.1)]
+
+    async def ask() -> list[Answer]:
+        batcher = Batcher(detector, sizes=sizes, passes=1, seen=passes.append)
+        await batcher.start()
+        plain = detector.letterboxed(PHOTOS[0])
+        cut = windows_of(detector, PHOTOS[0], slices)
+        both = await asyncio.gather(
+            *(batcher.detect(image, one) for one in terms for image in (cut, plain)), batcher.detect(cut, terms[0])
+        )
+        await batcher.close()
+        return list(both)
+
+    *answers, again = asyncio.run(ask())
+    n_windows = slices.count((90, 50)) + 1
+    assert n_windows == 7
+    for one, cut, plain in zip(terms, answers[::2], answers[1::2], strict=True):
+        show = None if one.vocabularies is None else [f"{label}:*" for label in one.vocabularies]
+        options: dict[str, Any] = {"conf": one.conf, "iou": one.iou, "overlap": one.overlap, "show": show}
+        wanted = detect_sliced(detector, PHOTOS[0], slices, batch=used, **options)
+        assert cut.batch == used and content(cut.found) == content(wanted) and len(wanted)
+        hidden = [None if found.hidden is None else found.hidden.tolist() for found in (cut.found, wanted)]
+        assert hidden[0] == hidden[1] and (hidden[0] is None) == (one.overlap == "keep")
+        (whole,) = detector.detect(PHOTOS[0], batch=plain.batch, **options)
+        assert content(plain.found) == content(whole) != content(wanted)
+    assert content(again.found) == content(answers[0].found)
+    assert [done.images for done in passes] == [1] * 7
+    assert sorted(done.batches for done in passes) == sorted([1] * 3 + [-(-n_windows // used)] * 4)
 
 
 def test_cancelled_request_leaves_the_queue_and_closing_answers_the_rest() -> None:

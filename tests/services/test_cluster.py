@@ -1,5 +1,6 @@
 """`prompt_tune.cluster.label` from its sources to its rows."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from small_bundle import learned_for
 import prompt_tune
 from prompt_tune import cluster
 from prompt_tune.errors import DataError, PromptTuneError
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.services.results import Results
 
 
@@ -85,6 +87,25 @@ def test_other_vocabularies_do_not_mix_with_the_rows_that_are_there(bundle: Path
         cluster.label(bundle, tmp_path / "photos", tmp_path / "out", batch=2, show=SHOW)
     cluster.label(bundle, tmp_path / "photos", tmp_path / "more", learned=more, show=["cranes:*"], workers=2)
     assert {label for row in Results(tmp_path / "more").rows() for label in row.found.vocabularies} == {"cranes"}
+
+
+def test_rows_with_and_without_slices_do_not_mix(bundle: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 2)
+    for out, slices, other, text in (
+        ("sliced", Slices(48), None, r"`slice` 48\. Received: None"),
+        ("sliced", Slices(48), Slices(64), r"`slice` 48\. Received: 64"),
+        ("sliced", Slices(48), Slices(48, 0.5), r"`slice_overlap` 0\.2\. Received: 0\.5"),
+        ("whole", None, Slices(48), r"`slice` None\. Received: 48"),
+    ):
+        cluster.label(bundle, tmp_path / "photos", tmp_path / out, show=SHOW, slices=slices)
+        with pytest.raises(DataError, match=f"has rows that were made with {text}"):
+            cluster.label(bundle, tmp_path / "photos", tmp_path / out, show=SHOW, slices=other)
+    # results from before there were slices go on
+    settings = tmp_path / "whole" / "label.json"
+    old = json.loads(settings.read_text())
+    assert (old.pop("slice"), old.pop("slice_overlap")) == (None, None) and "slice" not in old["info"]
+    settings.write_text(json.dumps(old))
+    assert cluster.label(bundle, tmp_path / "photos", tmp_path / "whole", show=SHOW).before == 2
 
 
 @pytest.mark.parametrize(

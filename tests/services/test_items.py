@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import extras
-import numpy as np
 import pytest
 
 # ruff: noqa: E402
@@ -19,6 +18,7 @@ from pyarrow import parquet
 from small_bundle import photo
 
 from prompt_tune.errors import DataError, PromptTuneError
+from prompt_tune.runtime.images import to_rgb
 from prompt_tune.services import items
 from prompt_tune.services.items import Item, content_of, find_items, item_of, read_items, text_of
 
@@ -26,7 +26,7 @@ from prompt_tune.services.items import Item, content_of, find_items, item_of, re
 def read(found: list[Item], *, ahead: int = 3) -> list[object]:
     """The pixels or errors of items, in their order."""
     with ThreadPoolExecutor(2) as pool:
-        pairs = list(read_items(found, pool, np.asarray, ahead=ahead))
+        pairs = list(read_items(found, pool, to_rgb, ahead=ahead))
     assert [item for item, _ in pairs] == found
     return [got for _, got in pairs]
 
@@ -172,7 +172,7 @@ def test_images_are_read_ahead_up_to_a_limit(tmp_path: Path) -> None:
             yield one
 
     with ThreadPoolExecutor(1) as pool:
-        for number, _ in enumerate(read_items(take(), pool, np.asarray, ahead=4), 1):
+        for number, _ in enumerate(read_items(take(), pool, to_rgb, ahead=4), 1):
             assert len(taken) <= number + 4
     assert len(taken) == 12
 

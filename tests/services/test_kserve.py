@@ -10,6 +10,7 @@ from places import ROOT
 
 from prompt_tune.errors import DataError
 from prompt_tune.runtime.detections import Detections
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.services import kserve
 from prompt_tune.services.kserve import Question, answer, pack_texts, read_question, unpack_texts
 
@@ -66,6 +67,18 @@ def test_json_pixels_are_read_flat_and_nested(data: list[Any]) -> None:
     assert isinstance(question.image, np.ndarray) and question.image.dtype == np.uint8
     assert question.image.tolist() == [[[1, 2, 3], [4, 5, 6]]]
     assert (question.id, question.vocabularies, question.iou, question.conf) == ("7", None, None, None)
+
+
+def test_parameters_say_how_to_slice_and_what_to_hide() -> None:
+    raw = {"name": "raw", "datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2, 3]}
+    plain = read_question(request(raw, parameters={"binary_data_output": True, "mine": [1]}), None)
+    assert (plain.slices, plain.overlap) == (None, "keep")
+    asked = read_question(request(raw, parameters={"slice": 640, "slice_overlap": 0, "overlap": "learned"}), None)
+    assert (asked.slices, asked.overlap) == (Slices(640, 0), "learned")
+    assert read_question(request(raw, parameters={"slice": 64}), None).slices == Slices(64)
+    for wrong in ({"slice": True}, {"slice": 64.5}, {"slice": 64, "slice_overlap": "0.2"}, {"overlap": 1}):
+        with pytest.raises(DataError, match="The parameter `"):
+            read_question(request(raw, parameters=wrong), None)
 
 
 def test_outputs_are_chosen_by_name_and_form() -> None:

@@ -22,7 +22,9 @@ def test_references_lead_somewhere_and_every_operation_has_its_parameters() -> N
 
 def test_detect_describes_its_parameters_and_errors() -> None:
     detect = document()["paths"]["/detect"]["post"]
-    assert [part["name"] for part in detect["parameters"]] == ["conf", "iou", "vocabularies"]
+    assert [part["name"] for part in detect["parameters"]] == [
+        *("conf", "iou", "overlap", "slice", "slice_overlap", "vocabularies")
+    ]
     assert {"200", "400", "401", "413", "415", "503"} <= set(detect["responses"])
     assert set(detect["requestBody"]["content"]) == {"image/*", "application/octet-stream", "multipart/form-data"}
 

@@ -17,6 +17,7 @@ from labelling import SHOW, files_of, write_photos
 from stress.kill_label import kill_label, two_nodes
 
 from prompt_tune.errors import PromptTuneError
+from prompt_tune.runtime.slices import Slices
 from prompt_tune.services.cluster import label
 
 
@@ -131,3 +132,11 @@ print(len(seen), all(seen.values()), "RAY_USAGE_STATS_ENABLED" not in os.environ
     count, off, same = done.stdout.split()[-3:]
     assert int(count) > 3 and (off, same) == ("True", "True"), done.stdout
     assert files_of(tmp_path / "out") == wanted
+
+
+def test_images_in_slices_have_the_same_bytes_on_two_nodes(
+    bundle: Path, photos: Path, address: str, tmp_path: Path
+) -> None:
+    for out, options in (("one", {"threads": 1}), ("two", {"engine": "ray", "address": address})):
+        label(bundle, photos, tmp_path / out, part=9, batch=2, show=SHOW, slices=Slices(48), **options)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")

@@ -29,6 +29,7 @@ from tritonclient.utils import InferenceServerException  # noqa: E402
 
 from prompt_tune.runtime.detections import Detections  # noqa: E402
 from prompt_tune.runtime.detector import Detector  # noqa: E402
+from prompt_tune.runtime.slices import Slices, detect_sliced  # noqa: E402
 from prompt_tune.services import openapi  # noqa: E402
 from prompt_tune.services.serve_app import Service  # noqa: E402
 from prompt_tune.services.serve_config import ServeConfig  # noqa: E402
@@ -36,6 +37,7 @@ from prompt_tune.services.serve_config import ServeConfig  # noqa: E402
 BUNDLE = TESTS / "data" / "bundle"
 PHOTO = (TESTS / "data" / "photo.png").read_bytes()
 PNG = {"content-type": "image/png"}
+IOU = float(np.float32(0.3))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,45 @@ def test_detect_gives_the_rows_of_the_detector(client: httpx.Client, detector: D
     assert bits_of_json(as_form.json()) == bits(expected[""])
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_slices_and_overlap_give_the_rows_of_detect(detector: Detector, tmp_path: Path, size: int) -> None:
+    image, other = photo(90, 130, seed=3), photo(40, 40, seed=4)
+    slices = Slices(48, 0.3)
+    sizes = ("--batch-sizes", str(size), "--threads", "1")
+    with served(BUNDLE, tmp_path / "log", *sizes) as server, httpx.Client(base_url=server.url) as client:
+        for overlap in ("keep", "learned", "score"):
+            for query, cut in (("", None), ("&slice=48&slice_overlap=0.3", slices), ("&slice=48", Slices(48))):
+                options: dict[str, Any] = {"conf": float(np.float32(0.1)), "overlap": overlap, "batch": size}
+                answer = client.post(f"/detect?conf=0.1&overlap={overlap}{query}", content=png(image), headers=PNG)
+                document = answer.json()
+                found = detect_sliced(detector, image, cut, **options) if cut else detector.detect(image, **options)[0]
+                assert (document["batch"], document["width"], document["height"]) == (size, 130, 90), answer.text
+                assert bits_of_json(document) == bits(found)
+                hidden = [row.get("hidden") for row in document["detections"]]
+                assert hidden == ([None] * len(found) if found.hidden is None else found.hidden.tolist())
+        small = client.post("/detect?slice=48", content=png(other), headers=PNG).json()
+        assert bits_of_json(small) == bits(detector.detect(other, batch=size)[0])
+        n_windows = 1, 1 + slices.count((130, 90)), 1 + Slices(48).count((130, 90))
+        batches = 1 + 3 * sum(-(-one // size) for one in n_windows)
+        wait_for(client, f'prompt_tune_batches_total{{size="{size}"}} {batches}.0')
+
+
+def test_slices_are_limited(client: httpx.Client, tmp_path: Path) -> None:
+    image = photo(100, 330)
+    few = client.post("/detect?slice=32&slice_overlap=0", content=png(image), headers=PNG)
+    assert few.status_code == 200, few.text
+    many = client.post("/detect?slice=32&slice_overlap=0.5", content=png(image), headers=PNG)
+    assert (many.status_code, many.json()["error"]) == (
+        400,
+        "An image of 330 x 100 pixels has 120 slices of 32 pixels. At most 64 are looked at here. Ask for larger ones, "
+        "or start the server with a larger --max-slices.",
+    )
+    with served(BUNDLE, tmp_path / "log", "--threads", "1", "--max-slices", "0") as server:
+        none = httpx.post(f"{server.url}/detect?slice=48", content=png(image), headers=PNG)
+        assert none.status_code == 400 and "At most 0 are looked at here" in none.json()["error"]
+        assert httpx.post(f"{server.url}/detect?slice=400", content=png(image), headers=PNG).status_code == 200
+
+
 def test_file_is_turned_upright_as_the_detector_does(client: httpx.Client, detector: Detector, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -185,6 +226,21 @@ def test_triton_client_asks_with_files_and_pixels(server: Served, detector: Dete
             answer = client.infer("prompt_tune", inputs, request_id="7", model_version="1")
             assert bits_of_tensors(answer) == bits(detector.detect(image, **options)[0]), options
             assert answer.get_response()["id"] == "7" and answer.get_response()["parameters"] == {"batch": 1}
+        parameters = {"slice": 48, "slice_overlap": 0.3, "overlap": "score"}
+        answer = client.infer("prompt_tune", [file, *numbers], parameters=parameters)
+        size = answer.get_response()["parameters"]["batch"]
+        wanted = detect_sliced(
+            detector, image, Slices(48, 0.3), overlap="score", batch=size, conf=float(np.float32(0.1)), iou=IOU
+        )
+        assert bits_of_tensors(answer) == bits(wanted.shown) and len(wanted.shown) < len(wanted)
+        for wrong, line in (
+            ({"slice": 31}, "A slice must have at least 32 pixels. Received: 31."),
+            ({"slice": "48"}, "The parameter `slice` must be a whole number of pixels. Received: '48'"),
+            ({"slice_overlap": 0.5}, "Give their size, `slice`, too."),
+            ({"overlap": "all"}, "`overlap` must be one of keep, learned, score. Received: 'all'."),
+        ):
+            with pytest.raises(InferenceServerException, match=re.escape(line)):
+                client.infer("prompt_tune", [file], parameters=wrong)
         as_json = [triton.InferRequestedOutput(name, binary_data=False) for name in ("scores", "labels")]
         answer = client.infer("prompt_tune", [tensor("raw", "UINT8", image, binary=False)], outputs=as_json)
         assert answer.as_numpy("scores").tobytes() == detector.detect(image)[0].scores.tobytes()
@@ -248,6 +304,23 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "unknown parameter": ("POST", "/detect?konf=1", {"content": PHOTO, "headers": PNG}, 400, "Received: `konf`"),
     "twice": ("POST", "/detect?iou=1&iou=1", {"content": PHOTO, "headers": PNG}, 400, "Received: `iou`"),
     "not a number": ("POST", "/detect?conf=low", {"content": PHOTO, "headers": PNG}, 400, "Received: `low`"),
+    "small slice": ("POST", "/detect?slice=31", {"content": PHOTO, "headers": PNG}, 400, "at least 32 pixels"),
+    "half a pixel": ("POST", "/detect?slice=64.5", {"content": PHOTO, "headers": PNG}, 400, "must be a whole number"),
+    "overlap of slices": (
+        "POST",
+        "/detect?slice=64&slice_overlap=nan",
+        {"content": PHOTO, "headers": PNG},
+        400,
+        "Slices must overlap by 0 to 0.9. Received: nan.",
+    ),
+    "no slices": (
+        "POST",
+        "/detect?slice_overlap=0.5",
+        {"content": PHOTO, "headers": PNG},
+        400,
+        "`slice_overlap` says how far slices overlap. Give their size, `slice`, too.",
+    ),
+    "overlap": ("POST", "/detect?overlap=all", {"content": PHOTO, "headers": PNG}, 400, "must be one of keep, learned"),
     "NaN": ("POST", "/detect?conf=nan", {"content": PHOTO, "headers": PNG}, 400, "must be from 0 to 1"),
     "method": ("GET", "/detect", {}, 405, "does not take GET"),
     "address": ("GET", "/nothing", {}, 404, "no such address"),

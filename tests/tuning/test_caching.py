@@ -269,6 +269,25 @@ def test_anything_that_changes_is_a_miss(world: World, guide: Tensor, tmp_path: 
     assert after != before and len(contents(tmp_path / "cache")) == 2
 
 
+def test_window_of_an_image_is_cached_as_a_picture_of_it_would_be_but_never_mixed_up_with_one(
+    world: World, guide: Tensor, tmp_path: Path
+) -> None:
+    photo = write_sample(tmp_path, 1, n_objects=0)  # 90 x 60 pixels
+    left, top, right, bottom = window = (20, 10, 70, 50)
+    part = replace(photo, size_wh=(50, 40), window=window, part=1)
+    Image.fromarray(read_rgb(photo.path)[top:bottom, left:right]).save(tmp_path / "part.png")
+    alone = replace(photo, path=tmp_path / "part.png", size_wh=(50, 40))
+    whole = replace(photo, window=(0, 0, 90, 60))
+    other = replace(part, window=(20, 11, 70, 51))
+    cache = fill(world, guide, [photo, whole, part, other, alone], tmp_path / "cache")
+    assert len({file for files in cache.files for file in files}) == 5  # all labels are the same: none
+    a, b = (cache.load(image) for image in (2, 4))
+    torch.testing.assert_close(a.head, b.head, rtol=0, atol=0)
+    np.testing.assert_array_equal(a.frame_xyxy, b.frame_xyxy)
+    torch.testing.assert_close(cache.load(0).head, cache.load(1).head, rtol=0, atol=0)
+    assert not torch.equal(cache.load(3).head, a.head)
+
+
 def test_image_under_another_name_is_not_computed_again(world: World, guide: Tensor, tmp_path: Path) -> None:
     sample = write_sample(tmp_path, 0)
     before = fill(world, guide, [sample], tmp_path / "cache", budget=SMALL).files

@@ -34,10 +34,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("guide", ["original", "own"])
-def test_shares_hold_together_what_the_whole_needs(guide: str, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("guide", "tile", "count"),
+    [("original", 0, 15), ("own", 0, 20), ("original", 200, 25 + 4 + 4 + 25 + 5)],  # a photo has four slices
+)
+def test_shares_hold_together_what_the_whole_needs(
+    guide: str, tile: int, count: int, place: Path, tmp_path: Path
+) -> None:
     inputs = FitInputs("tiny", place / "set/custom/custom.yaml", replay=[ReplaySource(str(place / "replay"), 0.8)])
-    job = prepare(inputs, FitConfig(guide=guide, views=2 if guide == "original" else 1), "cpu")  # type: ignore[arg-type]
+    job = prepare(inputs, FitConfig(guide=guide, tile=tile, views=2 if guide == "original" else 1), "cpu")  # type: ignore[arg-type]
     assert job.replayed.train.samples and job.replayed.held_out.samples
     whole = caching(job, tmp_path / "whole")
     task = whole.task(job.dataset, job.replayed)
@@ -48,6 +53,6 @@ def test_shares_hold_together_what_the_whole_needs(guide: str, place: Path, tmp_
     assert names(tmp_path / "shares") == names(tmp_path / "whole")
     for name in names(tmp_path / "whole"):
         assert (tmp_path / "shares" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sum(counts) == shares.n_images(job.dataset, job.replayed) == (15 if guide == "original" else 20)
-    assert counts[5] == 0 and min(counts[:4]) > 0
+    assert sum(counts) == shares.n_images(job.dataset, job.replayed) == count
+    assert min(counts[:4]) > 0 and (counts[5] == 0 or tile)
     assert len(task.train.skipped) == 1 and "0002.jpg" in task.train.skipped[0]
