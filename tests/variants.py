@@ -7,9 +7,10 @@ from pathlib import Path
 from small_bundle import IMAGE_SIZE, small_bundle
 
 from prompt_tune.deployment.graph import export_graph
-from prompt_tune.deployment.variants import INPUTS_FILE, write_inputs
+from prompt_tune.deployment.variants import write_inputs
 from prompt_tune.models.world import World
 from prompt_tune.runtime.slots import Slots
+from prompt_tune.vocabulary.format import INPUTS_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 SLOTS = Slots(90, 2, 3)

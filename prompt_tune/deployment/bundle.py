@@ -11,7 +11,7 @@ from typing import Any
 from prompt_tune.deployment.graph import export_graph
 from prompt_tune.deployment.half import export_half_graph
 from prompt_tune.deployment.photo import write_photo
-from prompt_tune.deployment.variants import INPUTS_FILE, described, fitting_slots, write_inputs
+from prompt_tune.deployment.variants import described, fitting_slots, write_inputs
 from prompt_tune.deployment.wheel import WHEELS, build_wheel, find_checkout
 from prompt_tune.errors import GraphError
 from prompt_tune.files import replacing_folder
@@ -20,7 +20,7 @@ from prompt_tune.models.world import World
 from prompt_tune.runtime.labels import checked_label
 from prompt_tune.version import NAME, PUBLISHED, install_on_cpu
 from prompt_tune.vocabulary.checks import short
-from prompt_tune.vocabulary.format import GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.format import GRAPH_FILE, INPUTS_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 

@@ -9,8 +9,6 @@ from prompt_tune.errors import GraphError
 from prompt_tune.runtime.slots import Slots
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
-INPUTS_FILE = "inputs.npz"  # of a graph with slots
-
 
 def fitting_slots(count: int, original: Vocabulary, learned: Vocabulary) -> Slots:
     """The shapes of a graph in which two vocabularies have room.

@@ -21,6 +21,7 @@ from prompt_tune.runtime.images import read_rgb
 
 TILE_PIXELS = 220  # longer side of a picture
 WHOLE_PIXELS = 400  # longer side of a whole image
+MOST_DRAWN = 500  # boxes of one image: more cover it, and take minutes to draw
 SHEET_COLUMNS, SHEET_CELL = 5, (400, 300)  # of a contact sheet; a cell in pixels
 SURROUNDINGS = 1.9  # side of the crop as a multiple of the box's longer side
 SMALLEST_CROP = 72  # original pixels: a tiny object is shown in its surroundings, not blown up to blocks
@@ -125,7 +126,7 @@ def contact_sheet(samples: Sequence[Sample], names: Sequence[str]) -> Image.Imag
 
 
 def _labelled(sample: Sample, names: Sequence[str], most_wh: tuple[int, int]) -> tuple[Image.Image, str] | None:
-    """An image with its boxes drawn, no larger than `most_wh`, and what it shows; None if it cannot be read."""
+    """An image with its `MOST_DRAWN` largest boxes, no larger than `most_wh`, and what it shows; None if unreadable."""
     try:
         image = Image.fromarray(read_rgb(sample.path))
     except DataError:
@@ -143,6 +144,9 @@ def _labelled(sample: Sample, names: Sequence[str], most_wh: tuple[int, int]) ->
         ("labels",) * len(kept),
         small.size,
     )
+    if len(labels) > MOST_DRAWN:
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        labels = labels.select(np.sort(np.argsort(-areas, kind="stable")[:MOST_DRAWN]))
     return draw(small, labels), ", ".join(f"{count} {name}" for name, count in Counter(shown).items())
 
 

@@ -14,7 +14,7 @@ from prompt_tune.hub import library, told
 from prompt_tune.report.pictures import embedded_photos
 from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.services.model_card import CARD_FILE, About, model_card
-from prompt_tune.vocabulary.format import BUNDLE_PARTS, GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.format import BUNDLE_PARTS, GRAPH_FILE, INPUTS_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 
@@ -86,6 +86,7 @@ def collect(bundle: Path, about: About, *, run: Path | None = None, photos: bool
         raise GraphError(f"`{bundle}` is not a complete bundle: it has no {missing[0]}. Export the run again.")
     original, learned = (Vocabulary.load(bundle / name) for name in (ORIGINAL_FILE, LEARNED_FILE))
     files: dict[str, Path | bytes] = {name: bundle / name for name in BUNDLE_PARTS}
+    files |= {INPUTS_FILE: bundle / INPUTS_FILE} if (bundle / INPUTS_FILE).is_file() else {}
     for kit in KITS:
         known = {entry.name for entry in resources("prompt_tune.export").joinpath(kit).iterdir() if entry.is_file()}
         files |= {f"{kit}/{name}": path for name in sorted(known) if (path := bundle / kit / name).is_file()}

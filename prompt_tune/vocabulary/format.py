@@ -19,6 +19,7 @@ from prompt_tune.files import read_tensors, tensor_bytes
 GRAPH_FILE = "detector.onnx"  # this and the next two: names of files in a bundle
 ORIGINAL_FILE = "original.vocab.safetensors"
 LEARNED_FILE = "learned.vocab.safetensors"
+INPUTS_FILE = "inputs.npz"  # beside a graph with slots: the vocabularies as it takes them
 BUNDLE_PARTS = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE)  # what detects
 FORMAT_VERSION = 2  # the newest
 MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `checks.MAX_ROWS`), and the rest

@@ -16,13 +16,14 @@ from variants import KINDS, SLOTS, variant
 from prompt_tune.cli.export import command
 from prompt_tune.contract import RAW_OUTPUTS
 from prompt_tune.deployment.graph import export_graph
-from prompt_tune.deployment.variants import INPUTS_FILE, described, fitting_slots
+from prompt_tune.deployment.variants import described, fitting_slots
 from prompt_tune.errors import PromptTuneError
 from prompt_tune.models.world import World
 from prompt_tune.runtime.detections import Detections
 from prompt_tune.runtime.detector import Detector
 from prompt_tune.runtime.images import letterbox
 from prompt_tune.runtime.slots import Slots, suppressed
+from prompt_tune.vocabulary.format import INPUTS_FILE
 
 PHOTOS = [photo(90, 161), photo(301, 77, seed=1), photo(96, 96, seed=2)]
 

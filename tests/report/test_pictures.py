@@ -14,6 +14,7 @@ from prompt_tune.errors import DataError
 from prompt_tune.evaluation.outcomes import Example
 from prompt_tune.media.draw import class_colour
 from prompt_tune.report.pictures import (
+    MOST_DRAWN,
     SHEET_CELL,
     SHEET_COLUMNS,
     TILE_PIXELS,
@@ -90,6 +91,22 @@ def test_contact_sheet_has_each_readable_image_in_a_cell_with_its_box(tmp_path: 
     assert rows.max() > SHEET_CELL[1] and columns[rows > SHEET_CELL[1] + 30].max() < SHEET_CELL[0]
     with pytest.raises(DataError, match="No image for the contact sheet can be read"):
         contact_sheet(samples[1:2], ["widget"])
+
+
+def test_of_very_many_boxes_the_largest_are_drawn(tmp_path: Path) -> None:
+    """The sheet of an image with 600 boxes is that of its 500 largest; the caption counts all."""
+    Image.new("RGB", (200, 200), (90, 90, 90)).save(tmp_path / "a.png")
+    corners = np.stack(np.meshgrid(np.arange(0, 180, 6), np.arange(0, 120, 6)), -1).reshape(-1, 2)  # 600
+    side = np.where(np.arange(600) % 6 == 0, 2, 4)[:, None]
+    boxes = np.concatenate([corners, corners + side], 1).astype(np.float32)
+
+    def sheet(rows: np.ndarray) -> np.ndarray:
+        labels = Labels(boxes[rows], np.zeros(len(rows), int), np.zeros(len(rows), bool))
+        return np.asarray(contact_sheet([Sample(tmp_path / "a.png", labels, (200, 200))], ["widget"]))
+
+    every, large = np.arange(600), np.flatnonzero(side[:, 0] == 4)
+    assert len(large) == 500 == MOST_DRAWN
+    assert (sheet(every)[:200] == sheet(large)[:200]).all() and (sheet(every) != sheet(large)).any()
 
 
 def test_pictures_read_each_image_once_and_name_what_is_gone(tmp_path: Path) -> None:

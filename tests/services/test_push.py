@@ -53,6 +53,11 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def test_bundle_with_slots_goes_with_the_inputs_of_its_graph(bundle: Path) -> None:
+    (bundle / "inputs.npz").write_text("here")
+    assert collect(bundle, ABOUT).files["inputs.npz"] == bundle / "inputs.npz"
+
+
 def test_bundle_goes_without_photographs_and_without_the_users_own_files(bundle: Path) -> None:
     what = collect(bundle, ABOUT)
     assert sorted(what.files) == sorted([*PARTS, "python/detect.py", "web/app.js"])
