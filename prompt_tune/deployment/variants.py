@@ -7,6 +7,7 @@ import numpy as np
 from prompt_tune.contract import MAX_SLOTS
 from prompt_tune.errors import GraphError
 from prompt_tune.runtime.slots import Slots
+from prompt_tune.vocabulary.format import INPUTS_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 
