@@ -11,6 +11,7 @@ ultralytics 8.4, `save_prompt_embeddings` of YOLOE: `embeddings`, float32 (1, n_
 import hashlib
 import json
 import logging
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from prompt_tune.files import MAX_METADATA_BYTES, is_special, saving
 from prompt_tune.texts import parse_json, regular_bytes
 from prompt_tune.vocabulary.background import named
 from prompt_tune.vocabulary.checks import FloatArray
-from prompt_tune.vocabulary.format import ORIGINAL_FILE
+from prompt_tune.vocabulary.format import MAX_FILE_BYTES, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary, guide_digest
 
 OWN_SUFFIX = ".safetensors"
@@ -235,6 +236,12 @@ def _load(source: Path) -> Any:
     if is_special(source):
         raise VocabularyError(f"{source} is a pipe, a socket or a device. Give a file.")
     try:
+        size = source.stat().st_size
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:  # no more than it states is unpacked
+                size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_FILE_BYTES:
+            raise VocabularyError(f"{source}: at most {MAX_FILE_BYTES:,} bytes are read. It has {size:,}. Split it.")
         loaded = np.load(source, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
@@ -242,6 +249,8 @@ def _load(source: Path) -> Any:
             return {key: loaded[key] for key in loaded}
     except FileNotFoundError as error:
         raise VocabularyError(f"{source}: there is no such file. Check the path.") from error
+    except VocabularyError:
+        raise
     except Exception as error:  # NumPy, zipfile and zlib say nowhere what they raise for damaged files
         raise VocabularyError(f"{source} is not an array file of numbers, or is damaged ({error!s:.120}).") from error
 

@@ -263,6 +263,22 @@ def test_damaged_array_files_are_refused_in_one_line(original: Vocabulary, tmp_p
     assert refused > 200
 
 
+def test_archive_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(
+    original: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is that of vocabulary files, 2.25 GiB; a smaller one stands in for it here."""
+    monkeypatch.setattr("prompt_tune.vocabulary.foreign.MAX_FILE_BYTES", 1_000_000)
+    path = tmp_path / "b.npz"
+    np.savez_compressed(path, class_embeddings=unit_rows(3)[None], class_list=np.array(NAMES), more=np.zeros(2_000_000))
+    assert path.stat().st_size < 100_000
+    text = refusal_of(lambda: from_foreign(path, original))
+    assert text.startswith(f"{path}: at most 1,000,000 bytes are read. It has 16,00") and text.endswith(". Split it.")
+    np.save(tmp_path / "a.npy", np.zeros((600, 512), np.float32))
+    assert "at most 1,000,000 bytes are read. It has 1,228," in refusal_of(
+        lambda: from_foreign(tmp_path / "a.npy", original)
+    )
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
