@@ -15,6 +15,8 @@ Rectangle = tuple[float, float, float, float]
 LINE_FRACTION = 1 / 200  # line width of a learned box, as a share of the mean of the picture's sides
 ORIGINAL_SHARE = 0.45  # line width of an original box, as a share of that
 FONT_FRACTION = 1 / 42  # height of the text, as a share of the mean of the picture's sides
+CROWD = 25  # labels; with more of them, the text is smaller, so that all together cover as much as so many
+LEGIBLE = 11  # pixels; crowds do not make the text smaller than that
 SATURATED = (0.92, 0.95)  # HSV saturation and value of learned classes
 MUTED = (0.42, 0.86)  # of original classes: pale beside learned ones, but with hues that can be told apart
 MOST_INSET = 8  # equal boxes that are drawn inside one another
@@ -52,13 +54,15 @@ def draw(image: ImageInput, detections: Detections, *, bgr: bool = False) -> Ima
     for row, box in zip(order, boxes, strict=True):
         _draw_box(canvas, tuple(box.tolist()), _colour_of(detections, row), thick if learned[row] else thin)
     FONTS.prepare(detections.class_names)
+    height = side * FONT_FRACTION
+    height = max(min(height, LEGIBLE), height * min(1.0, CROWD / max(1, len(order))) ** 0.5)
     labels: list[tuple[Rectangle, Line, Colour]] = []
     for row in reversed(order):  # the most important label chooses its place first
         score = detections.scores[row]
         track = 0 if detections.track_ids is None else detections.track_ids[row]
         words = detections.class_names[row] + (f" #{track}:" if track else "")
         words += "" if np.isnan(score) else f" {score:.2f}"
-        text = FONTS.line(words, side * FONT_FRACTION)
+        text = FONTS.line(words, height)
         taken = [place for place, _, _ in labels] if len(labels) < LABELS_APART else []
         place = _label_place(text, tuple(detections.boxes_xyxy[row].tolist()), picture.size, taken)
         labels.append((place, text, _colour_of(detections, row)))

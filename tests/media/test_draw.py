@@ -242,3 +242,17 @@ def test_number_of_a_tracked_object_stands_behind_its_class() -> None:
     assert (changed(draw(grey(100, 80), tracked)) == changed(draw(grey(100, 80), same_words))).all()
     assert (changed(draw(grey(100, 80), tracked)) != changed(draw(grey(100, 80), one))).any()
     assert draw(grey(100, 80), new).tobytes() == draw(grey(100, 80), one).tobytes()
+
+
+def test_text_of_a_crowd_is_smaller_but_legible() -> None:
+    size = (2000, 2000)
+
+    def height(count: int) -> int:
+        """Rows of the picture that the plate of the label of one box covers, of `count` boxes far below it."""
+        rows: list[Row] = [(100, 500, 400, 600, 0.9, "crate", "learned")]
+        rows += [(10 * n % 1900, 1500.0, 10 * n % 1900 + 60, 1560.0, 0.5, "bolt", "original") for n in range(count - 1)]
+        return int(changed(draw(grey(*size), found(size, *rows)))[400:490, 110].sum())
+
+    few, crowd, thousands = height(25), height(100), height(5_000)
+    assert few == height(1) >= 50  # 2000 / 42, with its padding, less what lies below row 490
+    assert 0 < thousands < crowd < 0.7 * few
