@@ -24,17 +24,13 @@ from prompt_tune.runtime.labels import free_label, label_of, named_file
 from prompt_tune.runtime.overlap import Overlap, check_overlap, hide_boxes
 from prompt_tune.runtime.packing import from_rows
 from prompt_tune.runtime.processes import PerProcess
+from prompt_tune.runtime.room import MAX_SCORES, check_memory, check_slots
 from prompt_tune.runtime.session import GraphSession
-from prompt_tune.runtime.state import State, Wanted, most_rows
+from prompt_tune.runtime.state import State, Wanted
 from prompt_tune.vocabulary.checks import check_made_for
 from prompt_tune.vocabulary.format import BUNDLE_PARTS, GRAPH_FILE, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
-
-# scores of the images in the network at once, one per row of embeddings and anchor: 1 GiB of float32, and at most seven
-# times that in all
-MAX_SCORES = 2**28
-MOST_SCORES = 2 * MAX_SCORES  # of a single image: vocabularies that need more cannot be loaded beside each other
 
 
 class Detector:
@@ -117,7 +113,7 @@ class Detector:
                 "Export the run again."
             )
         self._check_made_for_this(self._original, ORIGINAL_FILE)
-        self._check_slots({}, f"`{self.bundle / ORIGINAL_FILE}`")
+        check_slots(f"`{self.bundle / ORIGINAL_FILE}`", self._original, (), self._session.slots)
         self._lock = PerProcess(threading.Lock)
         self._readers = PerProcess(lambda: ThreadPoolExecutor(threads or os.cpu_count(), "letterbox"))
         self._state = State.of(ORIGINAL, self._original, self._session.upload_rows)
@@ -192,8 +188,11 @@ class Detector:
                     f"{place} cannot be loaded as `{label}`: another vocabulary has that label. Give it another one "
                     "(NAME=FILE), or leave the other vocabulary out."
                 )
-            self._check_room({**loaded, label: vocabulary}, place)
-            self._state = self._state.with_learned({**loaded, label: vocabulary}, self._session.upload_rows)
+            whole = {**loaded, label: vocabulary}
+            check_slots(place, self._original, whole.values(), self._session.slots)
+            size = {"n_anchors": self._n_anchors(), "image_size": self.image_size}
+            check_memory(place, self._original, whole.values(), **size)
+            self._state = self._state.with_learned(whole, self._session.upload_rows)
         return label
 
     def unload(self, name: str) -> None:
@@ -391,38 +390,6 @@ class Detector:
                 if backup.is_dir():
                     cure = f"An export was stopped while it replaced the bundle: rename {backup} to get the old one."
                 raise GraphError(f"`{self.bundle}` is not a complete bundle: it has no {name}. {cure}")
-
-    def _check_room(self, learned: Mapping[str, Vocabulary], place: str) -> None:
-        """Refuse a vocabulary with which the scores of one image would not fit into memory, or the slots of a graph."""
-        self._check_slots(learned, place)
-        n_anchors = self._n_anchors()
-        n_rows = most_rows(self._original, learned.values())
-        if n_rows * n_anchors > MOST_SCORES:
-            raise VocabularyError(
-                f"{place} cannot be loaded: with it, {n_rows:,} prompts are compared with an image at once (classes, "
-                f"times the most prompts of a class). At {self.image_size} px, at most {MOST_SCORES // n_anchors:,} "
-                "fit into memory. Unload other vocabularies, or split this one."
-            )
-
-    def _check_slots(self, learned: Mapping[str, Vocabulary], place: str) -> None:
-        """Refuse vocabularies that need more classes or prompts than a graph of fixed shapes has."""
-        if (slots := self._session.slots) is None:
-            return
-        together = [part for part in learned.values() if part.guide_mode == "original"]
-        guides = [self._original, *(part for part in learned.values() if part.guide_mode == "own")]
-        groups = [([part], slots.n_prompts) for part in guides] + [(together, slots.n_learned_prompts)]
-        for parts, n_prompts in groups:
-            n_cls, most = sum(len(part.names) for part in parts), max((part.n_prompts for part in parts), default=1)
-            if n_cls > slots.count:
-                raise VocabularyError(
-                    f"{place} cannot be loaded: with it, {n_cls:,} classes would go into an input of the graph, which "
-                    f"was exported with --slots {slots.count}. Unload others, or export with more."
-                )
-            if most > n_prompts:
-                raise VocabularyError(
-                    f"{place} cannot be loaded: it has {most} prompts a class, and the graph was exported with --slots "
-                    f"for at most {n_prompts}. Export a run that has as many."
-                )
 
     def _check_made_for_this(self, vocabulary: Vocabulary, place: str) -> None:
         """Refuse a vocabulary that was made for another detector, text tower or guide."""

@@ -1,6 +1,6 @@
 """What a detector has loaded, as immutable values: a call of `detect` sees one of them from beginning to end."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -85,16 +85,6 @@ class State:
     def n_rows(self) -> int:
         """Rows of embeddings in the largest pass."""
         return max(self.original.n_rows + self.together.n_rows, *(part.n_rows for part in self.own.values()), 1)
-
-
-def most_rows(original: Vocabulary, learned: Collection[Vocabulary]) -> int:
-    """Rows of embeddings in the largest pass, before anything is packed; see `State.n_rows`."""
-    together = [part for part in learned if part.guide_mode == "original"]
-    passes = [[part] for part in learned if part.guide_mode == "own"] + [together]
-    rows = [
-        sum(len(part.names) for part in parts) * max((part.n_prompts for part in parts), default=1) for parts in passes
-    ]
-    return max(rows[-1] + len(original.names) * original.n_prompts, *rows)
 
 
 @dataclass(frozen=True, eq=False)

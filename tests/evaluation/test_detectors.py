@@ -1,5 +1,6 @@
 """What `val` detects with: slices find small objects, and what is above a threshold is what `detect` shows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,24 @@ def test_sliced_detections_above_thresholds_are_those_of_detect(bundle: Path, da
     assert len(found) > len(measured)
     whole = onnx_detector(detector, truth)(small)
     assert np.array_equal(in_slices(onnx_detector(detector, truth), SLICES, truth)(small)[0].scores, whole[0].scores)
+
+
+def test_tighter_limits_of_classes_hold_between_slices_too(bundle: Path, data: Path) -> None:
+    detector, counts = Detector(bundle, threads=1), []
+    picture, _, _ = scenes()
+    twins = detector.vocabularies["learned"]
+    for limit in (0.5, 0.05):
+        limits = np.full(len(twins.names), limit, np.float32)
+        detector.load(replace(twins, nms_iou=limits), "learned", replace=True)
+        truth = GroundTruth.read(data, "test", None, detector.vocabularies)
+        (found,) = in_slices(onnx_detector(detector, truth), SLICES, truth)(Picture.of(picture))
+        keys = [(truth.keys + truth.others)[number] for number in found.class_ids]
+        shown = detect_sliced(detector, picture, SLICES)
+        names = [":".join(key) for key in zip(shown.vocabularies, shown.class_names, strict=True)]
+        measured = above(found, [":".join(key) for key in keys], truth.thresholds[found.class_ids])
+        assert measured == above(shown, names, np.zeros(len(shown)))
+        counts.append(len(measured))
+    assert counts[1] < counts[0]
 
 
 def test_val_measures_what_slices_find(bundle: Path, data: Path) -> None:

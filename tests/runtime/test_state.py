@@ -7,7 +7,8 @@ import pytest
 from vocabularies import learned, unit_rows
 
 from prompt_tune.contract import LEAST_SCORE
-from prompt_tune.runtime.state import Loaded, State, Wanted, most_rows
+from prompt_tune.runtime.room import most_rows
+from prompt_tune.runtime.state import Loaded, State, Wanted
 from prompt_tune.vocabulary.vocabulary import guide_digest
 
 
