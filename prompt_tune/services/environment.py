@@ -22,6 +22,7 @@ PURPOSES = {  # of the extras that people install; the others are for the develo
     "fit": "fit, export, bake, demo",
     "cuda": "NVIDIA GPUs where torch is not installed",
     "openvino": "--device openvino",
+    "hub": "push, hf://",
     "video": "videos, cameras, streams",
     "supervision": "Detections.to_supervision",
     "label": "label",
