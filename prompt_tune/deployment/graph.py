@@ -128,8 +128,9 @@ class SlotGraph(DetectorGraph):
     def raw(self, images: Tensor, original: Tensor, learned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `DetectorGraph.raw`."""
         boxes_xyxy, original_scores, learned_scores = super().raw(images, original, learned)
-        is_used = (learned.abs().amax(dim=(1, 2)) > 0).float()  # (n_learned,)
-        return boxes_xyxy, original_scores, learned_scores * is_used[None, :, None]  # times 1 keeps every bit
+        is_used = (learned.abs().amax(dim=(1, 2)) > 0)[None, :, None]  # (1, n_learned, 1)
+        # not a product: a runtime in float16 may make NaN of a zero row, which has no direction
+        return boxes_xyxy, original_scores, torch.where(is_used, learned_scores, torch.zeros_like(learned_scores))
 
 
 class _Raw(nn.Module):
