@@ -25,7 +25,7 @@ from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 
 README_FILE = "README.md"
-BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE, INPUTS_FILE)
+BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
 KITS = ("python", "web", "annotation")  # the folders of the deployment kit, without subfolders, in every bundle
 SAMPLE_FILE = "sample.jpg"  # the photo behind the page's Sample button, in web/
 MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime", SAMPLE_FILE}  # what an export or the kit's use adds
@@ -141,7 +141,7 @@ def _check_place(out: Path) -> None:
         return
     found = list(out.iterdir()) if out.is_dir() else [out]
     names = {path.name for path in found if not path.match(WHEELS)}
-    known = names <= {*BUNDLE_FILES, *KITS} and all(
+    known = names <= {*BUNDLE_FILES, INPUTS_FILE, *KITS} and all(
         {path.name for path in (out / kit).iterdir()} <= _kit_files(kit).keys() | MADE_IN_KITS
         for kit in KITS
         if (out / kit).is_dir()

@@ -197,7 +197,7 @@ def test_verify_of_vocabulary_for_another_guide_is_refused(bundle: Path, scenes:
         (["nowhere", "--images", "."], 1, "`nowhere` is not a complete bundle"),
         (["BUNDLE", "--images", "nowhere"], 1, "`nowhere`: no such file or folder."),
         (["BUNDLE", "--images", ".", "--max-false-alarms", "-1"], 2, "-1.0 is not in the range x>=0"),
-        (["BUNDLE", "--images", ".", "--max-false-alarms", "nan"], 1, "max_false_alarms is nan"),
+        (["BUNDLE", "--images", ".", "--max-false-alarms", "nan"], 2, "nan is not a finite number."),
         (["BUNDLE", "--images", ".", "--device", "tpu"], 2, "Received: 'tpu'."),
     ],
 )
