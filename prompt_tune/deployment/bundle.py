@@ -20,13 +20,12 @@ from prompt_tune.models.world import World
 from prompt_tune.runtime.labels import checked_label
 from prompt_tune.version import NAME, PUBLISHED, install_on_cpu
 from prompt_tune.vocabulary.checks import short
-from prompt_tune.vocabulary.format import GRAPH_FILE, INPUTS_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.format import GRAPH_FILE, INPUTS_FILE, KITS, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 
 README_FILE = "README.md"
 BUNDLE_FILES = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE, README_FILE)
-KITS = ("python", "web", "annotation")  # the folders of the deployment kit, without subfolders, in every bundle
 SAMPLE_FILE = "sample.jpg"  # the photo behind the page's Sample button, in web/
 MADE_IN_KITS = {"__pycache__", "node_modules", "onnxruntime", SAMPLE_FILE}  # what an export or the kit's use adds
 logger = logging.getLogger(__name__)
@@ -70,6 +69,8 @@ def export_bundle(
         VocabularyError: A vocabulary of the run is damaged, or `name` cannot be a label.
     """
     label = None if name is None else checked_label(name)
+    if half and not (slots is None and suppression):
+        raise GraphError("A graph with slots, or without suppression, is in float32. Leave out --half.")
     run, out = Path(run), Path(out).absolute()
     _check_place(out)
     if with_wheel:
@@ -82,8 +83,6 @@ def export_bundle(
             if is_plain:
                 write_graph(folder / GRAPH_FILE, config, world, original, learned, half=half)
             else:
-                if half:
-                    raise GraphError("A graph with slots, or without suppression, is in float32. Leave out --half.")
                 size = config["image_size"]
                 export_graph(world, folder / GRAPH_FILE, image_size=size, slots=fixed, suppression=suppression)
             if fixed:

@@ -49,7 +49,8 @@ class Detector:
 
     Attributes:
         bundle: The bundle's folder. That of a bundle on the Hub is in huggingface_hub's cache.
-        device: Where the graph runs: "cpu", "cuda" for the first GPU, "cuda:1" for the second, and so on.
+        device: Where the graph runs: "cpu", "cuda" for the first GPU, "cuda:1" for the second, and so on, or
+            "openvino".
         precision: Of the graph: "float32" or "float16".
         digest: SHA-256 (hex) of the detector.
         image_size: Side in pixels of the square that images are letterboxed to.
@@ -73,7 +74,8 @@ class Detector:
             bundle: The folder with detector.onnx, original.vocab.safetensors and learned.vocab.safetensors, or one
                 on the Hugging Face Hub: "hf://user/name", see `hub`.
             device: "cpu", "cuda" (the first GPU), "cuda:1" or 1 (the second), or "auto", which is CUDA if it works and
-                else the CPU. A device that is not available is an error.
+                else the CPU; or "openvino", Intel's runtime on the CPU, for a bundle of `export --slots`. A device that
+                is not available is an error.
             learned: Further learned or plain vocabularies for the same detector, as files, texts "NAME=FILE" that give
                 a label, or objects. See `load`.
             use_bundled: Whether to load the bundle's own learned vocabulary.
@@ -242,10 +244,10 @@ class Detector:
                 rows stay in the result: `Detections.hidden` marks them, and `Detections.shown` leaves them out. See
                 `overlap.hidden_rows`.
             batch: Number of images that go through the network at once. With thousands of classes it may be fewer, to
-                fit into memory. A call with fewer images is filled up with grey ones, at the cost of whole images: on
-                the same device, with the same options and vocabularies, what is found in an image depends on `batch`
-                alone, and not on which images are beside it, how many, or in which order. Another `batch` may change
-                the last bits.
+                fit into memory, and a graph with slots takes them one by one. A call with fewer images is filled up
+                with grey ones, at the cost of whole images: on the same device, with the same options and
+                vocabularies, what is found in an image depends on `batch` alone, and not on which images are beside
+                it, how many, or in which order. Another `batch` may change the last bits.
             bgr: Whether arrays are BGR, as `cv2.imread` and `cv2.VideoCapture` give them. Files and PIL images are
                 not affected.
 

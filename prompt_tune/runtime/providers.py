@@ -56,6 +56,8 @@ def open_session(path: Path, *, device: str | int = "cpu", threads: int = 0) -> 
         PromptTuneError: `threads` is out of range.
     """
     check_device_name(device)
+    if device == "openvino":
+        raise ProviderError("`device='openvino'` is none of ONNX Runtime's. Make a `Detector` with it.")
     if not 0 <= threads <= MOST_THREADS:
         raise PromptTuneError(f"`threads` must be from 0 (all cores) to {MOST_THREADS}. Received: {threads}.")
     if device != "auto":

@@ -14,11 +14,10 @@ from prompt_tune.hub import library, told
 from prompt_tune.report.pictures import embedded_photos
 from prompt_tune.run import CONFIG_FILE, RunFolder
 from prompt_tune.services.model_card import CARD_FILE, About, model_card
-from prompt_tune.vocabulary.format import BUNDLE_PARTS, GRAPH_FILE, INPUTS_FILE, LEARNED_FILE, ORIGINAL_FILE
+from prompt_tune.vocabulary.format import BUNDLE_PARTS, GRAPH_FILE, INPUTS_FILE, KITS, LEARNED_FILE, ORIGINAL_FILE
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 from prompt_tune.wording import counted
 
-KITS = ("python", "web", "annotation")  # folders of a bundle
 SAMPLE = "web/sample.jpg"  # a photograph
 PHOTOS = 12  # of the report that are uploaded, if they are asked for
 MESSAGE = "Upload with prompt-tune"

@@ -20,6 +20,7 @@ GRAPH_FILE = "detector.onnx"  # this and the next two: names of files in a bundl
 ORIGINAL_FILE = "original.vocab.safetensors"
 LEARNED_FILE = "learned.vocab.safetensors"
 INPUTS_FILE = "inputs.npz"  # beside a graph with slots: the vocabularies as it takes them
+KITS = ("python", "web", "annotation")  # the folders of its deployment kit, without subfolders
 BUNDLE_PARTS = (GRAPH_FILE, ORIGINAL_FILE, LEARNED_FILE)  # what detects
 FORMAT_VERSION = 2  # the newest
 MAX_FILE_BYTES = 2**31 + 2**28  # 2 GiB of embeddings (see `checks.MAX_ROWS`), and the rest

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from places import ROOT
 
 from prompt_tune.cli import command
-from prompt_tune.deployment.bundle import BUNDLE_FILES, KITS, export_bundle
+from prompt_tune.deployment.bundle import BUNDLE_FILES, export_bundle
 from prompt_tune.errors import GraphError, ModelError, PromptTuneError, RunError, VocabularyError
 from prompt_tune.models.world import World
+from prompt_tune.vocabulary.format import KITS
 from prompt_tune.vocabulary.vocabulary import Vocabulary
 
 TOWER = "c" * 64

@@ -118,6 +118,11 @@ def test_unknown_device_is_refused(device: str, relu: Path) -> None:
         open_session(relu, device=device)
 
 
+def test_openvino_is_not_taken_for_a_gpu(relu: Path) -> None:
+    with pytest.raises(ProviderError, match=r"^`device='openvino'` is none of ONNX Runtime's\. Make a `Detector`"):
+        open_session(relu, device="openvino")
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", 0, "cuda:1"])
 def test_gpu_that_the_environment_hides_is_refused_by_name(
     device: str | int, relu: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
